@@ -1,1 +1,19 @@
-"""temporal_api."""
+"""temporal_api: the HTTP front door of Temporal.
+
+The modules, in the order a request meets them:
+
+    observe       outermost: request id, access log, metrics, gzip
+    app           the table of contents: every route, and what stands before it
+    auth          token -> user; closes everything under /api/v1
+    requests      the body's bytes, decoded once, strictly
+    controllers   the resources: orders, workflows, health, docs
+    temporal      the one place that knows gRPC
+    errors        what can go wrong and how it is told
+
+Beside them: settings (read once, refused when unsafe), cli (`temporal-api`), worker (the sample Temporal worker),
+devserver (finds or builds a Temporal dev server).
+"""
+
+from importlib.metadata import version
+
+__version__ = version("temporal-api")

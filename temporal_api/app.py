@@ -1,0 +1,79 @@
+"""The table of contents.
+
+To add a resource: copy `controllers/orders.py` to `controllers/refunds.py`, add its controller to `RESOURCES`, and copy
+its test file. Everything in `RESOURCES` is served under `/api/v1`, where no handler runs without a verified token and
+a scope that the handler names.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+
+from litestar import Litestar, Router
+from litestar.config.cors import CORSConfig
+from litestar.datastructures import State
+from litestar.middleware import DefineMiddleware
+
+from temporal_api import __version__, temporal
+from temporal_api.auth import USER, Authenticate, Verifier
+from temporal_api.controllers import docs
+from temporal_api.controllers.health import HealthCheck, HealthController
+from temporal_api.controllers.orders import OrderController
+from temporal_api.controllers.workflows import WorkflowController
+from temporal_api.errors import EXCEPTION_HANDLERS
+from temporal_api.observe import Metrics, Observe
+from temporal_api.requests import JSONRequest
+from temporal_api.settings import Settings
+
+RESOURCES = [OrderController, WorkflowController]
+
+EXPOSED_HEADERS = ["Location", "ETag", "Retry-After", "X-Request-ID", "Idempotent-Replayed", "Preference-Applied"]
+
+
+def create_app(settings: Settings) -> Litestar:
+    """The service, ready to be served. Raises SettingsError when a key in the settings is unfit."""
+    metrics = Metrics(__version__)
+    api = Router(
+        "/api/v1",
+        route_handlers=RESOURCES,
+        middleware=[DefineMiddleware(Authenticate, verifier=Verifier(settings))],
+        dependencies={"user": USER, "temporal": temporal.TEMPORAL},
+        security=[{"bearer": []}],
+    )
+    app = Litestar(
+        [*docs.HANDLERS, HealthController, api],
+        lifespan=[_connected(settings, metrics)],
+        request_class=JSONRequest,
+        request_max_body_size=settings.max_body_bytes,
+        exception_handlers=EXCEPTION_HANDLERS,
+        cors_config=_cors(settings),
+        openapi_config=docs.OPENAPI,
+        plugins=docs.PLUGINS,
+        logging_config=None,  # observe.py logs requests, errors.py logs defects
+        state=State({"settings": settings, "metrics": metrics}),
+    )
+    app.asgi_handler = Observe(app.asgi_handler, metrics)
+    return app
+
+
+def _connected(settings: Settings, metrics: Metrics) -> Callable[[Litestar], AbstractAsyncContextManager[None]]:
+    @asynccontextmanager
+    async def lifespan(app: Litestar) -> AsyncIterator[None]:
+        client = await temporal.connect(settings, metrics.runtime())
+        app.state.temporal = temporal.Temporal(client, settings.rpc_timeout_seconds)
+        app.state.health = HealthCheck(app.state.temporal, settings.orders_task_queue)
+        draining = asyncio.create_task(metrics.drain_forever())
+        try:
+            yield
+        finally:
+            draining.cancel()
+
+    return lifespan
+
+
+def _cors(settings: Settings) -> CORSConfig | None:
+    if not settings.allowed_origins:
+        return None
+    return CORSConfig(
+        allow_origins=list(settings.allowed_origins), allow_credentials=True, expose_headers=EXPOSED_HEADERS
+    )

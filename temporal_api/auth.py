@@ -1,0 +1,265 @@
+"""Token -> User: verified JWTs, scopes, and the middleware that closes everything under `/api/v1`.
+
+Every route handler names the scope it needs (`@get(..., scope="orders:read")`); one that names none is refused.
+"""
+
+import asyncio
+import time
+from collections.abc import Iterable
+from typing import Annotated, Any
+
+import jwt
+import msgspec
+from cryptography.hazmat.primitives.asymmetric import ec, ed448, ed25519, rsa
+from cryptography.hazmat.primitives.serialization import load_pem_public_key
+from jwt import PyJWK, PyJWKClient, PyJWKSet
+from litestar import Request
+from litestar.di import Provide
+from litestar.params import Dependency
+from litestar.types import ASGIApp, Receive, Scope, Send
+
+from temporal_api.errors import Problem
+from temporal_api.requests import decode_path_params
+from temporal_api.settings import DEFAULT_ASYMMETRIC_ALGORITHMS, Settings, SettingsError
+
+REMEMBERED_TOKENS = 4096
+"""Verified tokens kept, so that a token is checked once and not at every request."""
+REMEMBERED_SECONDS = 300.0
+"""A key taken out of the JWKS stops working within this time."""
+JWKS_COOLDOWN_SECONDS = 30.0
+"""However many tokens with unknown key ids come, the JWKS is asked at most this often."""
+JWKS_REFRESH_SECONDS = 300.0
+JWKS_TIMEOUT_SECONDS = 5.0
+TOKEN_MAX_CHARS = 16_384
+
+
+class User(msgspec.Struct, frozen=True):
+    """Who calls: the token's `sub`, its scopes, and when the token ends (seconds since the epoch)."""
+
+    sub: str
+    scopes: frozenset[str]
+    expires_at: float
+
+
+class JWKS:
+    """The keys of an issuer. Known keys go on working while the issuer is away; the event loop never waits for it."""
+
+    def __init__(self, url: str) -> None:
+        self._client = PyJWKClient(url, cache_jwk_set=False, timeout=JWKS_TIMEOUT_SECONDS)
+        self._keys: dict[str | None, PyJWK] = {}
+        self._tried_at = self._fetched_at = float("-inf")
+        self._fetching: asyncio.Task[None] | None = None
+
+    async def key(self, kid: str | None) -> PyJWK:
+        """The key of that id, asking the issuer when it is new. Raises Problem."""
+        found = self._keys.get(kid)
+        now = time.monotonic()
+        if found is not None:
+            if now - self._fetched_at > JWKS_REFRESH_SECONDS:
+                self._fetch(now)  # nobody waits for it
+            return found
+        if (fetching := self._fetch(now)) is not None:
+            await asyncio.shield(fetching)  # shared: a caller that goes away does not cancel it for the others
+        if (found := self._keys.get(kid)) is not None:
+            return found
+        if self._fetched_at < self._tried_at:
+            raise Problem("auth_unavailable", "The keys that tokens are checked with cannot be had now; try again.")
+        raise _invalid("its key id is not known")
+
+    def _fetch(self, now: float) -> asyncio.Task[None] | None:
+        if self._fetching is None and now - self._tried_at >= JWKS_COOLDOWN_SECONDS:
+            self._tried_at = now
+            self._fetching = asyncio.create_task(self._fetch_keys())
+        return self._fetching
+
+    async def _fetch_keys(self) -> None:
+        try:
+            keys = PyJWKSet.from_dict(await asyncio.to_thread(self._client.fetch_data)).keys
+        except (jwt.PyJWTError, OSError, ValueError):
+            return  # told by `_fetched_at`; the old keys stay
+        finally:
+            self._fetching = None
+        self._keys = {k.key_id: k for k in keys if k.public_key_use in (None, "sig") and k.key_type != "oct"}
+        self._fetched_at = time.monotonic()
+
+
+class Verifier:
+    """Checks bearer tokens by the settings' one kind of key. Raises SettingsError when that key is unfit."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._jwks = JWKS(settings.jwt_jwks_url) if settings.jwt_jwks_url else None
+        self._key: Any = settings.jwt_secret
+        self._algorithms: tuple[str, ...] = settings.jwt_algorithms
+        if settings.jwt_secret:
+            self._algorithms = self._algorithms or ("HS256",)
+        else:
+            self._algorithms = self._algorithms or DEFAULT_ASYMMETRIC_ALGORITHMS
+        if settings.jwt_public_key:
+            self._key, kind = _public_key(settings.jwt_public_key)
+            self._algorithms = tuple(a for a in self._algorithms if a.startswith(kind))
+            if not self._algorithms:
+                raise SettingsError(f"JWT_ALGORITHMS: none of them goes with this JWT_PUBLIC_KEY ({'/'.join(kind)})")
+        self._verified: dict[str, tuple[User, float]] = {}
+        required = ["exp", "sub"]
+        if settings.jwt_issuer:
+            required.append("iss")
+        if settings.jwt_audience:
+            required.append("aud")
+        # Without an audience of our own, a token's audience is not ours to judge.
+        self._options: Any = {"require": required, "verify_aud": bool(settings.jwt_audience)}
+
+    async def user(self, token: str) -> User:
+        """The verified caller. Raises Problem: `invalid_token`, `expired_token`, `auth_unavailable`."""
+        now = time.time()
+        known = self._verified.get(token)
+        if known is not None and now < known[1]:
+            return known[0]
+        user = await self._verify(token)
+        self._verified.pop(token, None)
+        if len(self._verified) >= REMEMBERED_TOKENS:
+            del self._verified[next(iter(self._verified))]  # the oldest
+        self._verified[token] = (user, min(user.expires_at, now + REMEMBERED_SECONDS))
+        return user
+
+    async def _verify(self, token: str) -> User:
+        if len(token) > TOKEN_MAX_CHARS:
+            raise _invalid("it is too long")
+        try:
+            key, algorithms = self._key, self._algorithms
+            if self._jwks is not None:
+                header = jwt.get_unverified_header(token)
+                if header.get("alg") not in algorithms:  # before anything is fetched for it
+                    raise _invalid("its algorithm is not accepted")
+                key = await self._jwks.key(header.get("kid"))
+                algorithms = tuple(a for a in algorithms if a in _algorithms_of(key))
+            claims = jwt.decode(
+                token,
+                key,
+                algorithms=list(algorithms),
+                audience=self._settings.jwt_audience,
+                issuer=self._settings.jwt_issuer,
+                leeway=self._settings.jwt_leeway_seconds,
+                options=self._options,
+            )
+            subject, expires = claims["sub"], float(claims["exp"])
+        except jwt.ExpiredSignatureError:
+            raise _unauthorized("expired_token", "The token has expired; get a new one.", "invalid_token") from None
+        except jwt.MissingRequiredClaimError as error:
+            raise _invalid(f"it has no {error.claim} claim") from None
+        except jwt.InvalidAudienceError:
+            raise _invalid("it is meant for another audience") from None
+        except jwt.InvalidIssuerError:
+            raise _invalid("it comes from another issuer") from None
+        except jwt.ImmatureSignatureError:
+            raise _invalid("it is not valid yet") from None
+        except (jwt.PyJWTError, ValueError, TypeError, RecursionError):
+            raise _invalid("it cannot be verified") from None
+        if not isinstance(subject, str) or not subject or len(subject) > 255 or not subject.isprintable():
+            raise _invalid("its sub claim names nobody")
+        return User(subject, _scopes(claims, self._settings.jwt_scopes_claim), expires)
+
+
+def _public_key(pem: str) -> tuple[Any, tuple[str, ...]]:
+    """The key and the beginnings of the algorithms it can be used with."""
+    try:
+        key = load_pem_public_key(pem.encode())
+    except ValueError:
+        raise SettingsError("JWT_PUBLIC_KEY: not a PEM public key (-----BEGIN PUBLIC KEY-----)") from None
+    if isinstance(key, rsa.RSAPublicKey):
+        if key.key_size < 2048:
+            raise SettingsError("JWT_PUBLIC_KEY: an RSA key of 2048 bits or more is needed")
+        return key, ("RS", "PS")
+    if isinstance(key, ec.EllipticCurvePublicKey) and key.curve.name in _CURVES:
+        return key, (_CURVES[key.curve.name],)
+    if isinstance(key, ed25519.Ed25519PublicKey | ed448.Ed448PublicKey):
+        return key, ("EdDSA",)
+    raise SettingsError("JWT_PUBLIC_KEY: an RSA, P-256, P-384, P-521 or Ed25519 key is needed")
+
+
+_CURVES = {"secp256r1": "ES256", "secp384r1": "ES384", "secp521r1": "ES512"}
+_JWK_CURVES = {"P-256": "ES256", "P-384": "ES384", "P-521": "ES512"}
+
+
+def _algorithms_of(key: PyJWK) -> tuple[str, ...]:
+    """What a JWK may be used with, by its type and not by the token's word; its own `alg` narrows it (RFC 7517 4.4)."""
+    data = key._jwk_data
+    if "alg" in data:
+        return (str(data["alg"]),)
+    match data.get("kty"):
+        case "RSA":
+            return ("RS256", "RS384", "RS512", "PS256", "PS384", "PS512")
+        case "EC":
+            return (_JWK_CURVES.get(str(data.get("crv")), ""),)
+        case "OKP":
+            return ("EdDSA",)
+    return ()
+
+
+def _scopes(claims: dict[str, Any], path: str) -> frozenset[str]:
+    value: Any = claims.get(path)
+    if value is None:
+        value = claims
+        for name in path.split("."):
+            value = value.get(name) if isinstance(value, dict) else None
+    if isinstance(value, str):
+        return frozenset(value.split())
+    if isinstance(value, list):
+        return frozenset(scope for scope in value if isinstance(scope, str))
+    return frozenset()
+
+
+def _unauthorized(code: str, message: str, error: str | None = None) -> Problem:
+    # RFC 6750 3.1: no error attribute when the request carried no token at all.
+    challenge = 'Bearer realm="temporal_api"'
+    if error:
+        challenge += f', error="{error}", error_description="{message}"'
+    return Problem(code, message, {"WWW-Authenticate": challenge})
+
+
+def _invalid(why: str) -> Problem:
+    return _unauthorized("invalid_token", f"The token is not accepted: {why}.", "invalid_token")
+
+
+class Authenticate:
+    """The `/api/v1` router's middleware: no token, no handler; no scope, no handler."""
+
+    def __init__(self, app: ASGIApp, verifier: Verifier) -> None:
+        self._app = app
+        self._verifier = verifier
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Set `scope["user"]`, or raise Problem."""
+        user = await self._verifier.user(_bearer(scope["headers"]))
+        scope["user"] = user
+        needed = scope["route_handler"].opt.get("scope", "")
+        allowed = (needed,) if isinstance(needed, str) else needed
+        if user.scopes.isdisjoint(allowed):
+            raise Problem(
+                "insufficient_scope",
+                f"The token needs the scope {' or '.join(allowed) or '(none is enough)'}.",
+                {"WWW-Authenticate": f'Bearer realm="temporal_api", error="insufficient_scope", scope="{allowed[0]}"'},
+            )
+        decode_path_params(scope)
+        await self._app(scope, receive, send)
+
+
+def _bearer(headers: Iterable[tuple[bytes, bytes]]) -> str:
+    values = [value for name, value in headers if name == b"authorization"]
+    if not values:
+        raise _unauthorized("missing_token", "Send a token: Authorization: Bearer TOKEN.")
+    scheme, _, token = values[0].decode("latin-1").partition(" ")
+    if len(values) > 1 or scheme.lower() != "bearer" or not token.strip():
+        raise _unauthorized(
+            "missing_token", "Send exactly one Authorization header of the form: Authorization: Bearer TOKEN."
+        )
+    return token.strip()
+
+
+def provide_user(request: Request[User, Any, Any]) -> User:
+    """The verified caller. Outside `/api/v1` there is none, and asking for one is an error: never an anonymous pass."""
+    return request.user
+
+
+CurrentUser = Annotated[User, Dependency(skip_validation=True)]
+USER = Provide(provide_user, sync_to_thread=False)

@@ -1,0 +1,126 @@
+"""Health: `GET /health` for people, `/health/ready` and `/health/live` for probes. Public."""
+
+import asyncio
+import time
+from datetime import UTC, datetime
+from typing import Annotated, Any, Literal
+
+import msgspec
+from litestar import Controller, Response, get
+from litestar.datastructures import State
+from litestar.openapi.datastructures import ResponseSpec
+from msgspec import Meta
+
+from temporal_api import __version__
+from temporal_api.errors import Problem
+from temporal_api.temporal import Temporal
+
+CHECK_TIMEOUT_SECONDS = 2.0
+CHECK_EVERY_SECONDS = 1.0
+
+Healthy = Literal["healthy", "unhealthy"]
+
+
+class HealthStatus(msgspec.Struct):
+    """What this service found when it asked."""
+
+    status: Healthy
+    timestamp: datetime
+    services: dict[str, str]
+    version: str
+
+
+class ReadyStatus(msgspec.Struct):
+    """Whether requests may come."""
+
+    status: Annotated[Literal["ready", "not_ready"], Meta(description="`ready` with 200, `not_ready` with 503.")]
+    reason: str | None = None
+
+
+class LiveStatus(msgspec.Struct):
+    """The process answers."""
+
+    status: Literal["alive"]
+
+
+class HealthCheck:
+    """Asks Temporal at most once a second, however many probes come at once."""
+
+    def __init__(self, temporal: Temporal, orders_task_queue: str) -> None:
+        self._temporal = temporal
+        self._queue = orders_task_queue
+        self._services: dict[str, str] = {}
+        self._asked_at = float("-inf")
+        self._asking: asyncio.Task[None] | None = None
+
+    async def services(self) -> dict[str, str]:
+        """State by service; `temporal` is "healthy" or says what is wrong."""
+        if self._asking is None and time.monotonic() - self._asked_at >= CHECK_EVERY_SECONDS:
+            self._asked_at = time.monotonic()
+            self._asking = asyncio.create_task(self._ask())
+        if self._asking is not None:
+            await asyncio.shield(self._asking)
+        return self._services
+
+    async def _ask(self) -> None:
+        temporal, workers = "healthy", "unknown"
+        try:
+            async with asyncio.timeout(CHECK_TIMEOUT_SECONDS):
+                await self._temporal.check()
+                workers = "polling" if await self._temporal.has_pollers(self._queue) else "none"
+        except TimeoutError:
+            temporal = "unhealthy: no answer in time"
+        except Problem as problem:
+            temporal = f"unhealthy: {problem.code}"
+        finally:
+            self._asking = None
+        self._services = {"temporal": temporal, "orders_workers": workers}
+
+
+async def _services(state: State) -> dict[str, str]:
+    check: HealthCheck = state.health
+    return await check.services()
+
+
+_UNAVAILABLE = "Temporal does not answer, or its namespace does not exist."
+
+
+class HealthController(Controller):
+    """Health of the service and of what it stands on."""
+
+    path = "/health"
+    tags = ["health"]  # noqa: RUF012 - Litestar's way
+    security: Any = []  # noqa: RUF012
+
+    @get(
+        operation_id="getHealth",
+        summary="Health in detail",
+        responses={503: ResponseSpec(HealthStatus, description=_UNAVAILABLE, generate_examples=False)},
+    )
+    async def health(self, state: State) -> Response[HealthStatus]:
+        """Temporal is really asked. `orders_workers` tells whether a worker polls the orders queue."""
+        services = await _services(state)
+        healthy = services["temporal"] == "healthy"
+        status = HealthStatus("healthy" if healthy else "unhealthy", datetime.now(UTC), services, __version__)
+        return Response(status, status_code=200 if healthy else 503)
+
+    @get(
+        "/ready",
+        operation_id="getReady",
+        summary="Readiness probe",
+        responses={503: ResponseSpec(ReadyStatus, description=_UNAVAILABLE, generate_examples=False)},
+    )
+    async def ready(self, state: State) -> Response[ReadyStatus]:
+        """200 when Temporal answers and the namespace exists."""
+        temporal = (await _services(state))["temporal"]
+        if temporal == "healthy":
+            return Response(ReadyStatus("ready"))
+        return Response(ReadyStatus("not_ready", f"temporal {temporal}"), status_code=503)
+
+    @get("/live", operation_id="getLive", summary="Liveness probe")
+    async def live(self) -> LiveStatus:
+        """200 whenever the process answers; never depends on Temporal."""
+        return _ALIVE
+
+
+_ALIVE = LiveStatus("alive")

@@ -1,0 +1,273 @@
+"""Orders: the worked business resource. An order is a run of `order_processing`; Temporal keeps all there is of it.
+
+Everything an answer needs lies in the run's memo, so it is right with no worker up and after the end. Payment details
+go into the workflow's input and nowhere else: no answer, memo, log line or search attribute holds them.
+"""
+
+import re
+import uuid
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from typing import Annotated, Any, Literal
+
+import msgspec
+from litestar import Controller, Request, Response, get, post
+from litestar.datastructures import State
+from litestar.params import FromPath, JSONBody
+from msgspec import Meta, Raw
+
+from temporal_api.auth import CurrentUser, User
+from temporal_api.errors import Problem, responses
+from temporal_api.temporal import COMPLETED, RUNNING, STATUS, TemporalClient, seconds_between
+
+WORKFLOW_TYPE = "order_processing"
+ID_PREFIX = "order-"
+ADMIN = "orders:admin"
+MAX_PRICE = 10**12
+
+OrderStatus = Literal["pending", "confirmed", "processing", "shipped", "delivered", "cancelled"]
+NonEmpty = Annotated[str, Meta(min_length=1, max_length=1000)]
+
+_NUMBER = re.compile(r"-?\d+(\.\d+)?([eE][+-]?\d{1,4})?")
+_PLAIN = re.compile(r'"(\d{1,13}(?:\.\d{1,6})?)"', re.ASCII)
+
+
+class OrderItem(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
+    """One line of an order. `unit_price`: a JSON number or plain decimal string, 0 to 10^12, at most 6 decimals."""
+
+    id: NonEmpty
+    name: Annotated[str, Meta(max_length=1000)] = ""
+    sku: Annotated[str, Meta(max_length=1000)] = ""
+    quantity: Annotated[int, Meta(ge=1, le=1_000_000)]
+    unit_price: Annotated[
+        Raw,
+        Meta(
+            description="A JSON number, or a plain decimal string; 0 to 10^12, at most 6 decimals.",
+            examples=["19.99", 5],
+        ),
+    ]
+
+    def __post_init__(self) -> None:
+        """Keep the price as the caller's own digits, a JSON number: float never sees it."""
+        text = bytes(self.unit_price).decode()
+        if plain := _PLAIN.fullmatch(text):
+            self.unit_price = Raw(plain[1].lstrip("0").removeprefix(".") and _canonical(plain[1]).encode())
+        elif not _NUMBER.fullmatch(text):
+            raise ValueError("unit_price: Expected a JSON number or a plain decimal string such as 19.99")
+        price = self.price
+        if price.is_signed() or price.adjusted() > 12 or price > MAX_PRICE:
+            raise ValueError("unit_price: Expected a price from 0 to 10^12")
+        if -int(price.as_tuple().exponent) > 6:
+            raise ValueError("unit_price: Expected at most 6 decimals")
+
+    @property
+    def price(self) -> Decimal:
+        """The price, exact."""
+        return Decimal(bytes(self.unit_price).decode())
+
+
+def _canonical(digits: str) -> str:
+    """JSON allows no leading zeros."""
+    whole, dot, fraction = digits.partition(".")
+    return (whole.lstrip("0") or "0") + dot + fraction
+
+
+class CreateOrderRequest(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
+    """An order as the caller places it."""
+
+    customer_id: NonEmpty
+    items: Annotated[list[OrderItem], Meta(min_length=1, max_length=1000)]
+    shipping_address: dict[str, str]
+    payment_method: NonEmpty
+    payment_details: dict[str, Raw]
+
+
+class CancelOrderRequest(msgspec.Struct, forbid_unknown_fields=True):
+    """Why an order is cancelled."""
+
+    reason: Annotated[str, Meta(min_length=1, max_length=500)] = "customer_request"
+
+
+class OrderResponse(msgspec.Struct, omit_defaults=True):
+    """An order as it is now. `total_amount` is an exact decimal string; `reason` tells why it was cancelled."""
+
+    id: str
+    customer_id: str
+    status: OrderStatus
+    total_amount: Annotated[str, Meta(pattern=r"^\d+(\.\d+)?$", examples=["69.48"])]
+    created_at: datetime
+    workflow_id: str
+    reason: str | None = None
+
+
+class OrderStatusResponse(msgspec.Struct):
+    """An order with the state of its run; `execution_time_seconds` is null while it runs."""
+
+    workflow_id: str
+    run_id: str
+    status: str
+    result: Raw
+    history_length: int
+    execution_time_seconds: float | None
+    order: OrderResponse
+
+
+class OrderInput(CreateOrderRequest, kw_only=True):
+    """What the workflow is started with."""
+
+    id: str
+
+
+class OrderMemo(msgspec.Struct):
+    """Memo `temporal_api.order`: what never changes of an order."""
+
+    owner: str
+    customer_id: str
+    total_amount: str
+    created_at: datetime
+
+
+class StatusMemo(msgspec.Struct):
+    """Memo `temporal_api.status`: written at the start, and by the workflow at every change."""
+
+    status: OrderStatus
+    reason: str | None = None
+
+
+ORDER_MEMO = "temporal_api.order"
+STATUS_MEMO = "temporal_api.status"
+_PENDING = StatusMemo("pending")
+_TOO_LATE = ("shipped", "delivered", "cancelled")
+
+
+def _not_found(order_id: str) -> Problem:
+    return Problem("order_not_found", f"There is no order {order_id!r}.")
+
+
+async def _read(temporal: TemporalClient, user: User, order_id: str) -> tuple[OrderResponse, Any]:
+    """The order and its run, or `order_not_found`: another caller's order does not exist."""
+    workflow_id = ID_PREFIX + order_id
+    try:
+        run = (await temporal.describe(workflow_id)).workflow_execution_info
+    except Problem as problem:
+        # An id that Temporal does not take is the id of no order.
+        raise _not_found(order_id) if problem.status in (400, 404) else problem from None
+    order: OrderMemo | None = await temporal.memo(run.memo, ORDER_MEMO, OrderMemo)
+    if order is None or not (order.owner == user.sub or ADMIN in user.scopes):
+        raise _not_found(order_id)
+    now: StatusMemo = await temporal.memo(run.memo, STATUS_MEMO, StatusMemo) or _PENDING
+    if run.status != RUNNING and now.status not in ("delivered", "cancelled"):
+        # The run ended without saying so: terminated, timed out, or a worker that keeps no memo.
+        now = StatusMemo("delivered") if run.status == COMPLETED else StatusMemo("cancelled", STATUS[run.status])
+    return (
+        OrderResponse(
+            order_id, order.customer_id, now.status, order.total_amount, order.created_at, workflow_id, now.reason
+        ),
+        run,
+    )
+
+
+class OrderController(Controller):
+    """Place, watch and cancel orders."""
+
+    path = "/orders"
+    tags = ["orders"]  # noqa: RUF012 - Litestar's way
+
+    @post(
+        scope=("orders:write", ADMIN),
+        operation_id="createOrder",
+        summary="Place an order",
+        responses=responses("workflow_start_error", body=True),
+    )
+    async def create_order(
+        self,
+        request: Request[User, Any, Any],
+        data: JSONBody[CreateOrderRequest],
+        state: State,
+        user: CurrentUser,
+        temporal: TemporalClient,
+    ) -> Response[OrderResponse]:
+        """Start `order_processing` for it. The order goes on by itself; `Location` is where to look."""
+        order_id = str(uuid.uuid4())
+        workflow_id = ID_PREFIX + order_id
+        request.scope["workflow_id"] = workflow_id  # type: ignore[typeddict-unknown-key] # for the access log
+        # 1000 lines of at most 10^6 x 10^12 with 6 decimals fit into Decimal's 28 digits: the sum is exact.
+        total = format(sum((item.quantity * item.price for item in data.items), Decimal("0.00")), "f")
+        order = OrderMemo(user.sub, data.customer_id, total, datetime.now(UTC))
+        await temporal.start(
+            WORKFLOW_TYPE,
+            workflow_id=workflow_id,
+            task_queue=state.settings.orders_task_queue,
+            args=[
+                OrderInput(
+                    id=order_id,
+                    customer_id=data.customer_id,
+                    items=data.items,
+                    shipping_address=data.shipping_address,
+                    payment_method=data.payment_method,
+                    payment_details=data.payment_details,
+                )
+            ],
+            execution_timeout=timedelta(seconds=state.settings.orders_execution_timeout_seconds),
+            memo={ORDER_MEMO: order, STATUS_MEMO: _PENDING},
+            search_attributes={"OrderOwner": user.sub, "OrderStatus": "pending"},
+        )
+        return Response(
+            OrderResponse(order_id, data.customer_id, "pending", total, order.created_at, workflow_id),
+            headers={"Location": f"/api/v1/orders/{order_id}"},
+        )
+
+    @get(
+        "/{order_id:str}",
+        scope=("orders:read", ADMIN),
+        operation_id="getOrder",
+        summary="An order as it is now",
+        responses=responses("order_not_found"),
+    )
+    async def get_order(
+        self, order_id: FromPath[str], user: CurrentUser, temporal: TemporalClient
+    ) -> OrderStatusResponse:
+        """Its status is the one that the workflow keeps, right while it runs and after its end."""
+        order, run = await _read(temporal, user, order_id)
+        result, seconds = Raw(b"null"), None
+        if run.status != RUNNING:
+            seconds = seconds_between(run.start_time, run.close_time)
+            event = await temporal.close_event(order.workflow_id, run.execution.run_id)
+            if event is not None:
+                result = await temporal.result(event.workflow_execution_completed_event_attributes.result.payloads)
+        return OrderStatusResponse(
+            order.workflow_id, run.execution.run_id, STATUS[run.status], result, run.history_length, seconds, order
+        )
+
+    @post(
+        "/{order_id:str}/cancel",
+        scope=("orders:write", ADMIN),
+        status_code=204,
+        operation_id="cancelOrder",
+        summary="Cancel an order",
+        responses=responses("order_not_found", "order_not_cancellable", body=True),
+    )
+    async def cancel_order(
+        self,
+        order_id: FromPath[str],
+        user: CurrentUser,
+        temporal: TemporalClient,
+        data: JSONBody[CancelOrderRequest | None] = None,
+    ) -> None:
+        """Asks the workflow, which undoes what was done. Too late (409) once shipped, delivered or closed."""
+        order, run = await _read(temporal, user, order_id)
+        if order.status in _TOO_LATE or run.status != RUNNING:
+            raise _not_cancellable(order)
+        try:
+            await temporal.signal(order.workflow_id, run.execution.run_id, "cancel", [data or CancelOrderRequest()])
+        except Problem as problem:
+            raise _not_cancellable(order) if problem.code == "workflow_completed" else problem from None
+
+
+def _not_cancellable(order: OrderResponse) -> Problem:
+    return Problem(
+        "order_not_cancellable",
+        f"The order can no longer be cancelled: it is {order.status}.",
+        workflow_id=order.workflow_id,
+        status=order.status,
+    )

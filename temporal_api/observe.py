@@ -1,0 +1,285 @@
+"""Outermost: request id, access log, HTTP metrics, gzip, HEAD; and what `GET /metrics` shows.
+
+It wraps the whole application (`app.asgi_handler = Observe(app.asgi_handler, ...)`), so that 401, 404, 405, 413 and
+500 are counted and logged as what the caller really got.
+"""
+
+import asyncio
+import logging
+import re
+import sys
+import time
+import traceback
+import uuid
+import zlib
+from datetime import UTC, datetime
+from typing import Any
+
+import msgspec
+from litestar.enums import ScopeType
+from litestar.types import ASGIApp, Message, Receive, Scope, Send
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client.gc_collector import GCCollector
+from prometheus_client.platform_collector import PlatformCollector
+from prometheus_client.process_collector import ProcessCollector
+from temporalio.runtime import (
+    BUFFERED_METRIC_KIND_COUNTER,
+    BUFFERED_METRIC_KIND_GAUGE,
+    LogForwardingConfig,
+    LoggingConfig,
+    MetricBuffer,
+    MetricBufferDurationFormat,
+    Runtime,
+    TelemetryConfig,
+    TelemetryFilter,
+)
+
+from temporal_api import errors
+from temporal_api.requests import keep_encoded_slashes
+
+REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
+TRACE_ID = re.compile(rb"[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}")  # W3C traceparent
+METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+GZIP_MIN_BYTES = 1000
+
+access_log = logging.getLogger("temporal_api.access")
+
+
+class JSONFormatter(logging.Formatter):
+    """One JSON object a line; what a caller of the logger gave as `extra={"fields": ...}` stands beside the message."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Encode one record."""
+        line: dict[str, Any] = {
+            "time": datetime.fromtimestamp(record.created, UTC),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+            **getattr(record, "fields", {}),
+        }
+        if record.exc_info and record.exc_info[1]:
+            line["traceback"] = "".join(traceback.format_exception(record.exc_info[1]))
+        return msgspec.json.encode(line, enc_hook=str).decode()
+
+
+class ConsoleFormatter(logging.Formatter):
+    """For people: the same, in one readable line."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Write one record."""
+        fields = " ".join(f"{k}={v}" for k, v in getattr(record, "fields", {}).items() if v is not None)
+        clock = time.strftime("%H:%M:%S", time.localtime(record.created))
+        line = f"{clock} {record.levelname.lower():7} {record.getMessage()} {fields}".rstrip()
+        if record.exc_info and record.exc_info[1]:
+            line += "\n" + "".join(traceback.format_exception(record.exc_info[1]))
+        return line
+
+
+def configure_logging(level: str, log_format: str) -> None:
+    """Send every logger of the process to standard output, in one format."""
+    handler = logging.StreamHandler(sys.stdout)
+    handler.setFormatter(JSONFormatter() if log_format == "json" else ConsoleFormatter())
+    logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
+    logging.getLogger("httpx").setLevel("WARNING")
+
+
+class Metrics:
+    """The HTTP metrics, the process's, and the Temporal SDK's own, in one registry."""
+
+    def __init__(self, version: str) -> None:
+        self.registry = registry = CollectorRegistry()
+        ProcessCollector(registry=registry)
+        PlatformCollector(registry=registry)
+        GCCollector(registry=registry)
+        labels = ("method", "route")
+        self._requests = Counter("http_requests", "HTTP requests answered.", (*labels, "status"), registry=registry)
+        self._seconds = Histogram(
+            "http_request_duration_seconds",
+            "Seconds from a request's first byte to its answer's last; waits and streams stay out of it.",
+            labels,
+            registry=registry,
+        )
+        self.in_progress = Gauge("http_requests_in_progress", "HTTP requests under way.", registry=registry)
+        Gauge("temporal_api_info", "The running version.", ("version",), registry=registry).labels(version).set(1)
+        self._children: dict[tuple[str, str, int], tuple[Any, Any]] = {}
+        self._sdk: dict[str, Counter | Gauge | Histogram] = {}
+        self._buffer = MetricBuffer(16_384, duration_format=MetricBufferDurationFormat.SECONDS)
+        self._runtime: Runtime | None = None
+
+    def runtime(self) -> Runtime:
+        """The SDK's runtime, which writes its metrics here and its log to ours."""
+        if self._runtime is None:
+            forwarding = LogForwardingConfig(
+                logging.getLogger("temporalio"), append_target_to_name=False, prepend_target_on_message=False
+            )
+            self._runtime = Runtime(
+                telemetry=TelemetryConfig(
+                    metrics=self._buffer,
+                    logging=LoggingConfig(TelemetryFilter(core_level="WARN", other_level="ERROR"), forwarding),
+                )
+            )
+        return self._runtime
+
+    def count(self, method: str, route: str, status: int, seconds: float) -> None:
+        """One answered request."""
+        key = (method, route, status)
+        children = self._children.get(key)
+        if children is None:  # looking up labels costs more than the rest of this method
+            children = self._children[key] = (
+                self._requests.labels(method, route, status),
+                self._seconds.labels(method, route),
+            )
+        children[0].inc()
+        children[1].observe(seconds)
+
+    def drain(self) -> None:
+        """Move what the SDK measured since the last time into the registry."""
+        if self._runtime is None:
+            return
+        for update in self._buffer.retrieve_updates():
+            kind = update.metric.kind
+            name = update.metric.name
+            metric = self._sdk.get(name)
+            if metric is None:
+                metric = self._sdk[name] = self._sdk_metric(name, update.metric.unit, kind)
+            labels = update.attributes
+            child: Any = metric.labels(labels.get("operation", ""), labels.get("status_code", ""))
+            if kind == BUFFERED_METRIC_KIND_COUNTER:
+                child.inc(update.value)
+            elif kind == BUFFERED_METRIC_KIND_GAUGE:
+                child.set(update.value)
+            else:
+                child.observe(update.value)
+
+    def _sdk_metric(self, name: str, unit: str | None, kind: int) -> Counter | Gauge | Histogram:
+        labels = ("operation", "status_code")
+        help_text = f"The Temporal SDK's {name.replace('_', ' ')}."
+        if kind == BUFFERED_METRIC_KIND_COUNTER:
+            return Counter(name, help_text, labels, registry=self.registry)
+        if kind == BUFFERED_METRIC_KIND_GAUGE:
+            return Gauge(name, help_text, labels, registry=self.registry)
+        suffix = "_seconds" if unit in ("s", "seconds", "duration") and not name.endswith("_seconds") else ""
+        return Histogram(name + suffix, help_text, labels, registry=self.registry)
+
+    async def drain_forever(self) -> None:
+        """Drain every second: the SDK's buffer is bounded."""
+        while True:
+            await asyncio.sleep(1)
+            self.drain()
+
+
+class Observe:
+    """The outermost ASGI wrapper."""
+
+    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+        self._app = app
+        self._metrics = metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request, and say so."""
+        if scope["type"] != ScopeType.HTTP:
+            await self._app(scope, receive, send)
+            return
+        began = time.perf_counter()
+        request_id = trace_id = None
+        gzip_accepted = False
+        for name, value in scope["headers"]:
+            if name == b"x-request-id" and REQUEST_ID.fullmatch(value):
+                request_id = value
+            elif name == b"accept-encoding":
+                gzip_accepted = _accepts_gzip(value)
+            elif name == b"traceparent" and (found := TRACE_ID.fullmatch(value)):
+                trace_id = found[1].decode()
+        if request_id is None:
+            request_id = uuid.uuid4().hex.encode()
+        context: Any = scope
+        context["request_id"] = request_id.decode()
+        method = scope["method"]
+        if method == "HEAD":  # RFC 9110 9.3.2: as GET, without the content, which the server leaves out
+            context["method"] = "GET"
+        keep_encoded_slashes(scope)
+
+        status = 0
+        start: Any = None
+
+        async def observed_send(message: Message) -> None:
+            nonlocal status, start
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                headers = list(message["headers"])
+                headers.append((b"x-request-id", request_id))
+                start = {**message, "headers": headers}  # held until it is known whether the body is complete
+                return
+            if start is not None:
+                held, start = start, None
+                if (
+                    gzip_accepted
+                    and message["type"] == "http.response.body"
+                    and not message.get("more_body", False)
+                    and len(message["body"]) >= GZIP_MIN_BYTES
+                ):
+                    message = _gzip(held, message)
+                await send(held)
+            await send(message)
+
+        self._metrics.in_progress.inc()
+        try:
+            await self._app(scope, receive, observed_send)
+        except Exception as error:
+            log_defect = logging.getLogger(__name__)
+            log_defect.error("unhandled exception", exc_info=error, extra={"fields": {"request_id": request_id}})
+            if status == 0:
+                problem = errors.internal()
+                content = errors.body(problem, context["request_id"])
+                headers = [
+                    (b"content-type", errors.PROBLEM_JSON.encode()),
+                    (b"content-length", str(len(content)).encode()),
+                ]
+                await observed_send({"type": "http.response.start", "status": problem.status, "headers": headers})
+                await observed_send({"type": "http.response.body", "body": content, "more_body": False})
+        finally:
+            self._metrics.in_progress.dec()
+            seconds = time.perf_counter() - began
+            route = context.get("path_template") or "unmatched"
+            # 499: the caller left before there was an answer
+            self._metrics.count(method if method in METHODS else "OTHER", route, status or 499, seconds)
+            if access_log.isEnabledFor(logging.INFO):
+                params = context.get("path_params") or {}
+                user = context.get("user")
+                fields = {
+                    "request_id": context["request_id"],
+                    "trace_id": trace_id,
+                    "method": method,
+                    "route": route,
+                    "path": (scope.get("raw_path") or b"").decode("latin-1"),
+                    "status": status or 499,
+                    "duration_ms": round(seconds * 1e3, 3),
+                    "user": user.sub if user else None,
+                    "workflow_id": context.get("workflow_id") or params.get("workflow_id"),
+                }
+                access_log.info("request", extra={"fields": fields})
+
+
+def _accepts_gzip(value: bytes) -> bool:
+    """RFC 9110 12.5.3: `gzip;q=0` refuses it."""
+    for item in value.lower().split(b","):
+        coding, _, weight = item.partition(b";")
+        if coding.strip() in (b"gzip", b"*"):
+            return weight.replace(b" ", b"") not in (b"q=0", b"q=0.0", b"q=0.00", b"q=0.000")
+    return False
+
+
+def _gzip(start: Any, message: Any) -> Any:
+    """The complete body compressed; its headers are put right in `start`."""
+    if any(name.lower() == b"content-encoding" for name, _ in start["headers"]):
+        return message
+    compressor = zlib.compressobj(5, zlib.DEFLATED, 31)
+    content = compressor.compress(message["body"]) + compressor.flush()
+    headers = [(k, v) for k, v in start["headers"] if k.lower() != b"content-length"]
+    headers += [
+        (b"content-length", str(len(content)).encode()),
+        (b"content-encoding", b"gzip"),
+        (b"vary", b"Accept-Encoding"),
+    ]
+    start["headers"] = headers
+    return {**message, "body": content}
