@@ -67,6 +67,8 @@ def _connected(settings: Settings, metrics: Metrics) -> Callable[[Litestar], Abs
             yield
         finally:
             draining.cancel()
+            # The SDK's runtime aborts the process when it is torn down right after a call.
+            await asyncio.sleep(0.1)
 
     return lifespan
 

@@ -6,7 +6,7 @@ Every route handler names the scope it needs (`@get(..., scope="orders:read")`);
 import asyncio
 import time
 from collections.abc import Iterable
-from typing import Annotated, Any
+from typing import Any
 
 import jwt
 import msgspec
@@ -14,8 +14,8 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed448, ed25519, rsa
 from cryptography.hazmat.primitives.serialization import load_pem_public_key
 from jwt import PyJWK, PyJWKClient, PyJWKSet
 from litestar import Request
-from litestar.di import Provide
-from litestar.params import Dependency
+from litestar.di import NamedDependency, Provide
+from litestar.params import SkipValidation
 from litestar.types import ASGIApp, Receive, Scope, Send
 
 from temporal_api.errors import Problem
@@ -261,5 +261,5 @@ def provide_user(request: Request[User, Any, Any]) -> User:
     return request.user
 
 
-CurrentUser = Annotated[User, Dependency(skip_validation=True)]
+CurrentUser = NamedDependency[SkipValidation[User]]
 USER = Provide(provide_user, sync_to_thread=False)

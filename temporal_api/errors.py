@@ -120,7 +120,7 @@ def invalid(key: str, message: str) -> Problem:
 
 def body(problem: Problem, request_id: str | None) -> bytes:
     """The one error body, encoded."""
-    details = {k: v for k, v in problem.details.items() if v is not None}
+    details = {k: v for k, v in problem.details.items() if v not in (None, "")}
     return msgspec.json.encode(
         ProblemDetails(
             HTTPStatus(problem.status).phrase, problem.status, problem.code, problem.message, details, request_id
@@ -147,18 +147,19 @@ def on_http_exception(request: Request[Any, Any, Any], error: HTTPException) -> 
     code = _HTTP_CODES.get(error.status_code)
     if code is None:
         return on_exception(request, error)
-    message, details = error.detail, {}
+    message = error.detail
     if code == "validation_error" and isinstance(error.extra, list) and error.extra:
-        errors = [FieldError(e.get("key", ""), e.get("message", "")) for e in error.extra if isinstance(e, dict)]
-        details = {"errors": errors}
-        message = "; ".join(f"{e.key}: {e.message}" for e in errors)
-    elif code == "not_found":
+        first = error.extra[0]  # msgspec stops at the first
+        if first["key"] == "data":  # Litestar's name for a body that is not there
+            return _response(request, invalid("", "Expected a JSON body; there is none."))
+        return _response(request, invalid(first["key"], first["message"]))
+    if code == "not_found":
         message = f"There is nothing at {request.scope['path']}. /openapi.json lists every path."
     elif code == "method_not_allowed":
         message = f"{request.method} is not possible here; the Allow header lists what is."
     elif code == "payload_too_large":
         message = "The body is larger than this service takes."
-    return _response(request, Problem(code, message, error.headers, **details))
+    return _response(request, Problem(code, message, error.headers))
 
 
 def on_exception(request: Request[Any, Any, Any], error: Exception) -> Response[bytes]:

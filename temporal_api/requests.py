@@ -3,6 +3,7 @@
 Litestar's own way decodes untyped and converts leniently (`"2"` passes for 2, digits are lost), hence `JSONRequest`.
 """
 
+import re
 from typing import Any
 from urllib.parse import unquote
 
@@ -33,11 +34,28 @@ class JSONRequest(Request[Any, Any, Any]):
             body.decode()  # msgspec.Raw takes bytes that are not UTF-8
             return decoder.decode(body)
         except msgspec.ValidationError as error:  # a DecodeError too: this order matters
-            message, _, path = str(error).partition(" - at `")
-            raise invalid(path.rstrip("`").removeprefix("$").removeprefix("."), message.replace("`", "")) from None
+            raise _field_error(str(error)) from None
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             reason = "nested too deeply" if isinstance(error, RecursionError) else str(error).partition(" (")[0]
             raise Problem("malformed_json", f"The body is not JSON: {reason}.") from None
+
+
+# msgspec's words for what JSON calls otherwise.
+_JSON_WORDS = {"`int`": "an integer", "`float`": "a number", "`str`": "a string", "`bool`": "a boolean", "`": ""}
+# Both msgspec's own complaints about a field and those of a struct's `__post_init__` ("unit_price: Expected ...").
+_FIELD = re.compile(r"(?:Object (?:missing required|contains unknown) field `(?P<a>[^`]*)`|(?P<b>[a-z_]+): )")
+
+
+def _field_error(text: str) -> Problem:
+    """A 400 that names the field by its path, as in `items[0].quantity`."""
+    message, _, path = text.partition(" - at `")
+    key = path.rstrip("`").removeprefix("$").removeprefix(".")
+    if field := _FIELD.match(message):
+        key = f"{key}.{field['a'] or field['b']}".removeprefix(".")
+        message = message.removeprefix(f"{field['b']}: ")
+    for word, replacement in _JSON_WORDS.items():
+        message = message.replace(word, replacement)
+    return invalid(key, message)
 
 
 def keep_encoded_slashes(scope: Any) -> None:

@@ -6,7 +6,7 @@ import logging
 import uuid
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from datetime import timedelta
-from typing import Annotated, Any, TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 import temporalio.converter
@@ -14,8 +14,8 @@ from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 from litestar.datastructures import State
-from litestar.di import Provide
-from litestar.params import Dependency
+from litestar.di import NamedDependency, Provide
+from litestar.params import SkipValidation
 from temporalio.api.common.v1 import Memo, Payload, Payloads, SearchAttributes, WorkflowExecution, WorkflowType
 from temporalio.api.enums.v1 import (
     HistoryEventFilterType,
@@ -23,7 +23,11 @@ from temporalio.api.enums.v1 import (
     WorkflowExecutionStatus,
     WorkflowIdReusePolicy,
 )
-from temporalio.api.errordetails.v1 import NamespaceNotFoundFailure, WorkflowExecutionAlreadyStartedFailure
+from temporalio.api.errordetails.v1 import (
+    NamespaceNotFoundFailure,
+    QueryFailedFailure,
+    WorkflowExecutionAlreadyStartedFailure,
+)
 from temporalio.api.failure.v1 import Failure
 from temporalio.api.history.v1 import HistoryEvent
 from temporalio.api.query.v1 import WorkflowQuery
@@ -326,9 +330,10 @@ class Temporal:
         try:
             response = await self._call(self._service.query_workflow, request, workflow_id, run_id)
         except Problem as problem:
-            if problem.code != "validation_error":
+            cause = problem.__cause__
+            if not isinstance(cause, RPCError) or _detail(cause, QueryFailedFailure) is None:
                 raise
-            raise Problem("query_failed", problem.message, source="workflow", workflow_id=workflow_id) from None
+            raise Problem("query_failed", cause.message, source="workflow", workflow_id=workflow_id) from None
         return await self.result(response.query_result.payloads)
 
     async def result(self, payloads: Iterable[Payload]) -> msgspec.Raw:
@@ -429,5 +434,5 @@ def provide_temporal(state: State, user: CurrentUser) -> Temporal:
     return state.temporal  # type: ignore[no-any-return]
 
 
-TemporalClient = Annotated[Temporal, Dependency(skip_validation=True)]
+TemporalClient = NamedDependency[SkipValidation[Temporal]]
 TEMPORAL = Provide(provide_temporal, sync_to_thread=False)

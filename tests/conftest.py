@@ -1,12 +1,18 @@
-"""What every test shares: one Temporal dev server, one client, names that never collide."""
+"""What every test shares: one Temporal dev server, one listening service, names that never collide."""
 
 import uuid
 from collections.abc import AsyncIterator
 
+import httpx
 import pytest
+from api import SECRET, bearer
 from temporalio.client import Client
 
-from temporal_api.devserver import DevServer, dev_server as run_dev_server
+from temporal_api.app import create_app
+from temporal_api.cli import serving
+from temporal_api.devserver import DevServer, free_port
+from temporal_api.devserver import dev_server as run_dev_server
+from temporal_api.settings import Settings, from_env
 from temporal_api.temporal import DATA_CONVERTER
 
 
@@ -33,3 +39,38 @@ async def client(dev_server: DevServer) -> Client:
 def task_queue() -> str:
     """A task queue that no other test uses."""
     return f"queue-{uuid.uuid4()}"
+
+
+@pytest.fixture(scope="session")
+def settings(dev_server: DevServer) -> Settings:
+    """The shared service's settings. Nobody polls its orders queue unless a test starts a worker there."""
+    return from_env(
+        {
+            "JWT_SECRET": SECRET,
+            "TEMPORAL_ADDRESS": dev_server.address,
+            "ORDERS_TASK_QUEUE": f"orders-{uuid.uuid4()}",
+            "ALLOWED_ORIGINS": "https://shop.example",
+        }
+    )
+
+
+@pytest.fixture(scope="session")
+async def base_url(settings: Settings) -> AsyncIterator[str]:
+    """The shared service, really listening."""
+    port = free_port()
+    async with serving(create_app(settings), settings.host, port):
+        yield f"http://{settings.host}:{port}"
+
+
+@pytest.fixture(scope="session")
+async def http(base_url: str) -> AsyncIterator[httpx.AsyncClient]:
+    """An HTTP client of the shared service, without a token."""
+    async with httpx.AsyncClient(base_url=base_url, timeout=30) as client:
+        yield client
+
+
+@pytest.fixture(scope="session")
+async def alice(base_url: str) -> AsyncIterator[httpx.AsyncClient]:
+    """An HTTP client with Alice's token: she reads and writes orders and workflows."""
+    async with httpx.AsyncClient(base_url=base_url, timeout=30, headers=bearer()) as client:
+        yield client

@@ -28,8 +28,15 @@ MAX_PRICE = 10**12
 OrderStatus = Literal["pending", "confirmed", "processing", "shipped", "delivered", "cancelled"]
 NonEmpty = Annotated[str, Meta(min_length=1, max_length=1000)]
 
-_NUMBER = re.compile(r"-?\d+(\.\d+)?([eE][+-]?\d{1,4})?")
-_PLAIN = re.compile(r'"(\d{1,13}(?:\.\d{1,6})?)"', re.ASCII)
+# A JSON number or a plain decimal string; what is captured is the number's own digits.
+_PRICE = re.compile(r'"0*(\d+(?:\.\d+)?)"|(\d+(?:\.\d+)?(?:[eE][+-]?\d{1,3})?)', re.ASCII)
+_PRICE_SCHEMA = {
+    "type": ["number", "string"],
+    "minimum": 0,
+    "maximum": MAX_PRICE,
+    "pattern": r"^\d+(\.\d{1,6})?$",
+    "examples": [19.99, "19.99"],
+}
 
 
 class OrderItem(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
@@ -39,37 +46,25 @@ class OrderItem(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     name: Annotated[str, Meta(max_length=1000)] = ""
     sku: Annotated[str, Meta(max_length=1000)] = ""
     quantity: Annotated[int, Meta(ge=1, le=1_000_000)]
-    unit_price: Annotated[
-        Raw,
-        Meta(
-            description="A JSON number, or a plain decimal string; 0 to 10^12, at most 6 decimals.",
-            examples=["19.99", 5],
-        ),
-    ]
+    unit_price: Annotated[Raw, Meta(extra_json_schema=_PRICE_SCHEMA)]
 
     def __post_init__(self) -> None:
-        """Keep the price as the caller's own digits, a JSON number: float never sees it."""
+        """Check the price, and keep it as the caller's own digits, a JSON number: float never sees it."""
         text = bytes(self.unit_price).decode()
-        if plain := _PLAIN.fullmatch(text):
-            self.unit_price = Raw(plain[1].lstrip("0").removeprefix(".") and _canonical(plain[1]).encode())
-        elif not _NUMBER.fullmatch(text):
-            raise ValueError("unit_price: Expected a JSON number or a plain decimal string such as 19.99")
+        digits = _PRICE.fullmatch(text)
+        if digits is None:
+            raise ValueError("unit_price: Expected a price from 0 to 10^12, such as 19.99")
+        self.unit_price = Raw((digits[1] or digits[2]).encode())
         price = self.price
-        if price.is_signed() or price.adjusted() > 12 or price > MAX_PRICE:
+        if price.adjusted() > 12 or price > MAX_PRICE:
             raise ValueError("unit_price: Expected a price from 0 to 10^12")
-        if -int(price.as_tuple().exponent) > 6:
+        if int(price.as_tuple().exponent) < -6:
             raise ValueError("unit_price: Expected at most 6 decimals")
 
     @property
     def price(self) -> Decimal:
         """The price, exact."""
         return Decimal(bytes(self.unit_price).decode())
-
-
-def _canonical(digits: str) -> str:
-    """JSON allows no leading zeros."""
-    whole, dot, fraction = digits.partition(".")
-    return (whole.lstrip("0") or "0") + dot + fraction
 
 
 class CreateOrderRequest(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):

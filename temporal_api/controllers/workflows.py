@@ -21,7 +21,7 @@ from temporal_api.errors import Problem, invalid, responses
 from temporal_api.temporal import RUNNING, STATUS, FailureInfo, TemporalClient, seconds_between
 
 NonEmpty = Annotated[str, Meta(min_length=1, max_length=1000)]
-RunId = Annotated[str, QueryParameter(query="run_id", description="Pins one run; without it, the latest.")]
+RunId = Annotated[str, QueryParameter(name="run_id", description="Pins one run; without it, the latest.")]
 Argument = Raw | UnsetType
 Arguments = list[Raw] | UnsetType
 

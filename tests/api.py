@@ -1,0 +1,73 @@
+"""What a test says to the service: tokens, orders, and the one shape of every error."""
+
+import time
+from decimal import Decimal
+from typing import Any
+
+import httpx
+import jwt
+import msgspec
+from polyfactory.factories.msgspec_factory import MsgspecFactory
+
+from temporal_api.controllers.orders import CreateOrderRequest, OrderItem
+
+SECRET = "tests-sign-their-tokens-with-this-secret"
+ORDERS = "orders:read orders:write"
+WORKFLOWS = "workflows:read workflows:write"
+
+
+def token(sub: str = "alice", scope: object = f"{ORDERS} {WORKFLOWS}", **claims: Any) -> str:
+    """A token of the test service's issuer; `claims` override or, when None, leave out."""
+    payload = {"sub": sub, "scope": scope, "exp": int(time.time()) + 600, **claims}
+    return jwt.encode({k: v for k, v in payload.items() if v is not None}, SECRET, algorithm="HS256")
+
+
+def bearer(sub: str = "alice", scope: object = f"{ORDERS} {WORKFLOWS}", **claims: Any) -> dict[str, str]:
+    """The header that carries such a token."""
+    return {"Authorization": f"Bearer {token(sub, scope, **claims)}"}
+
+
+class ItemFactory(MsgspecFactory[OrderItem]):
+    """Order lines as callers send them."""
+
+    quantity = 2
+
+    @classmethod
+    def unit_price(cls) -> msgspec.Raw:
+        """A price in cents, as a JSON number."""
+        cents = cls.__random__.randint(1, 100_000)
+        return msgspec.Raw(str(Decimal(cents) / 100).encode())
+
+
+class OrderFactory(MsgspecFactory[CreateOrderRequest]):
+    """Orders as callers send them."""
+
+    shipping_address = {"street": "1 Main Street", "city": "Springfield"}  # noqa: RUF012
+    payment_details = {"card_token": "tok_visa"}  # noqa: RUF012
+
+    @classmethod
+    def items(cls) -> list[OrderItem]:
+        """Two lines."""
+        return ItemFactory.batch(2)
+
+
+def order(**changes: Any) -> dict[str, Any]:
+    """A valid order as JSON-able data, with `changes`."""
+    return {**msgspec.json.decode(msgspec.json.encode(OrderFactory.build())), **changes}
+
+
+def assert_problem(response: httpx.Response, status: int, code: str) -> dict[str, Any]:
+    """The one error body (DESIGN: RFC 9457 with a stable code), whatever went wrong; gives the body back."""
+    body: dict[str, Any] = response.json()
+
+    assert (status, code) == (response.status_code, body["error"]), body
+    assert response.headers["content-type"] == "application/problem+json"
+    assert body.keys() == {"title", "status", "error", "message", "details", "request_id"}
+    assert body["status"] == status
+    assert body["message"]
+    assert body["request_id"] == response.headers["x-request-id"]
+    if status in (429, 503):
+        assert int(response.headers["retry-after"]) > 0
+    if status == 401:
+        assert response.headers["www-authenticate"].startswith("Bearer ")
+    return body
