@@ -182,6 +182,7 @@ def dev(once: bool) -> None:
     """Everything on this machine: Temporal with its UI, the sample worker, the API, and one order placed through it."""
     delivered: list[bool] = []
     _run(_dev(once, delivered))
+    click.echo("Stopped.")
     if once and not any(delivered):
         sys.exit(1)
 
@@ -214,7 +215,6 @@ async def _dev(once: bool, delivered: list[bool]) -> None:
         if not once:
             click.echo("\nRunning until Ctrl-C.")
             await asyncio.Event().wait()
-    click.echo("Stopped.")
 
 
 def _free(what: str, wanted: int) -> int:

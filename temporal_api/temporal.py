@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import logging
+import time
 import uuid
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from datetime import timedelta
@@ -16,7 +17,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from litestar.datastructures import State
 from litestar.di import NamedDependency, Provide
 from litestar.params import SkipValidation
-from temporalio.api.common.v1 import Memo, Payload, Payloads, SearchAttributes, WorkflowExecution, WorkflowType
+from temporalio.api.common.v1 import Memo, Payload, Payloads, WorkflowExecution, WorkflowType
 from temporalio.api.enums.v1 import (
     HistoryEventFilterType,
     TaskQueueType,
@@ -57,6 +58,9 @@ Response = TypeVar("Response", bound=Message)
 # Prices stay JSON numbers with all their digits, in Temporal as in HTTP.
 _ENCODER = msgspec.json.Encoder(decimal_format="number")
 _JSON = {"encoding": b"json/plain"}
+
+UNINDEXED_SECONDS = 300
+"""How long a start is tried without search attributes that the namespace was found not to have."""
 
 
 class JSONPayloadConverter(temporalio.converter.EncodingPayloadConverter):
@@ -204,6 +208,7 @@ class Temporal:
         self._identity = client.identity
         self._to_payload = client.data_converter.payload_converter.to_payload
         self._codec = client.data_converter.payload_codec
+        self._unindexed_until = float("-inf")
         self._seconds = rpc_timeout_seconds
         self._timeout = timedelta(seconds=rpc_timeout_seconds)
 
@@ -248,7 +253,10 @@ class Temporal:
         memo: Mapping[str, object] | None = None,
         search_attributes: Mapping[str, str] | None = None,
     ) -> Started:
-        """Start a workflow whose id was never used. Raises Problem: `workflow_already_exists`, ..."""
+        """Start a workflow whose id was never used. Raises Problem: `workflow_already_exists`, ...
+
+        `search_attributes` are keywords, and left out while the namespace does not have them.
+        """
         request = StartWorkflowExecutionRequest(
             namespace=self._namespace,
             workflow_id=workflow_id,
@@ -261,14 +269,21 @@ class Temporal:
             request_id=str(uuid.uuid4()),
             workflow_id_reuse_policy=WorkflowIdReusePolicy.WORKFLOW_ID_REUSE_POLICY_REJECT_DUPLICATE,
             memo=await self._memo(memo) if memo else None,
-            search_attributes=(
-                SearchAttributes(indexed_fields={k: _keyword(v) for k, v in search_attributes.items()})
-                if search_attributes
-                else None
-            ),
         )
+        if search_attributes and time.monotonic() >= self._unindexed_until:
+            for name, value in search_attributes.items():
+                request.search_attributes.indexed_fields[name].CopyFrom(_keyword(value))
         try:
-            response = await self._call(self._service.start_workflow_execution, request, workflow_id)
+            try:
+                response = await self._call(self._service.start_workflow_execution, request, workflow_id)
+            except Problem as problem:
+                if not request.HasField("search_attributes") or "search attribute" not in problem.message:
+                    raise
+                # `temporal-api setup` was not run here: the workflow matters more than finding it in a list.
+                log.warning("The namespace lacks the search attributes of orders: run temporal-api setup.")
+                self._unindexed_until = time.monotonic() + UNINDEXED_SECONDS
+                request.ClearField("search_attributes")
+                response = await self._call(self._service.start_workflow_execution, request, workflow_id)
         except Problem as problem:
             raise _start_problem(problem) from problem.__cause__
         return Started(response.run_id, response.started)

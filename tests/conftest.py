@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 import httpx
 import pytest
 from api import SECRET, bearer
+from commands import Process, temporal_api
 from temporalio.client import Client
 
 from temporal_api.app import create_app
@@ -74,3 +75,10 @@ async def alice(base_url: str) -> AsyncIterator[httpx.AsyncClient]:
     """An HTTP client with Alice's token: she reads and writes orders and workflows."""
     async with httpx.AsyncClient(base_url=base_url, timeout=30, headers=bearer()) as client:
         yield client
+
+
+@pytest.fixture(scope="session")
+async def dev(anyio_backend: str) -> AsyncIterator[Process]:
+    """`temporal-api dev` as a user runs it, with a Temporal server of its own."""
+    async with temporal_api("dev", PORT=str(free_port())) as process:
+        yield process

@@ -1,0 +1,86 @@
+"""Runs the service's commands as the processes they are, and the README's curl lines as written."""
+
+import asyncio
+import os
+import re
+import shlex
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import httpx
+
+COMMAND = Path(sys.executable).with_name("temporal-api")
+
+
+class Process:
+    """A running `temporal-api`, and what it printed so far."""
+
+    def __init__(self, process: asyncio.subprocess.Process) -> None:
+        self.process = process
+        self.output = ""
+
+    async def until(self, pattern: str, seconds: float = 120) -> re.Match[str]:
+        """Read on until the output matches. Fails when the process ends before, or takes too long."""
+        assert self.process.stdout is not None
+        async with asyncio.timeout(seconds):
+            while not (found := re.search(pattern, self.output)):
+                line = await self.process.stdout.readline()
+                assert line, f"ended without {pattern!r}: {self.output}"
+                self.output += line.decode()
+        return found
+
+    async def end(self, signal_number: int | None = None, seconds: float = 60) -> int:
+        """The exit code, after a signal when one is given; `output` is then complete."""
+        assert self.process.stdout is not None
+        if signal_number is not None:
+            self.process.send_signal(signal_number)
+        async with asyncio.timeout(seconds):
+            self.output += (await self.process.stdout.read()).decode()
+            return await self.process.wait()
+
+
+@asynccontextmanager
+async def temporal_api(*arguments: str, **environ: str) -> AsyncIterator[Process]:
+    """`temporal-api ARGUMENTS` with these settings and no other of the service's."""
+    inherited = {k: v for k, v in os.environ.items() if not k.startswith(("TEMPORAL_", "JWT_")) or k == "TEMPORAL_CLI"}
+    process = await asyncio.create_subprocess_exec(
+        COMMAND,
+        *arguments,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+        env={**inherited, "PYTHONUNBUFFERED": "1", **environ},
+    )
+    try:
+        yield Process(process)
+    finally:
+        if process.returncode is None:
+            process.terminate()
+            await process.communicate()
+
+
+async def curl(line: str, **variables: str) -> httpx.Response:
+    """Do what a `curl` line of the README or of `dev` says, its shell variables filled in."""
+    for name, value in variables.items():
+        line = line.replace(f"${name}", value)
+    assert "$" not in line, line
+    method, data, headers, url = None, None, {}, ""
+    words = iter(shlex.split(line.replace("\\\n", " ")))
+    assert next(words) == "curl"
+    for word in words:
+        match word:
+            case "-s":
+                pass
+            case "-X":
+                method = next(words)
+            case "-H":
+                name, _, value = next(words).partition(": ")
+                headers[name] = value
+            case "-d":
+                data = next(words)
+            case _:
+                assert not url, f"{word} is new to this test"
+                url = word
+    async with httpx.AsyncClient(timeout=30) as client:
+        return await client.request(method or ("POST" if data else "GET"), url, content=data, headers=headers)
