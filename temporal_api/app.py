@@ -22,7 +22,7 @@ from temporal_api.controllers.orders import OrderController
 from temporal_api.controllers.workflows import WorkflowController
 from temporal_api.errors import EXCEPTION_HANDLERS
 from temporal_api.observe import Metrics, Observe
-from temporal_api.requests import JSONRequest
+from temporal_api.requests import JSONRequest, JSONResponse
 from temporal_api.settings import Settings
 
 RESOURCES = [OrderController, WorkflowController]
@@ -44,6 +44,7 @@ def create_app(settings: Settings) -> Litestar:
         [*docs.HANDLERS, HealthController, api],
         lifespan=[_connected(settings, metrics)],
         request_class=JSONRequest,
+        response_class=JSONResponse,
         request_max_body_size=settings.max_body_bytes,
         exception_handlers=EXCEPTION_HANDLERS,
         cors_config=_cors(settings),

@@ -16,6 +16,7 @@ import msgspec
 from litestar import Request, Response
 from litestar.exceptions import HTTPException
 from litestar.openapi.datastructures import ResponseSpec
+from litestar.openapi.spec import Example
 
 PROBLEM_JSON = "application/problem+json"
 
@@ -185,7 +186,6 @@ _EVERY_OPERATION = (
     "invalid_token",
     "expired_token",
     "insufficient_scope",
-    "method_not_allowed",
     "temporal_overloaded",
     "internal_server_error",
     "temporal_error",
@@ -211,6 +211,12 @@ def _specs(codes: Iterable[str]) -> dict[int, ResponseSpec]:
             description=f"{HTTPStatus(status).phrase}: " + ", ".join(f"`{c}`" for c in sorted(by_status[status])),
             media_type=PROBLEM_JSON,
             generate_examples=False,
+            examples=[_example(code) for code in sorted(by_status[status])],
         )
         for status in sorted(by_status)
     }
+
+
+def _example(code: str) -> Example:
+    problem = Problem(code, code.replace("_", " ").capitalize() + ".")
+    return Example(id=code, value=msgspec.json.decode(body(problem, "5bc187c43e794a7eb10e091afa264f8c")))

@@ -1,19 +1,50 @@
-"""The body's bytes decoded once, strictly, straight into the handler's struct; and paths that carry any workflow id.
+"""JSON in and out: a body's bytes decoded once, strictly, into the handler's struct; paths that carry any workflow id.
 
 Litestar's own way decodes untyped and converts leniently (`"2"` passes for 2, digits are lost), hence `JSONRequest`.
 """
 
 import re
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, TypeVar
 from urllib.parse import unquote
 
 import msgspec
-from litestar import Request
-from litestar.types import Scope
+from litestar import Request, Response
+from litestar.types import Receive, Scope, Send
 
 from temporal_api.errors import Problem, invalid
 
+T = TypeVar("T")
+
 _DECODERS: dict[Any, msgspec.json.Decoder[Any]] = {}
+
+
+class JSONResponse(Response[T]):
+    """What handlers answer with: a struct as JSON. No cookies, no background tasks, so a fraction of the usual cost."""
+
+    def __init__(
+        self, content: T, *, status_code: int | None = None, headers: Mapping[str, str] | None = None, **_: Any
+    ) -> None:
+        self._answer = content
+        self._status = status_code
+        self._headers = headers
+
+    def to_asgi_response(self, app: object, request: object, *, status_code: int | None = None, **_: Any) -> Any:
+        """The answer, encoded; `status_code` is the handler's, used when the response has none of its own."""
+        body, headers = b"", []
+        if self._answer is not None:
+            body = msgspec.json.encode(self._answer)
+            headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
+        if self._headers:
+            headers += [(name.lower().encode(), value.encode()) for name, value in self._headers.items()]
+        start: Any = {"type": "http.response.start", "status": self._status or status_code, "headers": headers}
+        end: Any = {"type": "http.response.body", "body": body, "more_body": False}
+
+        async def answer(scope: Scope, receive: Receive, send: Send) -> None:
+            await send(start)
+            await send(end)
+
+        return answer
 
 
 class JSONRequest(Request[Any, Any, Any]):

@@ -1,15 +1,24 @@
 """What a test says to the service: tokens, orders, and the one shape of every error."""
 
+import asyncio
 import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from decimal import Decimal
-from typing import Any
+from typing import Any, TypeVar
 
 import httpx
 import jwt
 import msgspec
 from polyfactory.factories.msgspec_factory import MsgspecFactory
 
+from temporal_api.app import create_app
+from temporal_api.cli import serving
 from temporal_api.controllers.orders import CreateOrderRequest, OrderItem
+from temporal_api.devserver import free_port
+from temporal_api.settings import from_env
+
+T = TypeVar("T")
 
 SECRET = "tests-sign-their-tokens-with-this-secret"
 ORDERS = "orders:read orders:write"
@@ -25,6 +34,26 @@ def token(sub: str = "alice", scope: object = f"{ORDERS} {WORKFLOWS}", **claims:
 def bearer(sub: str = "alice", scope: object = f"{ORDERS} {WORKFLOWS}", **claims: Any) -> dict[str, str]:
     """The header that carries such a token."""
     return {"Authorization": f"Bearer {token(sub, scope, **claims)}"}
+
+
+@asynccontextmanager
+async def service(**environ: str) -> AsyncIterator[httpx.AsyncClient]:
+    """A service of its own, really listening, with these settings; gives a client with Alice's token."""
+    port = free_port()
+    async with (
+        serving(create_app(from_env({"JWT_SECRET": SECRET, **environ})), "127.0.0.1", port),
+        httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=30, headers=bearer()) as client,
+    ):
+        yield client
+
+
+async def eventually(condition: Callable[[], Awaitable[T]], seconds: float = 10) -> T:
+    """What the condition says once that is true; a failure, with what it said last, when it takes too long."""
+    deadline = time.monotonic() + seconds
+    while not (value := await condition()):
+        assert time.monotonic() < deadline, f"not within {seconds} s: {value!r}"
+        await asyncio.sleep(0.02)
+    return value
 
 
 class ItemFactory(MsgspecFactory[OrderItem]):

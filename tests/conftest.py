@@ -5,10 +5,10 @@ from collections.abc import AsyncIterator
 
 import httpx
 import pytest
-from api import SECRET, bearer
-from commands import Process, temporal_api
 from temporalio.client import Client
 
+from api import SECRET, bearer
+from commands import Process, temporal_api
 from temporal_api.app import create_app
 from temporal_api.cli import serving
 from temporal_api.devserver import DevServer, free_port

@@ -2,29 +2,48 @@
 
 from collections.abc import Callable
 from importlib.resources import files
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 import prometheus_client.exposition
 import prometheus_client.openmetrics.exposition
-from litestar import Request, Response, get
+from litestar import Litestar, Request, Response, Router, get
 from litestar.datastructures import State
 from litestar.openapi import OpenAPIConfig
-from litestar.openapi.plugins import JsonRenderPlugin, RedocRenderPlugin, SwaggerRenderPlugin
-from litestar.openapi.spec import Components, SecurityScheme, Tag
+from litestar.openapi.plugins import RedocRenderPlugin, SwaggerRenderPlugin
+from litestar.openapi.spec import Components, OpenAPIHeader, Schema, SecurityScheme, Tag
+from litestar.openapi.spec.enums import OpenAPIType
+from litestar.routes import BaseRoute, HTTPRoute
 from litestar.static_files import create_static_files_router
 from litestar.types import ControllerRouterHandler
+from msgspec import Meta
 
 from temporal_api import __version__
+from temporal_api.errors import PROBLEM_JSON
 
 TITLE = "Temporal Enterprise API"
+
+
+class _Unserved(Router):
+    """Litestar's own pages stay out: ours are below, and its 404 is HTML."""
+
+    def register(self, value: ControllerRouterHandler) -> list[BaseRoute]:
+        return []
+
+
+def _header(description: str, kind: OpenAPIType = OpenAPIType.STRING) -> OpenAPIHeader:
+    return OpenAPIHeader(schema=Schema(type=kind), description=description, required=True)
+
 
 OPENAPI = OpenAPIConfig(
     title=TITLE,
     version=__version__,
-    description="Start, watch and steer Temporal workflows over REST.",
-    path="/openapi",
-    render_plugins=[JsonRenderPlugin()],
+    description=(
+        "Start, watch and steer Temporal workflows over REST.\n\n"
+        "Everything under `/api/v1` needs a bearer token with the scopes of the operation. "
+        f"Every error is one body, `{PROBLEM_JSON}` (RFC 9457), whose `error` is a stable code to act on."
+    ),
+    openapi_router=_Unserved("/openapi", route_handlers=[]),
     use_handler_docstrings=True,
     tags=[
         Tag("orders", "Orders: the worked business resource."),
@@ -32,9 +51,17 @@ OPENAPI = OpenAPIConfig(
         Tag("health", "Probes."),
     ],
     components=Components(
-        security_schemes={"bearer": SecurityScheme(type="http", scheme="bearer", bearer_format="JWT")}
+        security_schemes={"bearer": SecurityScheme(type="http", scheme="bearer", bearer_format="JWT")},
+        headers={
+            "X-Request-ID": _header("The caller's own, or a new one: names this request in the service's log."),
+            "Location": _header("The path of what was made."),
+            "Retry-After": _header("Seconds after which another try makes sense.", OpenAPIType.INTEGER),
+            "WWW-Authenticate": _header("What is wrong with the token (RFC 6750)."),
+        },
     ),
 )
+_ALWAYS = {"201": ("Location",)}
+_WITH_A_PROBLEM = {"401": ("WWW-Authenticate",), "429": ("Retry-After",), "503": ("Retry-After",)}
 
 # The pages run the bundled scripts; they may ask this service and nobody else.
 _CSP = "default-src 'self' 'unsafe-inline' blob: data:"
@@ -60,8 +87,8 @@ ASSETS = [
 class Welcome(msgspec.Struct):
     """What answers here."""
 
-    message: str
-    version: str
+    message: Annotated[str, Meta(examples=[TITLE])]
+    version: Annotated[str, Meta(examples=[__version__])]
 
 
 @get("/", operation_id="getRoot", summary="What answers here", tags=["health"], sync_to_thread=False)
@@ -88,6 +115,66 @@ def metrics(request: Request[Any, Any, Any], state: State) -> Response[bytes]:
     return Response(encode(state.metrics.registry), media_type=media_type)
 
 
+def _contract(app: Litestar) -> dict[str, Any]:
+    """The OpenAPI document: Litestar draws the paths; msgspec, which checks the bodies, describes them."""
+    document: Any = app.openapi_schema.to_schema()
+    schemas = document["components"]["schemas"]
+    # Litestar's own descriptions of structs lack docstrings, half of the bounds, and that no other field may come.
+    schemas.update(msgspec.json.schema_components(_structs(app), ref_template="#/components/schemas/{name}")[1])
+    for item in document["paths"].values():
+        for operation in item.values():
+            if body := operation.get("requestBody"):
+                _add_example(body, schemas)
+                schema = body["content"]["application/json"]["schema"]
+                body["required"] = {"type": "null"} not in schema.get("oneOf", ())
+            for status, response in operation["responses"].items():
+                names = ("X-Request-ID", *_ALWAYS.get(status, ()))
+                if PROBLEM_JSON in response.get("content", {}):
+                    names += _WITH_A_PROBLEM.get(status, ())
+                _add_example(response, schemas)
+                response["headers"] = {name: {"$ref": f"#/components/headers/{name}"} for name in names}
+    return document  # type: ignore[no-any-return]
+
+
+def _structs(app: Litestar) -> set[Any]:
+    """Every struct that an operation takes or answers."""
+    structs: set[Any] = set()
+    for route in app.routes:
+        for handler in route.route_handlers if isinstance(route, HTTPRoute) else ():
+            signature = handler.parsed_fn_signature
+            for field in (signature.return_type, signature.parameters.get("data", signature.return_type)):
+                structs.update(f.annotation for f in (field, *field.inner_types) if f.is_subclass_of(msgspec.Struct))
+            structs.update(spec.data_container for spec in (handler.responses or {}).values())
+    return structs
+
+
+def _add_example(body: Any, schemas: dict[str, Any]) -> None:
+    for content in body.get("content", {}).values():
+        for example in content.get("examples", {}).values():
+            del example["id"]  # Litestar's own, no part of OpenAPI
+        if "examples" not in content:
+            content["example"] = _example(content["schema"], schemas)
+
+
+def _example(schema: Any, schemas: dict[str, Any]) -> Any:
+    """A whole example, put together from those of the fields; an optional field without one is left out."""
+    if "examples" in schema:
+        return schema["examples"][0]
+    for choice in (*schema.get("anyOf", ()), *schema.get("oneOf", ())):
+        return _example(choice, schemas)
+    if "$ref" in schema:
+        return _example(schemas[schema["$ref"].rpartition("/")[2]], schemas)
+    if "enum" in schema:
+        return schema["enum"][0]
+    if schema.get("type") == "array":
+        return [_example(schema["items"], schemas)]
+    return {
+        name: _example(field, schemas)
+        for name, field in schema["properties"].items()
+        if name in schema["required"] or "examples" in field
+    }
+
+
 def _once(state: State, name: str, make: Callable[[], bytes]) -> bytes:
     """The schema is as old as the process: render each page once."""
     if name not in state:
@@ -99,20 +186,20 @@ def _once(state: State, name: str, make: Callable[[], bytes]) -> bytes:
 @get("/openapi.json", include_in_schema=False, sync_to_thread=False)
 def openapi_json(request: Request[Any, Any, Any], state: State) -> Response[bytes]:
     """The contract, OpenAPI 3.1."""
-    schema = _once(state, "openapi.json", lambda: msgspec.json.encode(request.app.openapi_schema.to_schema()))
+    schema = _once(state, "openapi.json", lambda: msgspec.json.encode(_contract(request.app)))
     return Response(schema, media_type="application/json")
 
 
 @get("/docs", include_in_schema=False, sync_to_thread=False)
 def swagger(request: Request[Any, Any, Any], state: State) -> Response[bytes]:
     """Swagger UI."""
-    return _page(_once(state, "docs", lambda: _SWAGGER.render(request, request.app.openapi_schema.to_schema())))
+    return _page(_once(state, "docs", lambda: _SWAGGER.render(request, _contract(request.app))))
 
 
 @get("/redoc", include_in_schema=False, sync_to_thread=False)
 def redoc(request: Request[Any, Any, Any], state: State) -> Response[bytes]:
     """ReDoc."""
-    return _page(_once(state, "redoc", lambda: _REDOC.render(request, request.app.openapi_schema.to_schema())))
+    return _page(_once(state, "redoc", lambda: _REDOC.render(request, _contract(request.app))))
 
 
 def _page(html: bytes) -> Response[bytes]:

@@ -6,13 +6,14 @@ from datetime import UTC, datetime
 from typing import Annotated, Any, Literal
 
 import msgspec
-from litestar import Controller, Response, get
+from litestar import Controller, get
 from litestar.datastructures import State
 from litestar.openapi.datastructures import ResponseSpec
 from msgspec import Meta
 
 from temporal_api import __version__
 from temporal_api.errors import Problem
+from temporal_api.requests import JSONResponse
 from temporal_api.temporal import Temporal
 
 CHECK_TIMEOUT_SECONDS = 2.0
@@ -25,9 +26,9 @@ class HealthStatus(msgspec.Struct):
     """What this service found when it asked."""
 
     status: Healthy
-    timestamp: datetime
-    services: dict[str, str]
-    version: str
+    timestamp: Annotated[datetime, Meta(tz=True, examples=["2026-01-31T12:00:00.123456Z"])]
+    services: Annotated[dict[str, str], Meta(examples=[{"temporal": "healthy", "orders_workers": "polling"}])]
+    version: Annotated[str, Meta(examples=["1.0.0"])]
 
 
 class ReadyStatus(msgspec.Struct):
@@ -83,6 +84,7 @@ async def _services(state: State) -> dict[str, str]:
 
 
 _UNAVAILABLE = "Temporal does not answer, or its namespace does not exist."
+_REASON = "unhealthy: no answer in time"
 
 
 class HealthController(Controller):
@@ -97,12 +99,12 @@ class HealthController(Controller):
         summary="Health in detail",
         responses={503: ResponseSpec(HealthStatus, description=_UNAVAILABLE, generate_examples=False)},
     )
-    async def health(self, state: State) -> Response[HealthStatus]:
+    async def health(self, state: State) -> JSONResponse[HealthStatus]:
         """Temporal is really asked. `orders_workers` tells whether a worker polls the orders queue."""
         services = await _services(state)
         healthy = services["temporal"] == "healthy"
         status = HealthStatus("healthy" if healthy else "unhealthy", datetime.now(UTC), services, __version__)
-        return Response(status, status_code=200 if healthy else 503)
+        return JSONResponse(status, status_code=200 if healthy else 503)
 
     @get(
         "/ready",
@@ -110,12 +112,12 @@ class HealthController(Controller):
         summary="Readiness probe",
         responses={503: ResponseSpec(ReadyStatus, description=_UNAVAILABLE, generate_examples=False)},
     )
-    async def ready(self, state: State) -> Response[ReadyStatus]:
+    async def ready(self, state: State) -> JSONResponse[ReadyStatus]:
         """200 when Temporal answers and the namespace exists."""
         temporal = (await _services(state))["temporal"]
         if temporal == "healthy":
-            return Response(ReadyStatus("ready"))
-        return Response(ReadyStatus("not_ready", f"temporal {temporal}"), status_code=503)
+            return JSONResponse(ReadyStatus("ready"))
+        return JSONResponse(ReadyStatus("not_ready", f"temporal {temporal}"), status_code=503)
 
     @get("/live", operation_id="getLive", summary="Liveness probe")
     async def live(self) -> LiveStatus:

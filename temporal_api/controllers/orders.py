@@ -11,13 +11,14 @@ from decimal import Decimal
 from typing import Annotated, Any, Literal
 
 import msgspec
-from litestar import Controller, Request, Response, get, post
+from litestar import Controller, Request, get, post
 from litestar.datastructures import State
-from litestar.params import FromPath, JSONBody
+from litestar.params import JSONBody, PathParameter
 from msgspec import Meta, Raw
 
 from temporal_api.auth import CurrentUser, User
 from temporal_api.errors import Problem, responses
+from temporal_api.requests import JSONResponse
 from temporal_api.temporal import COMPLETED, RUNNING, STATUS, TemporalClient, seconds_between
 
 WORKFLOW_TYPE = "order_processing"
@@ -27,6 +28,8 @@ MAX_PRICE = 10**12
 
 OrderStatus = Literal["pending", "confirmed", "processing", "shipped", "delivered", "cancelled"]
 NonEmpty = Annotated[str, Meta(min_length=1, max_length=1000)]
+OrderId = Annotated[str, PathParameter(description="The order's `id`.")]
+_ID = "0b9f3c1e-5d3c-4c56-9d0a-1f2f6b8f7a55"
 
 # A JSON number or a plain decimal string; what is captured is the number's own digits.
 _PRICE = re.compile(r'"0*(\d+(?:\.\d+)?)"|(\d+(?:\.\d+)?(?:[eE][+-]?\d{1,3})?)', re.ASCII)
@@ -42,16 +45,17 @@ _PRICE_SCHEMA = {
 class OrderItem(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     """One line of an order. `unit_price`: a JSON number or plain decimal string, 0 to 10^12, at most 6 decimals."""
 
-    id: NonEmpty
-    name: Annotated[str, Meta(max_length=1000)] = ""
-    sku: Annotated[str, Meta(max_length=1000)] = ""
-    quantity: Annotated[int, Meta(ge=1, le=1_000_000)]
+    id: Annotated[NonEmpty, Meta(examples=["item_1"])]
+    name: Annotated[str, Meta(max_length=1000, examples=["Mug"])] = ""
+    sku: Annotated[str, Meta(max_length=1000, examples=["MUG-1"])] = ""
+    quantity: Annotated[int, Meta(ge=1, le=1_000_000, examples=[2])]
     unit_price: Annotated[Raw, Meta(extra_json_schema=_PRICE_SCHEMA)]
 
     def __post_init__(self) -> None:
         """Check the price, and keep it as the caller's own digits, a JSON number: float never sees it."""
         text = bytes(self.unit_price).decode()
-        digits = _PRICE.fullmatch(text)
+        # The pattern backtracks: megabytes of zeros would hold up everyone. No price is as long as this.
+        digits = _PRICE.fullmatch(text) if len(text) <= 64 else None
         if digits is None:
             raise ValueError("unit_price: Expected a price from 0 to 10^12, such as 19.99")
         self.unit_price = Raw((digits[1] or digits[2]).encode())
@@ -70,40 +74,40 @@ class OrderItem(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
 class CreateOrderRequest(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     """An order as the caller places it."""
 
-    customer_id: NonEmpty
+    customer_id: Annotated[NonEmpty, Meta(examples=["cust_123"])]
     items: Annotated[list[OrderItem], Meta(min_length=1, max_length=1000)]
-    shipping_address: dict[str, str]
-    payment_method: NonEmpty
-    payment_details: dict[str, Raw]
+    shipping_address: Annotated[dict[str, str], Meta(examples=[{"street": "1 Main Street", "city": "Springfield"}])]
+    payment_method: Annotated[NonEmpty, Meta(examples=["card"])]
+    payment_details: Annotated[dict[str, Raw], Meta(examples=[{"card_token": "tok_visa"}])]
 
 
 class CancelOrderRequest(msgspec.Struct, forbid_unknown_fields=True):
     """Why an order is cancelled."""
 
-    reason: Annotated[str, Meta(min_length=1, max_length=500)] = "customer_request"
+    reason: Annotated[str, Meta(min_length=1, max_length=500, examples=["ordered twice"])] = "customer_request"
 
 
 class OrderResponse(msgspec.Struct, omit_defaults=True):
     """An order as it is now. `total_amount` is an exact decimal string; `reason` tells why it was cancelled."""
 
-    id: str
-    customer_id: str
-    status: OrderStatus
-    total_amount: Annotated[str, Meta(pattern=r"^\d+(\.\d+)?$", examples=["69.48"])]
-    created_at: datetime
-    workflow_id: str
+    id: Annotated[str, Meta(examples=[_ID])]
+    customer_id: Annotated[str, Meta(examples=["cust_123"])]
+    status: Annotated[OrderStatus, Meta(examples=["pending"])]
+    total_amount: Annotated[str, Meta(pattern=r"^\d+(\.\d+)?$", examples=["39.98"])]
+    created_at: Annotated[datetime, Meta(tz=True, examples=["2026-01-31T12:00:00.123456Z"])]
+    workflow_id: Annotated[str, Meta(examples=[ID_PREFIX + _ID])]
     reason: str | None = None
 
 
 class OrderStatusResponse(msgspec.Struct):
     """An order with the state of its run; `execution_time_seconds` is null while it runs."""
 
-    workflow_id: str
-    run_id: str
-    status: str
-    result: Raw
-    history_length: int
-    execution_time_seconds: float | None
+    workflow_id: Annotated[str, Meta(examples=[ID_PREFIX + _ID])]
+    run_id: Annotated[str, Meta(examples=["019ab3c4-7d1e-7f3a-8b55-0c2d4e6f8a10"])]
+    status: Annotated[str, Meta(examples=["RUNNING"])]
+    result: Annotated[Raw, Meta(description="What the run gave back: any JSON; null while it runs.", examples=[None])]
+    history_length: Annotated[int, Meta(examples=[11])]
+    execution_time_seconds: Annotated[float | None, Meta(examples=[None])]
     order: OrderResponse
 
 
@@ -181,7 +185,7 @@ class OrderController(Controller):
         state: State,
         user: CurrentUser,
         temporal: TemporalClient,
-    ) -> Response[OrderResponse]:
+    ) -> JSONResponse[OrderResponse]:
         """Start `order_processing` for it. The order goes on by itself; `Location` is where to look."""
         order_id = str(uuid.uuid4())
         workflow_id = ID_PREFIX + order_id
@@ -207,7 +211,7 @@ class OrderController(Controller):
             memo={ORDER_MEMO: order, STATUS_MEMO: _PENDING},
             search_attributes={"OrderOwner": user.sub, "OrderStatus": "pending"},
         )
-        return Response(
+        return JSONResponse(
             OrderResponse(order_id, data.customer_id, "pending", total, order.created_at, workflow_id),
             headers={"Location": f"/api/v1/orders/{order_id}"},
         )
@@ -219,9 +223,7 @@ class OrderController(Controller):
         summary="An order as it is now",
         responses=responses("order_not_found"),
     )
-    async def get_order(
-        self, order_id: FromPath[str], user: CurrentUser, temporal: TemporalClient
-    ) -> OrderStatusResponse:
+    async def get_order(self, order_id: OrderId, user: CurrentUser, temporal: TemporalClient) -> OrderStatusResponse:
         """Its status is the one that the workflow keeps, right while it runs and after its end."""
         order, run = await _read(temporal, user, order_id)
         result, seconds = Raw(b"null"), None
@@ -244,7 +246,7 @@ class OrderController(Controller):
     )
     async def cancel_order(
         self,
-        order_id: FromPath[str],
+        order_id: OrderId,
         user: CurrentUser,
         temporal: TemporalClient,
         data: JSONBody[CancelOrderRequest | None] = None,
@@ -256,7 +258,11 @@ class OrderController(Controller):
         try:
             await temporal.signal(order.workflow_id, run.execution.run_id, "cancel", [data or CancelOrderRequest()])
         except Problem as problem:
-            raise _not_cancellable(order) if problem.code == "workflow_completed" else problem from None
+            if problem.code != "workflow_completed":
+                raise
+            # It closed just now; say how.
+            order, _ = await _read(temporal, user, order_id)
+            raise _not_cancellable(order) from None
 
 
 def _not_cancellable(order: OrderResponse) -> Problem:

@@ -10,84 +10,93 @@ from typing import Annotated, Any
 from urllib.parse import quote
 
 import msgspec
-from litestar import Controller, Request, Response, get, post
+from litestar import Controller, Request, get, post
 from litestar.datastructures import State
-from litestar.params import FromPath, JSONBody, QueryParameter
+from litestar.params import JSONBody, PathParameter, QueryParameter
 from msgspec import UNSET, Meta, Raw, UnsetType
 
 from temporal_api.auth import CurrentUser, User
 from temporal_api.controllers import orders
 from temporal_api.errors import Problem, invalid, responses
+from temporal_api.requests import JSONResponse
 from temporal_api.temporal import RUNNING, STATUS, FailureInfo, TemporalClient, seconds_between
 
 NonEmpty = Annotated[str, Meta(min_length=1, max_length=1000)]
+PathId = Annotated[str, PathParameter(description="The workflow's id, percent-encoded: a slash is %2F.")]
 RunId = Annotated[str, QueryParameter(name="run_id", description="Pins one run; without it, the latest.")]
 Argument = Raw | UnsetType
 Arguments = list[Raw] | UnsetType
+
+# Fields of answers, with the examples that the documentation shows.
+_Id = Annotated[str, Meta(examples=["invoice-2041"])]
+_Run = Annotated[str, Meta(examples=["019ab3c4-7d1e-7f3a-8b55-0c2d4e6f8a10"])]
+_Status = Annotated[str, Meta(description="Temporal's name of it, such as RUNNING or COMPLETED.", examples=["RUNNING"])]
+_Result = Annotated[Raw, Meta(description="What it gave back: any JSON; null while it runs.", examples=[None])]
+_Time = Annotated[datetime, Meta(tz=True)]
 
 
 class WorkflowExecutionRequest(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     """A start. `input_data` is one argument; `args` is the argument list; neither: no argument."""
 
-    workflow_type: NonEmpty
-    task_queue: NonEmpty = "temporal-product-queue"
-    input_data: Argument = UNSET
+    workflow_type: Annotated[NonEmpty, Meta(examples=["send_invoice"])]
+    task_queue: Annotated[NonEmpty, Meta(examples=["invoices"])] = "temporal-product-queue"
+    input_data: Annotated[Argument, Meta(description="Any JSON.", examples=[{"invoice": 2041}])] = UNSET
     args: Arguments = UNSET
-    workflow_id: NonEmpty | None = None
+    workflow_id: Annotated[NonEmpty | None, Meta(examples=["invoice-2041"])] = None
     execution_timeout_seconds: Annotated[float, Meta(gt=0, le=315_360_000)] | None = 3600
 
 
 class WorkflowExecutionResponse(msgspec.Struct):
     """The run that was started."""
 
-    workflow_id: str
-    run_id: str
-    status: str
-    result: Raw
+    workflow_id: _Id
+    run_id: _Run
+    status: _Status
+    result: _Result
 
 
 class WorkflowStatusResponse(msgspec.Struct):
     """A run as Temporal has it now. `status` in Temporal's words; `execution_time_seconds` is null while it runs."""
 
-    workflow_id: str
-    run_id: str
-    workflow_type: str
-    task_queue: str
-    status: str
-    result: Raw
-    failure: FailureInfo | None
-    history_length: int
-    start_time: datetime
-    close_time: datetime | None
-    execution_time_seconds: float | None
+    workflow_id: _Id
+    run_id: _Run
+    workflow_type: Annotated[str, Meta(examples=["send_invoice"])]
+    task_queue: Annotated[str, Meta(examples=["invoices"])]
+    status: _Status
+    result: _Result
+    failure: Annotated[FailureInfo | None, Meta(examples=[None])]
+    history_length: Annotated[int, Meta(examples=[5])]
+    start_time: Annotated[_Time, Meta(examples=["2026-01-31T12:00:00.123456Z"])]
+    close_time: Annotated[_Time | None, Meta(examples=[None])]
+    execution_time_seconds: Annotated[float | None, Meta(examples=[None])]
 
 
 class SignalRequest(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     """A signal. `signal_input` is one argument; `signal_args` is the argument list; neither: no argument."""
 
-    signal_name: NonEmpty
-    signal_input: Argument = UNSET
+    signal_name: Annotated[NonEmpty, Meta(examples=["approve"])]
+    signal_input: Annotated[Argument, Meta(description="Any JSON.", examples=[{"by": "alice"}])] = UNSET
     signal_args: Arguments = UNSET
 
 
 class SignalResponse(msgspec.Struct):
     """The signal that was accepted."""
 
-    workflow_id: str
-    signal_name: str
+    workflow_id: _Id
+    signal_name: Annotated[str, Meta(examples=["approve"])]
 
 
 class QueryRequest(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     """A query. An array in `query_args` is the argument list; anything else is one argument."""
 
-    query_name: NonEmpty
-    query_args: Argument = UNSET
+    query_name: Annotated[NonEmpty, Meta(examples=["progress"])]
+    query_args: Annotated[Argument, Meta(description="Any JSON.", examples=[["in percent"]])] = UNSET
 
 
 class QueryResponse(msgspec.Struct):
     """What the workflow answered."""
 
-    result: Raw
+    result: Annotated[Raw, Meta(description="Any JSON.", examples=[{"percent": 40}])]
 
 
 def _arguments(names: tuple[str, str], one: Argument, many: Arguments) -> list[Raw]:
@@ -134,7 +143,7 @@ class WorkflowController(Controller):
         state: State,
         user: CurrentUser,
         temporal: TemporalClient,
-    ) -> Response[WorkflowExecutionResponse]:
+    ) -> JSONResponse[WorkflowExecutionResponse]:
         """Start it and return at once; `Location` is where to look."""
         args = _arguments(("input_data", "args"), data.input_data, data.args)
         _check_allowed("workflow type", data.workflow_type, state.settings.allowed_workflow_types)
@@ -153,7 +162,7 @@ class WorkflowController(Controller):
             args=args,
             execution_timeout=timedelta(seconds=seconds) if seconds else None,
         )
-        return Response(
+        return JSONResponse(
             WorkflowExecutionResponse(workflow_id, started.run_id, "RUNNING", Raw(b"null")),
             headers={"Location": f"/api/v1/workflows/{quote(workflow_id, safe='')}"},
         )
@@ -166,7 +175,7 @@ class WorkflowController(Controller):
         responses=responses("workflow_not_found"),
     )
     async def get_workflow(
-        self, workflow_id: FromPath[str], user: CurrentUser, temporal: TemporalClient, run_id: RunId = ""
+        self, workflow_id: PathId, user: CurrentUser, temporal: TemporalClient, run_id: RunId = ""
     ) -> WorkflowStatusResponse:
         """Status, and the result or the failure once it is closed. A run that failed is a 200 that says so."""
         _check_reserved(user, workflow_id)
@@ -203,7 +212,7 @@ class WorkflowController(Controller):
     )
     async def signal_workflow(
         self,
-        workflow_id: FromPath[str],
+        workflow_id: PathId,
         data: JSONBody[SignalRequest],
         user: CurrentUser,
         temporal: TemporalClient,
@@ -225,7 +234,7 @@ class WorkflowController(Controller):
     )
     async def query_workflow(
         self,
-        workflow_id: FromPath[str],
+        workflow_id: PathId,
         data: JSONBody[QueryRequest],
         user: CurrentUser,
         temporal: TemporalClient,

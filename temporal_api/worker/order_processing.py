@@ -190,9 +190,7 @@ class OrderProcessing:
         except asyncio.CancelledError:
             # The run's status, as the API tells the reason of a run that ended without its workflow's doing.
             self._stop = self._stop or "CANCELED"
-            outcome = await work
-            if outcome.status == "delivered":  # The cancellation came together with the end.
-                return outcome
+            await work
             raise
 
     @workflow.signal
