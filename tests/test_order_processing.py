@@ -1,10 +1,11 @@
 """The order workflow against a real Temporal: every end an order can come to, and what is undone on the way there."""
 
 import asyncio
+import contextlib
 import json
 import logging
 import uuid
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from datetime import timedelta
 from decimal import Decimal
 from pathlib import Path
@@ -28,15 +29,15 @@ from temporalio.worker import Replayer, Worker
 
 from temporal_api.temporal import DATA_CONVERTER
 from temporal_api.worker import StandIns, create_worker
-from temporal_api.worker.order_processing import ORDER_STATUS, STATUS_MEMO, STEPS, Order, OrderProcessing
+from temporal_api.worker.order_processing import ORDER_STATUS, STATUS_MEMO, Order, OrderProcessing
 
 pytestmark = pytest.mark.anyio
 
 Handle = WorkflowHandle[Any, Any]
 
 HISTORIES = json.loads(Path(__file__).with_name("histories").joinpath("order_processing.json").read_text())
-STEP_NAMES = [step.do.__name__ for step in STEPS]
-UNDO_NAMES = {step.do.__name__: step.undo.__name__ for step in STEPS if step.undo}
+STEP_NAMES = ["reserve_inventory", "charge_payment", "ship", "deliver"]
+UNDO_NAMES = {"reserve_inventory": "release_inventory", "charge_payment": "refund_payment", "ship": "recall_shipment"}
 PENDING = {"status": "pending", "reason": None}
 
 
@@ -120,10 +121,11 @@ async def told(handle: Handle) -> list[tuple[str, str | None]]:
     return [(memo["status"], memo["reason"]) for memo in map(json.loads, (payload.data for payload in payloads))]
 
 
-async def recorded(handle: Handle, event_type: EventType.ValueType) -> None:
-    """Wait until the run's history holds such an event."""
+async def recorded(handle: Handle, event_type: EventType.ValueType, times: int = 1) -> None:
+    """Wait until the run's history holds so many such events."""
     async for event in handle.fetch_history_events(wait_new_event=True):
-        if event.event_type == event_type:
+        times -= event.event_type == event_type
+        if times == 0:
             return
 
 
@@ -147,7 +149,7 @@ async def test_delivers(client: Client, task_queue: str) -> None:
         said = await handle.query("status")
     assert result == {"order_id": placed["id"], "status": "delivered"}
     assert said == {"status": "delivered", "reason": None}
-    assert shop.calls == STEP_NAMES == ["reserve_inventory", "charge_payment", "ship", "deliver"]
+    assert shop.calls == STEP_NAMES
     assert await told(handle) == [(status, None) for status in ("confirmed", "processing", "shipped", "delivered")]
     assert await (await handle.describe()).memo_value(STATUS_MEMO) == said
 
@@ -204,6 +206,15 @@ async def test_refusal_cancels(
     assert shop.calls == calls
     assert await told(handle) == [*before, ("cancelled", reason)]
     assert await run_status(handle) == WorkflowExecutionStatus.COMPLETED
+
+
+async def test_refusal_is_final_by_its_type(client: Client, task_queue: str) -> None:
+    """A refusal that forgets to say that it is not to be retried is not retried either."""
+    shop = Shop(charge_payment=[ApplicationError("no", type="PaymentDeclined")])
+    async with create_worker(client, task_queue, shop):
+        result = await (await start(client, task_queue)).result()
+    assert (result["status"], result["reason"]) == ("cancelled", "payment_declined")
+    assert shop.calls == ["reserve_inventory", "charge_payment", "release_inventory"]
 
 
 @pytest.mark.parametrize("step", STEP_NAMES)
@@ -309,41 +320,52 @@ async def test_cancel_during_a_step(client: Client, task_queue: str, step: str) 
     assert await run_status(handle) == WorkflowExecutionStatus.COMPLETED
 
 
+async def decided_at_once(
+    client: Client, task_queue: str, step: str, cancel: Callable[[Handle], Awaitable[None]], cancel_first: bool
+) -> tuple[Handle, Shop]:
+    """Let a step end and a cancel come while no worker decides, in that order or the other; then let one decide."""
+    shop = Shop(hold=step)
+    does = [getattr(shop, name) for name in (*STEP_NAMES, *UNDO_NAMES.values())]
+
+    def decider() -> Worker:
+        return Worker(client, task_queue=task_queue, workflows=[OrderProcessing], max_cached_workflows=0)
+
+    async with Worker(client, task_queue=task_queue, activities=does):
+        async with decider():
+            handle = await start(client, task_queue)
+            await shop.held.wait()
+        if cancel_first:
+            await cancel(handle)
+        shop.let_go.set()
+        await recorded(handle, EventType.EVENT_TYPE_ACTIVITY_TASK_COMPLETED, times=len(shop.calls))
+        if not cancel_first:
+            await cancel(handle)
+        async with decider():
+            await recorded(handle, EventType.EVENT_TYPE_WORKFLOW_TASK_COMPLETED, times=len(up_to(step)) + 1)
+            with contextlib.suppress(WorkflowFailureError):
+                await handle.result()
+    return handle, shop
+
+
 @pytest.mark.parametrize("cancel_first", [True, False])
 @pytest.mark.parametrize("step", ["reserve_inventory", "charge_payment", "ship"])
 async def test_cancel_between_two_steps(client: Client, task_queue: str, step: str, cancel_first: bool) -> None:
     """A cancel that the workflow learns of together with a step's end, on either side of it, is honoured."""
-    shop = Shop(hold=step)
-    does = [getattr(shop, name) for name in (*STEP_NAMES, *UNDO_NAMES.values())]
-
-    def workflows() -> Worker:
-        return Worker(client, task_queue=task_queue, workflows=[OrderProcessing], max_cached_workflows=0)
-
-    async with Worker(client, task_queue=task_queue, activities=does):
-        async with workflows():
-            handle = await start(client, task_queue)
-            await shop.held.wait()
-        # Nobody decides now: what happens is recorded, in our order, and decided on at once by the next worker.
-        if cancel_first:
-            await handle.signal("cancel")
-        shop.let_go.set()
-        async for event in handle.fetch_history_events(wait_new_event=True):
-            if event.event_type == EventType.EVENT_TYPE_ACTIVITY_TASK_COMPLETED:
-                scheduled = event.activity_task_completed_event_attributes.scheduled_event_id
-                if shop.calls.index(step) == _nth_activity(await handle.fetch_history(), scheduled):
-                    break
-        if not cancel_first:
-            await handle.signal("cancel")
-        async with workflows():
-            result = await handle.result()
-    assert (result["status"], result["reason"]) == ("cancelled", "customer_request")
+    handle, shop = await decided_at_once(client, task_queue, step, lambda order: order.signal("cancel"), cancel_first)
+    assert await run_status(handle) == WorkflowExecutionStatus.COMPLETED
     assert shop.calls == up_to(step)
-    assert "shipped" not in [status for status, _ in await told(handle)]
+    statuses = await told(handle)
+    assert statuses[-1] == ("cancelled", "customer_request")
+    assert ("shipped", None) not in statuses
 
 
-def _nth_activity(history: WorkflowHistory, scheduled_event_id: int) -> int:
-    scheduled = [e.event_id for e in history.events if e.event_type == EventType.EVENT_TYPE_ACTIVITY_TASK_SCHEDULED]
-    return scheduled.index(scheduled_event_id)
+@pytest.mark.parametrize("cancel_first", [True, False])
+async def test_temporal_cancellation_with_the_end(client: Client, task_queue: str, cancel_first: bool) -> None:
+    """Temporal's cancellation that comes together with the delivery: memo and run status still say the same."""
+    handle, shop = await decided_at_once(client, task_queue, "deliver", lambda order: order.cancel(), cancel_first)
+    assert await run_status(handle) == WorkflowExecutionStatus.CANCELED
+    assert shop.calls == up_to("deliver")
+    assert (await told(handle))[-1] == ("cancelled", "CANCELED")
 
 
 async def test_cancel_ends_the_retries(client: Client, task_queue: str) -> None:
