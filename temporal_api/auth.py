@@ -4,12 +4,14 @@ Every route handler names the scope it needs (`@get(..., scope="orders:read")`);
 """
 
 import asyncio
+import logging
 import time
 from collections.abc import Iterable
 from typing import Any
 
 import jwt
 import msgspec
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import ec, ed448, ed25519, rsa
 from cryptography.hazmat.primitives.serialization import load_pem_public_key
 from jwt import PyJWK, PyJWKClient, PyJWKSet
@@ -24,13 +26,15 @@ from temporal_api.settings import DEFAULT_ASYMMETRIC_ALGORITHMS, Settings, Setti
 
 REMEMBERED_TOKENS = 4096
 """Verified tokens kept, so that a token is checked once and not at every request."""
-REMEMBERED_SECONDS = 300.0
-"""A key taken out of the JWKS stops working within this time."""
+REMEMBERED_SECONDS = 60.0
+JWKS_REFRESH_SECONDS = 240.0
+"""How old keys may be. One taken out of the JWKS stops working within this time and `REMEMBERED_SECONDS`."""
 JWKS_COOLDOWN_SECONDS = 30.0
 """However many tokens with unknown key ids come, the JWKS is asked at most this often."""
-JWKS_REFRESH_SECONDS = 300.0
 JWKS_TIMEOUT_SECONDS = 5.0
 TOKEN_MAX_CHARS = 16_384
+
+log = logging.getLogger(__name__)
 
 
 class User(msgspec.Struct, frozen=True):
@@ -48,21 +52,22 @@ class JWKS:
         self._client = PyJWKClient(url, cache_jwk_set=False, timeout=JWKS_TIMEOUT_SECONDS)
         self._keys: dict[str | None, PyJWK] = {}
         self._tried_at = self._fetched_at = float("-inf")
+        self._away = False
         self._fetching: asyncio.Task[None] | None = None
 
     async def key(self, kid: str | None) -> PyJWK:
-        """The key of that id, asking the issuer when it is new. Raises Problem."""
+        """The key of that id, asking the issuer when it is new or may be out of date. Raises Problem."""
         found = self._keys.get(kid)
         now = time.monotonic()
-        if found is not None:
-            if now - self._fetched_at > JWKS_REFRESH_SECONDS:
-                self._fetch(now)  # nobody waits for it
+        if found is not None and now - self._fetched_at < JWKS_REFRESH_SECONDS:
             return found
-        if (fetching := self._fetch(now)) is not None:
+        fetching = self._fetch(now)
+        # A known key waits only for an issuer that answered the last time.
+        if fetching is not None and (found is None or not self._away):
             await asyncio.shield(fetching)  # shared: a caller that goes away does not cancel it for the others
         if (found := self._keys.get(kid)) is not None:
             return found
-        if self._fetched_at < self._tried_at:
+        if self._away:
             raise Problem("auth_unavailable", "The keys that tokens are checked with cannot be had now; try again.")
         raise _invalid("its key id is not known")
 
@@ -74,13 +79,20 @@ class JWKS:
 
     async def _fetch_keys(self) -> None:
         try:
-            keys = PyJWKSet.from_dict(await asyncio.to_thread(self._client.fetch_data)).keys
-        except (jwt.PyJWTError, OSError, ValueError):
-            return  # told by `_fetched_at`; the old keys stay
+            async with asyncio.timeout(JWKS_TIMEOUT_SECONDS):  # the client's own is for each read
+                answer = await asyncio.to_thread(self._client.fetch_data)
+            keys = {
+                k.key_id: k
+                for k in PyJWKSet.from_dict(answer).keys
+                if k.public_key_use in (None, "sig") and k.key_type != "oct"
+            }
+        except Exception as error:  # whatever the issuer sends: the old keys stay
+            log.warning("the JWKS cannot be had: %s: %s", type(error).__name__, error)
+            self._away = True
+        else:
+            self._keys, self._fetched_at, self._away = keys, time.monotonic(), False
         finally:
             self._fetching = None
-        self._keys = {k.key_id: k for k in keys if k.public_key_use in (None, "sig") and k.key_type != "oct"}
-        self._fetched_at = time.monotonic()
 
 
 class Verifier:
@@ -107,7 +119,11 @@ class Verifier:
         if settings.jwt_audience:
             required.append("aud")
         # Without an audience of our own, a token's audience is not ours to judge.
-        self._options: Any = {"require": required, "verify_aud": bool(settings.jwt_audience)}
+        self._options: Any = {
+            "require": required,
+            "verify_aud": bool(settings.jwt_audience),
+            "enforce_minimum_key_length": True,
+        }
 
     async def user(self, token: str) -> User:
         """The verified caller. Raises Problem: `invalid_token`, `expired_token`, `auth_unavailable`."""
@@ -131,8 +147,9 @@ class Verifier:
                 header = jwt.get_unverified_header(token)
                 if header.get("alg") not in algorithms:  # before anything is fetched for it
                     raise _invalid("its algorithm is not accepted")
-                key = await self._jwks.key(header.get("kid"))
-                algorithms = tuple(a for a in algorithms if a in _algorithms_of(key))
+                jwk = await self._jwks.key(header.get("kid"))
+                # PyJWK itself takes an RSA key without `alg` for RS256 only.
+                key, algorithms = jwk.key, tuple(a for a in algorithms if a in _algorithms_of(jwk))
             claims = jwt.decode(
                 token,
                 key,
@@ -153,7 +170,7 @@ class Verifier:
             raise _invalid("it comes from another issuer") from None
         except jwt.ImmatureSignatureError:
             raise _invalid("it is not valid yet") from None
-        except (jwt.PyJWTError, ValueError, TypeError, RecursionError):
+        except (jwt.PyJWTError, ValueError, TypeError, OverflowError, RecursionError):
             raise _invalid("it cannot be verified") from None
         if not isinstance(subject, str) or not subject or len(subject) > 255 or not subject.isprintable():
             raise _invalid("its sub claim names nobody")
@@ -164,7 +181,7 @@ def _public_key(pem: str) -> tuple[Any, tuple[str, ...]]:
     """The key and the beginnings of the algorithms it can be used with."""
     try:
         key = load_pem_public_key(pem.encode())
-    except ValueError:
+    except (ValueError, UnsupportedAlgorithm):
         raise SettingsError("JWT_PUBLIC_KEY: not a PEM public key (-----BEGIN PUBLIC KEY-----)") from None
     if isinstance(key, rsa.RSAPublicKey):
         if key.key_size < 2048:
@@ -184,8 +201,8 @@ _JWK_CURVES = {"P-256": "ES256", "P-384": "ES384", "P-521": "ES512"}
 def _algorithms_of(key: PyJWK) -> tuple[str, ...]:
     """What a JWK may be used with, by its type and not by the token's word; its own `alg` narrows it (RFC 7517 4.4)."""
     data = key._jwk_data
-    if "alg" in data:
-        return (str(data["alg"]),)
+    if alg := data.get("alg"):
+        return (str(alg),)
     match data.get("kty"):
         case "RSA":
             return ("RS256", "RS384", "RS512", "PS256", "PS384", "PS512")
@@ -235,11 +252,9 @@ class Authenticate:
         needed = scope["route_handler"].opt.get("scope", "")
         allowed = (needed,) if isinstance(needed, str) else needed
         if user.scopes.isdisjoint(allowed):
-            raise Problem(
-                "insufficient_scope",
-                f"The token needs the scope {' or '.join(allowed) or '(none is enough)'}.",
-                {"WWW-Authenticate": f'Bearer realm="temporal_api", error="insufficient_scope", scope="{allowed[0]}"'},
-            )
+            needs = " or ".join(allowed) or "(none is enough)"
+            challenge = f'Bearer realm="temporal_api", error="insufficient_scope", scope="{" ".join(allowed[:1])}"'
+            raise Problem("insufficient_scope", f"The token needs the scope {needs}.", {"WWW-Authenticate": challenge})
         decode_path_params(scope)
         await self._app(scope, receive, send)
 

@@ -4,13 +4,17 @@ Temporal's own connection settings (`TEMPORAL_ADDRESS`, `TEMPORAL_NAMESPACE`, `T
 are read by the SDK's `temporalio.envconfig`; the others are the fields below, upper-cased.
 """
 
+import os.path
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
 import msgspec
 from msgspec import Meta, field
 from temporalio.envconfig import ClientConfigProfile
+from temporalio.service import TLSConfig
 
 DEFAULT_TEMPORAL_ADDRESS = "localhost:7233"
 
@@ -19,8 +23,8 @@ ASYMMETRIC_ALGORITHMS = ("RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "
 DEFAULT_ASYMMETRIC_ALGORITHMS = ("RS256", "PS256", "ES256", "EdDSA")
 
 Port = Annotated[int, Meta(ge=0, le=65535)]
-Seconds = Annotated[float, Meta(ge=0, le=86400)]
-PositiveSeconds = Annotated[float, Meta(gt=0, le=86400)]
+# As a browser sends it: no user, no path, lower case.
+Origin = Annotated[str, Meta(pattern=r"^https?://[^\s/*@?#A-Z]+$")]
 
 
 class SettingsError(ValueError):
@@ -32,7 +36,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, rename=str.upper):
 
     host: str = "127.0.0.1"
     port: Port = 8000
-    jwt_jwks_url: Annotated[str, Meta(pattern="^https?://[^/]+")] | None = None
+    jwt_jwks_url: str | None = None
     jwt_public_key: str | None = None
     jwt_secret: Annotated[str, Meta(min_length=32)] | None = None
     jwt_algorithms: tuple[str, ...] = ()
@@ -40,14 +44,14 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, rename=str.upper):
     jwt_audience: str | None = None
     jwt_scopes_claim: str = "scope"
     jwt_leeway_seconds: Annotated[float, Meta(ge=0, le=600)] = 30
-    allowed_origins: tuple[Annotated[str, Meta(pattern="^https?://[^/*]+$")], ...] = ()
+    allowed_origins: tuple[Origin, ...] = ()
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["json", "console"] = "json"
     orders_task_queue: str = "temporal-product-queue"
-    orders_execution_timeout_seconds: Annotated[int, Meta(ge=1)] = 7200
+    orders_execution_timeout_seconds: Annotated[int, Meta(ge=1, le=315_360_000)] = 7200
     allowed_workflow_types: tuple[str, ...] = ()
     allowed_task_queues: tuple[str, ...] = ()
-    rpc_timeout_seconds: PositiveSeconds = 10
+    rpc_timeout_seconds: Annotated[float, Meta(ge=0.1, le=86_400)] = 10
     max_body_bytes: Annotated[int, Meta(ge=1024)] = 2 * 1024 * 1024
     temporal: dict[str, Any] = field(name="", default_factory=dict)
     """Arguments of the SDK's `Client.connect`; no environment variable has an empty name."""
@@ -57,11 +61,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, rename=str.upper):
         return "Settings(...)"
 
 
+_NAMES = {f.encode_name for f in msgspec.structs.fields(Settings) if f.encode_name}
 _LISTS = {f.encode_name for f in msgspec.structs.fields(Settings) if isinstance(f.default, tuple)}
 # Where msgspec's own words would not tell what is right.
 _EXPECTED = {
     "ALLOWED_ORIGINS": "expected origins such as https://shop.example, comma-separated, with no path and no wildcard",
-    "JWT_JWKS_URL": "expected an http or https address",
     "JWT_SECRET": "too short, expected 32 random bytes or more",
     "LOG_FORMAT": "expected json or console",
     "LOG_LEVEL": "expected debug, info, warning or error",
@@ -73,7 +77,15 @@ def from_env(environ: Mapping[str, str], *, keys_needed: bool = True) -> Setting
 
     Raises SettingsError.
     """
-    values: dict[str, Any] = {name: value for name, value in environ.items() if name and value.strip()}
+    # The SDK looks for its profile file below the home folder; a service account may have none.
+    has_no_file = not environ.keys() & {"TEMPORAL_CONFIG_FILE", "HOME", "XDG_CONFIG_HOME"}
+    environ = {k: v for k, v in environ.items() if (k in _NAMES or k.startswith("TEMPORAL_")) and v.strip()}
+    for name, value in environ.items():
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            raise SettingsError(f"{name}: expected text in UTF-8") from None
+    values: dict[str, Any] = dict(environ)
     for name in _LISTS & values.keys():
         values[name] = [part.strip() for part in values[name].split(",") if part.strip()]
     for name in ("LOG_LEVEL", "LOG_FORMAT"):
@@ -87,7 +99,7 @@ def from_env(environ: Mapping[str, str], *, keys_needed: bool = True) -> Setting
         problem = problem.replace("`int`", "a whole number").replace("`float`", "a number").replace("`str`", "text")
         raise SettingsError(f"{name}: {_EXPECTED.get(name, problem)}") from None
     settings = msgspec.structs.replace(
-        settings, jwt_public_key=_pem(settings.jwt_public_key), temporal=_temporal(environ)
+        settings, jwt_public_key=_pem(settings.jwt_public_key), temporal=_temporal(environ, disable_file=has_no_file)
     )
     if keys_needed:
         _check_jwt(settings)
@@ -116,36 +128,80 @@ def _check_jwt(settings: Settings) -> None:
     for algorithm in settings.jwt_algorithms:
         if algorithm not in known:
             raise SettingsError(
-                f"JWT_ALGORITHMS: {algorithm} does not go with {keys[0].upper()}, which takes {', '.join(known)}"
+                f"JWT_ALGORITHMS: {algorithm!r} does not go with {keys[0].upper()}, which takes {', '.join(known)}"
             )
     # RFC 7518 3.2: the key of an HMAC is at least as long as its hash.
     longest = max((int(a[2:]) // 8 for a in settings.jwt_algorithms if a.startswith("HS")), default=32)
     if settings.jwt_secret and len(settings.jwt_secret.encode()) < longest:
         raise SettingsError(f"JWT_SECRET: is too short for JWT_ALGORITHMS: use {longest} random bytes or more")
-    if settings.jwt_jwks_url and not (settings.jwt_issuer and settings.jwt_audience):
-        missing = "JWT_AUDIENCE" if settings.jwt_issuer else "JWT_ISSUER"
-        raise SettingsError(f"{missing}: required with JWT_JWKS_URL, or any token of that issuer would pass")
+    if settings.jwt_jwks_url:
+        if not _is_http_address(settings.jwt_jwks_url):
+            raise SettingsError("JWT_JWKS_URL: expected an http or https address, with no user and no password")
+        if not (settings.jwt_issuer and settings.jwt_audience):
+            missing = "JWT_AUDIENCE" if settings.jwt_issuer else "JWT_ISSUER"
+            raise SettingsError(f"{missing}: required with JWT_JWKS_URL, or any token of that issuer would pass")
 
 
-def _temporal(environ: Mapping[str, str]) -> dict[str, Any]:
+def _is_http_address(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+        port = parts.port  # raises ValueError, as a half IPv6 address does
+    except ValueError:
+        return False
+    plain = re.fullmatch(r"[!-~]+", url) and parts.username is None and port != 0
+    return bool(plain and parts.scheme in ("http", "https") and parts.hostname)
+
+
+_ADDRESS = re.compile(r"(?:[^\s/:@?#%\[\]]+|\[[0-9A-Fa-f:.]+\]):([0-9]{1,5})")
+
+
+def _temporal(environ: Mapping[str, str], disable_file: bool) -> dict[str, Any]:
+    """What the SDK would accept and then fail at every call for, or read as something else, is refused here."""
     file = environ.get("TEMPORAL_CONFIG_FILE")
-    if file and not Path(file).is_file():  # the SDK takes a missing file for an empty one
-        raise SettingsError(f"TEMPORAL_CONFIG_FILE: there is no file {file}")
+    if file and not os.path.isfile(file):  # unlike Path.is_file(), true or false whatever the text
+        raise SettingsError("TEMPORAL_CONFIG_FILE: there is no such file")
+    if environ.get("TEMPORAL_TLS", "true").lower() not in ("true", "false", "1", "0"):
+        raise SettingsError("TEMPORAL_TLS: expected true or false")
     try:
         profile = ClientConfigProfile.load(
-            environ.get("TEMPORAL_PROFILE"), override_env_vars=dict(environ), disable_file=_no_config_file(environ)
+            environ.get("TEMPORAL_PROFILE"), override_env_vars=environ, disable_file=disable_file
         )
         config: dict[str, Any] = {"target_host": DEFAULT_TEMPORAL_ADDRESS, **profile.to_client_connect_config()}
     except OSError as error:
-        raise SettingsError(f"TEMPORAL_TLS_*: cannot read {error.filename}: {error.strerror}") from None
+        name = next((k for k, v in environ.items() if Path(v) == Path(error.filename)), "TEMPORAL_CONFIG_FILE")
+        # The path is not repeated: it may be a key that was taken for one.
+        raise SettingsError(f"{name}: cannot read the file it names: {error.strerror}") from None
     except (RuntimeError, ValueError) as error:
-        raise SettingsError(f"TEMPORAL_*: {str(error).splitlines()[0]}") from None
-    host, colon, port = config["target_host"].rpartition(":")
-    if not colon or not host or not port.isdigit() or "/" in host:
+        problem = str(error).partition("\n")[0]  # its other lines quote the file, secrets and all
+        named = re.search(r"TEMPORAL_\w+", problem)
+        guess = "TEMPORAL_PROFILE" if problem.startswith("Profile ") else "TEMPORAL_CONFIG_FILE"
+        raise SettingsError(f"{named[0] if named else guess}: {problem}") from None
+    address = _ADDRESS.fullmatch(config["target_host"])
+    if address is None or not 0 < int(address[1]) < 65536:
         raise SettingsError("TEMPORAL_ADDRESS: expected host:port, such as localhost:7233")
+    if not re.fullmatch("[!-~]*", config.get("api_key", "")):
+        raise SettingsError("TEMPORAL_API_KEY: expected visible ASCII characters, with no space and no line break")
+    for name, value in config.get("rpc_metadata", {}).items():
+        if not re.fullmatch("[a-z0-9_.-]+(?<!-bin)", name) or not re.fullmatch("[ -~]+", value):
+            variable = name.upper().replace("-", "_")
+            raise SettingsError(f"TEMPORAL_GRPC_META_{variable}: expected a name and a value that a header can carry")
+    if isinstance(tls := config.get("tls"), TLSConfig):
+        _check_tls(tls, environ)
     return config
 
 
-def _no_config_file(environ: Mapping[str, str]) -> bool:
-    # The SDK's default profile file is looked for below the home folder; a service account may have none.
-    return "TEMPORAL_CONFIG_FILE" not in environ and "HOME" not in environ and "XDG_CONFIG_HOME" not in environ
+def _check_tls(tls: TLSConfig, environ: Mapping[str, str]) -> None:
+    pems = {
+        "TEMPORAL_TLS_SERVER_CA_CERT": (tls.server_root_ca_cert, "CERTIFICATE"),
+        "TEMPORAL_TLS_CLIENT_CERT": (tls.client_cert, "CERTIFICATE"),
+        "TEMPORAL_TLS_CLIENT_KEY": (tls.client_private_key, "(RSA |EC )?PRIVATE KEY"),
+    }
+    for stem, (pem, kind) in pems.items():
+        if pem is not None and not re.search(f"-----BEGIN {kind}-----".encode(), pem):
+            name = next((k for k in (f"{stem}_PATH", f"{stem}_DATA") if k in environ), "TEMPORAL_CONFIG_FILE")
+            what = "an unencrypted private key" if stem.endswith("KEY") else "a certificate"
+            raise SettingsError(f"{name}: expected {what} in PEM")
+    if tls.client_cert and not tls.client_private_key:
+        raise SettingsError("TEMPORAL_TLS_CLIENT_KEY_PATH: required with a client certificate")
+    if tls.client_private_key and not tls.client_cert:
+        raise SettingsError("TEMPORAL_TLS_CLIENT_CERT_PATH: required with a client key")

@@ -9,6 +9,7 @@ import msgspec
 from litestar import Controller, get
 from litestar.datastructures import State
 from litestar.openapi.datastructures import ResponseSpec
+from litestar.openapi.spec import Example
 from msgspec import Meta
 
 from temporal_api import __version__
@@ -18,6 +19,8 @@ from temporal_api.temporal import Temporal
 
 CHECK_TIMEOUT_SECONDS = 2.0
 CHECK_EVERY_SECONDS = 1.0
+
+_SILENT = "unhealthy: no answer in time"
 
 Healthy = Literal["healthy", "unhealthy"]
 
@@ -31,10 +34,12 @@ class HealthStatus(msgspec.Struct):
     version: Annotated[str, Meta(examples=["1.0.0"])]
 
 
-class ReadyStatus(msgspec.Struct):
+class ReadyStatus(msgspec.Struct, omit_defaults=True):
     """Whether requests may come."""
 
-    status: Annotated[Literal["ready", "not_ready"], Meta(description="`ready` with 200, `not_ready` with 503.")]
+    status: Annotated[
+        Literal["ready", "not_ready"], Meta(description="`ready` with 200, `not_ready` with 503.", examples=["ready"])
+    ]
     reason: str | None = None
 
 
@@ -64,15 +69,15 @@ class HealthCheck:
         return self._services
 
     async def _ask(self) -> None:
-        temporal, workers = "healthy", "unknown"
+        temporal, workers = _SILENT, "unknown"
         try:
             async with asyncio.timeout(CHECK_TIMEOUT_SECONDS):
                 await self._temporal.check()
+                temporal = "healthy"
                 workers = "polling" if await self._temporal.has_pollers(self._queue) else "none"
-        except TimeoutError:
-            temporal = "unhealthy: no answer in time"
-        except Problem as problem:
-            temporal = f"unhealthy: {problem.code}"
+        except (TimeoutError, Problem) as error:  # a question about workers that fails is told, and no more
+            if temporal != "healthy" and isinstance(error, Problem):
+                temporal = f"unhealthy: {error.code}"
         finally:
             self._asking = None
         self._services = {"temporal": temporal, "orders_workers": workers}
@@ -83,8 +88,19 @@ async def _services(state: State) -> dict[str, str]:
     return await check.services()
 
 
-_UNAVAILABLE = "Temporal does not answer, or its namespace does not exist."
-_REASON = "unhealthy: no answer in time"
+def _unavailable(answer: msgspec.Struct) -> dict[int, ResponseSpec]:
+    """For OpenAPI: what a probe answers with 503."""
+    return {
+        503: ResponseSpec(
+            type(answer),
+            description="Temporal does not answer, or its namespace does not exist.",
+            generate_examples=False,
+            examples=[Example(id="unavailable", value=msgspec.to_builtins(answer))],
+        )
+    }
+
+
+_THEN = datetime(2026, 1, 31, 12, tzinfo=UTC)
 
 
 class HealthController(Controller):
@@ -97,7 +113,7 @@ class HealthController(Controller):
     @get(
         operation_id="getHealth",
         summary="Health in detail",
-        responses={503: ResponseSpec(HealthStatus, description=_UNAVAILABLE, generate_examples=False)},
+        responses=_unavailable(HealthStatus("unhealthy", _THEN, {"temporal": _SILENT}, __version__)),
     )
     async def health(self, state: State) -> JSONResponse[HealthStatus]:
         """Temporal is really asked. `orders_workers` tells whether a worker polls the orders queue."""
@@ -110,7 +126,7 @@ class HealthController(Controller):
         "/ready",
         operation_id="getReady",
         summary="Readiness probe",
-        responses={503: ResponseSpec(ReadyStatus, description=_UNAVAILABLE, generate_examples=False)},
+        responses=_unavailable(ReadyStatus("not_ready", f"temporal {_SILENT}")),
     )
     async def ready(self, state: State) -> JSONResponse[ReadyStatus]:
         """200 when Temporal answers and the namespace exists."""

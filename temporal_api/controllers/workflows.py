@@ -23,7 +23,14 @@ from temporal_api.temporal import RUNNING, STATUS, FailureInfo, TemporalClient, 
 
 NonEmpty = Annotated[str, Meta(min_length=1, max_length=1000)]
 PathId = Annotated[str, PathParameter(description="The workflow's id, percent-encoded: a slash is %2F.")]
-RunId = Annotated[str, QueryParameter(name="run_id", description="Pins one run; without it, the latest.")]
+RunId = Annotated[
+    str,
+    QueryParameter(
+        name="run_id",
+        description="Pins one run; without it, the latest.",
+        pattern="^([0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12})?$",
+    ),
+]
 Argument = Raw | UnsetType
 Arguments = list[Raw] | UnsetType
 
@@ -43,7 +50,7 @@ class WorkflowExecutionRequest(msgspec.Struct, forbid_unknown_fields=True, kw_on
     input_data: Annotated[Argument, Meta(description="Any JSON.", examples=[{"invoice": 2041}])] = UNSET
     args: Arguments = UNSET
     workflow_id: Annotated[NonEmpty | None, Meta(examples=["invoice-2041"])] = None
-    execution_timeout_seconds: Annotated[float, Meta(gt=0, le=315_360_000)] | None = 3600
+    execution_timeout_seconds: Annotated[float, Meta(ge=0.001, le=315_360_000)] | None = 3600
 
 
 class WorkflowExecutionResponse(msgspec.Struct):
@@ -230,7 +237,7 @@ class WorkflowController(Controller):
         status_code=200,
         operation_id="queryWorkflow",
         summary="Ask a workflow",
-        responses=responses("workflow_not_found", "query_failed", "no_worker", body=True),
+        responses=responses("workflow_not_found", "query_failed", "no_worker", "workflow_task_failing", body=True),
     )
     async def query_workflow(
         self,
@@ -243,7 +250,10 @@ class WorkflowController(Controller):
         """Its worker answers; names that begin with `__` need the scope `workflows:admin`."""
         _check_reserved(user, workflow_id)
         if data.query_name.startswith("__") and "workflows:admin" not in user.scopes:
-            raise Problem("insufficient_scope", "Queries that begin with __ need the scope workflows:admin.")
+            needed = "workflows:admin"
+            challenge = f'Bearer realm="temporal_api", error="insufficient_scope", scope="{needed}"'
+            message = f"Queries that begin with __ need the scope {needed}."
+            raise Problem("insufficient_scope", message, {"WWW-Authenticate": challenge})
         return QueryResponse(
             await temporal.query(workflow_id, run_id, data.query_name, _query_arguments(data.query_args))
         )

@@ -213,9 +213,8 @@ class OrderProcessing:
         without_payment = msgspec.structs.replace(order, payment_details={})
         begun: list[Step] = []
         for step in STEPS:
-            if self._stop is None and await self._do(
-                step, order if step.do is StandIns.charge_payment else without_payment
-            ):
+            argument = order if step.do is StandIns.charge_payment else without_payment
+            if self._stop is None and await self._do(step, argument):
                 begun.append(step)
             if self._stop is not None:
                 await self._undo(begun, without_payment)

@@ -1,7 +1,6 @@
-"""Temporal: the one place that knows gRPC. Connection, JSON payloads, deadlines, and what its failures mean in HTTP."""
+"""The connection, and the calls that handlers make: each with a deadline, each failing only with a Problem."""
 
 import asyncio
-import base64
 import logging
 import time
 import uuid
@@ -10,7 +9,6 @@ from datetime import timedelta
 from typing import Any, TypeVar
 
 import msgspec
-import temporalio.converter
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -25,9 +23,7 @@ from temporalio.api.enums.v1 import (
     WorkflowIdReusePolicy,
 )
 from temporalio.api.errordetails.v1 import (
-    NamespaceNotFoundFailure,
     QueryFailedFailure,
-    WorkflowExecutionAlreadyStartedFailure,
 )
 from temporalio.api.failure.v1 import Failure
 from temporalio.api.history.v1 import HistoryEvent
@@ -45,73 +41,27 @@ from temporalio.api.workflowservice.v1 import (
 )
 from temporalio.client import Client
 from temporalio.runtime import Runtime
-from temporalio.service import GrpcCompression, RetryConfig, RPCError, RPCStatusCode
+from temporalio.service import GrpcCompression, RetryConfig, RPCError
 
 from temporal_api.auth import CurrentUser
 from temporal_api.errors import Problem
 from temporal_api.settings import Settings
+from temporal_api.temporal.failures import (
+    FailureInfo,
+    detail_of,
+    failure_kind,
+    gateway_problem,
+    problem_of,
+    start_problem,
+)
+from temporal_api.temporal.payloads import DATA_CONVERTER, JSON_METADATA, raw_json
 
 log = logging.getLogger(__name__)
 
 Response = TypeVar("Response", bound=Message)
 
-# Prices stay JSON numbers with all their digits, in Temporal as in HTTP.
-_ENCODER = msgspec.json.Encoder(decimal_format="number")
-_JSON = {"encoding": b"json/plain"}
-
 UNINDEXED_SECONDS = 300
 """How long a start is tried without search attributes that the namespace was found not to have."""
-
-
-class JSONPayloadConverter(temporalio.converter.EncodingPayloadConverter):
-    """JSON by msgspec: structs and Decimals as they are, `msgspec.Raw` byte for byte in both directions."""
-
-    @property
-    def encoding(self) -> str:
-        """Temporal's name of plain JSON."""
-        return "json/plain"
-
-    def to_payload(self, value: object) -> Payload | None:
-        """Encode any value that msgspec can."""
-        return Payload(metadata=_JSON, data=bytes(value) if isinstance(value, msgspec.Raw) else _ENCODER.encode(value))
-
-    def from_payload(self, payload: Payload, type_hint: type | None = None) -> object:
-        """Decode into the type that is asked for."""
-        if type_hint is msgspec.Raw:
-            return msgspec.Raw(payload.data)
-        return msgspec.json.decode(payload.data, type=type_hint or object)
-
-
-class PayloadConverter(temporalio.converter.CompositePayloadConverter):
-    """Temporal's default converters with their JSON one replaced."""
-
-    def __init__(self) -> None:
-        super().__init__(
-            *(
-                JSONPayloadConverter() if isinstance(c, temporalio.converter.JSONPlainPayloadConverter) else c
-                for c in temporalio.converter.DefaultPayloadConverter.default_encoding_payload_converters
-            )
-        )
-
-
-DATA_CONVERTER = temporalio.converter.DataConverter(payload_converter_class=PayloadConverter)
-
-
-def raw_json(payload: Payload) -> msgspec.Raw:
-    """A payload as JSON, byte for byte; one that JSON cannot carry as `{"metadata": ..., "data": base64}`."""
-    encoding = payload.metadata.get("encoding")
-    if encoding == b"binary/null":
-        return msgspec.Raw(b"null")
-    if encoding == b"json/plain":
-        try:  # a Python worker may have written NaN, or bytes that are not UTF-8
-            payload.data.decode()
-            msgspec.json.decode(payload.data)
-        except (ValueError, RecursionError):
-            pass
-        else:
-            return msgspec.Raw(payload.data)
-    metadata = {k: v.decode("utf-8", "replace") for k, v in payload.metadata.items()}
-    return msgspec.Raw(msgspec.json.encode({"metadata": metadata, "data": base64.b64encode(payload.data).decode()}))
 
 
 class Started(msgspec.Struct, frozen=True):
@@ -121,68 +71,9 @@ class Started(msgspec.Struct, frozen=True):
     new: bool
 
 
-class FailureInfo(msgspec.Struct, omit_defaults=True):
-    """Why a run failed: Temporal's failure without its stack trace."""
-
-    type: str
-    message: str
-    details: list[msgspec.Raw] = []
-    cause: "FailureInfo | None" = None
-
-
 STATUS = {value: name.removeprefix("WORKFLOW_EXECUTION_STATUS_") for name, value in WorkflowExecutionStatus.items()}
 RUNNING = WorkflowExecutionStatus.WORKFLOW_EXECUTION_STATUS_RUNNING
 COMPLETED = WorkflowExecutionStatus.WORKFLOW_EXECUTION_STATUS_COMPLETED
-
-# What Temporal's failures mean to an HTTP caller; a status that is not here is Temporal's own defect.
-_CODES = {
-    RPCStatusCode.CANCELLED: "temporal_timeout",  # how the SDK reports some deadlines
-    RPCStatusCode.DEADLINE_EXCEEDED: "temporal_timeout",
-    RPCStatusCode.NOT_FOUND: "workflow_not_found",
-    RPCStatusCode.ALREADY_EXISTS: "workflow_already_exists",
-    RPCStatusCode.RESOURCE_EXHAUSTED: "temporal_overloaded",
-    RPCStatusCode.UNAVAILABLE: "temporal_connection_error",
-    RPCStatusCode.INVALID_ARGUMENT: "validation_error",
-}
-_MESSAGES = {
-    "temporal_timeout": "Temporal did not answer in time. What was asked may still happen: look before asking again.",
-    "temporal_overloaded": "Temporal is at its limit; try again later.",
-    "temporal_connection_error": "Temporal cannot be reached now; try again.",
-    "temporal_error": "Temporal refused or failed the request; the operators of this service can tell why.",
-    "payload_too_large": "The data is larger than Temporal takes.",
-}
-_TOO_LARGE = ("exceeds size limit", "exceeds limit", "larger than max", "too large")
-
-
-def _problem(error: RPCError, workflow_id: str | None, run_id: str | None) -> Problem:
-    code = _CODES.get(error.status, "temporal_error")
-    text = error.message.lower()
-    if code in ("validation_error", "temporal_overloaded") and any(t in text for t in _TOO_LARGE):
-        # A too large message is also reported as RESOURCE_EXHAUSTED.
-        code = "payload_too_large" if "size" in text or "message" in text else code
-    elif code == "workflow_not_found" and (_detail(error, NamespaceNotFoundFailure) or workflow_id is None):
-        code = "temporal_error"
-    elif error.status is RPCStatusCode.FAILED_PRECONDITION and "poller" in text:
-        code = "no_worker"
-    message = _MESSAGES.get(code, error.message)
-    if code == "workflow_not_found":
-        message = f"There is no workflow {workflow_id!r}" + (f" with the run {run_id!r}." if run_id else ".")
-    elif code == "no_worker":
-        message = "No worker is there to answer; start one, or try again."
-    if code == "temporal_error":
-        log.error("Temporal failed: %s %s", error.status.name, error.message)
-    return Problem(code, message, source="temporal", workflow_id=workflow_id, run_id=run_id)
-
-
-Detail = TypeVar("Detail", bound=Message)
-
-
-def _detail(error: RPCError, kind: type[Detail]) -> Detail | None:
-    for packed in error.grpc_status.details:
-        detail = kind()
-        if packed.Unpack(detail):
-            return detail
-    return None
 
 
 def connect(settings: Settings, runtime: Runtime) -> Awaitable[Client]:
@@ -225,11 +116,11 @@ class Temporal:
             async with asyncio.timeout(self._seconds):
                 return await rpc(request, retry=True, timeout=self._timeout)
         except RPCError as error:
-            raise _problem(error, workflow_id, run_id) from error
+            raise problem_of(error, workflow_id, run_id) from error
         except TimeoutError as error:
-            raise _gateway_problem("temporal_timeout", workflow_id) from error
+            raise gateway_problem("temporal_timeout", workflow_id) from error
         except RuntimeError as error:  # a lazy connect that failed
-            raise _gateway_problem("temporal_connection_error", workflow_id) from error
+            raise gateway_problem("temporal_connection_error", workflow_id) from error
 
     async def _payloads(self, values: Iterable[object]) -> Payloads:
         payloads = [self._to_payload(value) for value in values]
@@ -285,7 +176,7 @@ class Temporal:
                 request.ClearField("search_attributes")
                 response = await self._call(self._service.start_workflow_execution, request, workflow_id)
         except Problem as problem:
-            raise _start_problem(problem) from problem.__cause__
+            raise start_problem(problem) from problem.__cause__
         return Started(response.run_id, response.started)
 
     async def describe(self, workflow_id: str, run_id: str = "") -> DescribeWorkflowExecutionResponse:
@@ -346,7 +237,7 @@ class Temporal:
             response = await self._call(self._service.query_workflow, request, workflow_id, run_id)
         except Problem as problem:
             cause = problem.__cause__
-            if not isinstance(cause, RPCError) or _detail(cause, QueryFailedFailure) is None:
+            if not isinstance(cause, RPCError) or detail_of(cause, QueryFailedFailure) is None:
                 raise
             raise Problem("query_failed", cause.message, source="workflow", workflow_id=workflow_id) from None
         return await self.result(response.query_result.payloads)
@@ -360,7 +251,7 @@ class Temporal:
 
     async def failure(self, failure: Failure) -> FailureInfo:
         """A failure as the caller may see it: never a stack trace."""
-        info, details = _failure_kind(failure)
+        info, details = failure_kind(failure)
         decoded = await self._decoded(details)
         return FailureInfo(
             type=info,
@@ -396,21 +287,6 @@ class Temporal:
         return bool(response.pollers)
 
 
-def _gateway_problem(code: str, workflow_id: str | None) -> Problem:
-    return Problem(code, _MESSAGES[code], source="gateway", workflow_id=workflow_id)
-
-
-def _start_problem(problem: Problem) -> Problem:
-    cause = problem.__cause__
-    if problem.code == "workflow_already_exists" and isinstance(cause, RPCError):
-        existing = _detail(cause, WorkflowExecutionAlreadyStartedFailure)
-        problem.message = f"The workflow {problem.details['workflow_id']!r} exists already; take another id."
-        problem.details["run_id"] = existing.run_id if existing else None
-    elif problem.code == "validation_error":
-        return Problem("workflow_start_error", f"Temporal refuses this start: {problem.message}", **problem.details)
-    return problem
-
-
 def _duration(value: timedelta | None) -> Duration | None:
     if value is None:
         return None
@@ -420,23 +296,7 @@ def _duration(value: timedelta | None) -> Duration | None:
 
 
 def _keyword(value: str) -> Payload:
-    return Payload(metadata={**_JSON, "type": b"Keyword"}, data=msgspec.json.encode(value))
-
-
-def _failure_kind(failure: Failure) -> tuple[str, Iterable[Payload]]:
-    """The failure's type in words, and its details."""
-    match failure.WhichOneof("failure_info"):
-        case "application_failure_info":
-            info = failure.application_failure_info
-            return info.type or "ApplicationError", info.details.payloads
-        case "timeout_failure_info":
-            return "Timeout", failure.timeout_failure_info.last_heartbeat_details.payloads
-        case "canceled_failure_info":
-            return "Canceled", failure.canceled_failure_info.details.payloads
-        case None:
-            return "Failure", ()
-        case kind:
-            return kind.removesuffix("_failure_info").title().replace("_", ""), ()
+    return Payload(metadata={**JSON_METADATA, "type": b"Keyword"}, data=msgspec.json.encode(value))
 
 
 def seconds_between(start: Timestamp, end: Timestamp) -> float:

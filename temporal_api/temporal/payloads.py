@@ -1,0 +1,64 @@
+"""Payloads: JSON by msgspec into Temporal and out of it, byte for byte."""
+
+import base64
+
+import msgspec
+import temporalio.converter
+from temporalio.api.common.v1 import Payload
+
+# Prices stay JSON numbers with all their digits, in Temporal as in HTTP.
+_ENCODER = msgspec.json.Encoder(decimal_format="number")
+JSON_METADATA = {"encoding": b"json/plain"}
+
+
+class JSONPayloadConverter(temporalio.converter.EncodingPayloadConverter):
+    """JSON by msgspec: structs and Decimals as they are, `msgspec.Raw` byte for byte in both directions."""
+
+    @property
+    def encoding(self) -> str:
+        """Temporal's name of plain JSON."""
+        return "json/plain"
+
+    def to_payload(self, value: object) -> Payload | None:
+        """Encode any value that msgspec can."""
+        return Payload(
+            metadata=JSON_METADATA, data=bytes(value) if isinstance(value, msgspec.Raw) else _ENCODER.encode(value)
+        )
+
+    def from_payload(self, payload: Payload, type_hint: type | None = None) -> object:
+        """Decode into the type that is asked for."""
+        if type_hint is msgspec.Raw:
+            return msgspec.Raw(payload.data)
+        return msgspec.json.decode(payload.data, type=type_hint or object)
+
+
+class PayloadConverter(temporalio.converter.CompositePayloadConverter):
+    """Temporal's default converters with their JSON one replaced."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            *(
+                JSONPayloadConverter() if isinstance(c, temporalio.converter.JSONPlainPayloadConverter) else c
+                for c in temporalio.converter.DefaultPayloadConverter.default_encoding_payload_converters
+            )
+        )
+
+
+DATA_CONVERTER = temporalio.converter.DataConverter(payload_converter_class=PayloadConverter)
+
+
+def raw_json(payload: Payload) -> msgspec.Raw:
+    """A payload as JSON, byte for byte; one that JSON cannot carry as `{"metadata": ..., "data": base64}`."""
+    encoding = payload.metadata.get("encoding")
+    if encoding == b"binary/null":
+        return msgspec.Raw(b"null")
+    if encoding == b"json/plain":
+        try:  # a Python worker may have written NaN, or bytes that are not UTF-8
+            payload.data.decode()
+            msgspec.json.decode(payload.data)
+        except (ValueError, RecursionError):
+            pass
+        else:
+            return msgspec.Raw(payload.data)
+    metadata = {k: v.decode("utf-8", "replace") for k, v in payload.metadata.items()}
+    return msgspec.Raw(msgspec.json.encode({"metadata": metadata, "data": base64.b64encode(payload.data).decode()}))
