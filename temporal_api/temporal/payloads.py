@@ -55,7 +55,7 @@ def raw_json(payload: Payload) -> msgspec.Raw:
     if encoding == b"json/plain":
         try:  # a Python worker may have written NaN, or bytes that are not UTF-8
             payload.data.decode()
-            msgspec.json.decode(payload.data)
+            msgspec.json.decode(payload.data, type=msgspec.Raw)
         except (ValueError, RecursionError):
             pass
         else:
