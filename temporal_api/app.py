@@ -24,6 +24,7 @@ from temporal_api.errors import EXCEPTION_HANDLERS
 from temporal_api.observe import Metrics, Observe
 from temporal_api.requests import JSONRequest, JSONResponse
 from temporal_api.settings import Settings
+from temporal_api.waiting import Waits
 
 RESOURCES = [OrderController, WorkflowController]
 
@@ -62,6 +63,7 @@ def _connected(settings: Settings, metrics: Metrics) -> Callable[[Litestar], Abs
     async def lifespan(app: Litestar) -> AsyncIterator[None]:
         client = await temporal.connect(settings, metrics.runtime())
         app.state.temporal = temporal.Temporal(client, settings.rpc_timeout_seconds)
+        app.state.waits = Waits(settings.max_open_waits)
         app.state.health = HealthCheck(app.state.temporal, settings.orders_task_queue)
         draining = asyncio.create_task(metrics.drain_forever())
         try:

@@ -94,27 +94,31 @@ class Temporal:
     """Temporal's workflow service as the handlers use it: every call has a deadline, every failure is a Problem."""
 
     def __init__(self, client: Client, rpc_timeout_seconds: float) -> None:
-        self._service = client.workflow_service
-        self._namespace = client.namespace
-        self._identity = client.identity
+        self.service = client.workflow_service
+        self.namespace = client.namespace
+        self.identity = client.identity
         self._to_payload = client.data_converter.payload_converter.to_payload
         self._codec = client.data_converter.payload_codec
         self._unindexed_until = float("-inf")
-        self._seconds = rpc_timeout_seconds
         self._timeout = timedelta(seconds=rpc_timeout_seconds)
 
-    async def _call(
+    async def call(
         self,
         rpc: Callable[..., Awaitable[Response]],
         request: Message,
         workflow_id: str | None = None,
         run_id: str | None = None,
+        seconds: float | None = None,
     ) -> Response:
-        """One call, retries included, within the deadline. Raises Problem, and RPCError never."""
+        """One call, retries included, within the deadline (`seconds`, else RPC_TIMEOUT_SECONDS).
+
+        Raises Problem, and RPCError never.
+        """
+        limit = self._timeout if seconds is None else timedelta(seconds=seconds)
         try:
             # The SDK's own timeout is for one attempt; connecting has none.
-            async with asyncio.timeout(self._seconds):
-                return await rpc(request, retry=True, timeout=self._timeout)
+            async with asyncio.timeout(limit.total_seconds()):
+                return await rpc(request, retry=True, timeout=limit)
         except RPCError as error:
             raise problem_of(error, workflow_id, run_id) from error
         except TimeoutError as error:
@@ -122,15 +126,17 @@ class Temporal:
         except RuntimeError as error:  # a lazy connect that failed
             raise gateway_problem("temporal_connection_error", workflow_id) from error
 
-    async def _payloads(self, values: Iterable[object]) -> Payloads:
+    async def payloads(self, values: Iterable[object]) -> Payloads:
+        """Arguments as Temporal keeps them."""
         payloads = [self._to_payload(value) for value in values]
         return Payloads(payloads=await self._codec.encode(payloads) if self._codec else payloads)
 
     async def _memo(self, fields: Mapping[str, object]) -> Memo:
-        payloads = await self._payloads(fields.values())
+        payloads = await self.payloads(fields.values())
         return Memo(fields=dict(zip(fields, payloads.payloads, strict=True)))
 
-    async def _decoded(self, payloads: Iterable[Payload]) -> Iterable[Payload]:
+    async def decoded(self, payloads: Iterable[Payload]) -> Iterable[Payload]:
+        """Payloads as their senders meant them."""
         return await self._codec.decode(list(payloads)) if self._codec else payloads
 
     async def start(
@@ -149,13 +155,13 @@ class Temporal:
         `search_attributes` are keywords, and left out while the namespace does not have them.
         """
         request = StartWorkflowExecutionRequest(
-            namespace=self._namespace,
+            namespace=self.namespace,
             workflow_id=workflow_id,
             workflow_type=WorkflowType(name=workflow_type),
             task_queue=TaskQueue(name=task_queue),
-            input=await self._payloads(args),
+            input=await self.payloads(args),
             workflow_execution_timeout=_duration(execution_timeout),
-            identity=self._identity,
+            identity=self.identity,
             # Temporal answers the SDK's retry of this request with the run that the first try started.
             request_id=str(uuid.uuid4()),
             workflow_id_reuse_policy=WorkflowIdReusePolicy.WORKFLOW_ID_REUSE_POLICY_REJECT_DUPLICATE,
@@ -166,7 +172,7 @@ class Temporal:
                 request.search_attributes.indexed_fields[name].CopyFrom(_keyword(value))
         try:
             try:
-                response = await self._call(self._service.start_workflow_execution, request, workflow_id)
+                response = await self.call(self.service.start_workflow_execution, request, workflow_id)
             except Problem as problem:
                 if not request.HasField("search_attributes") or "search attribute" not in problem.message:
                     raise
@@ -174,17 +180,17 @@ class Temporal:
                 log.warning("The namespace lacks the search attributes of orders: run temporal-api setup.")
                 self._unindexed_until = time.monotonic() + UNINDEXED_SECONDS
                 request.ClearField("search_attributes")
-                response = await self._call(self._service.start_workflow_execution, request, workflow_id)
+                response = await self.call(self.service.start_workflow_execution, request, workflow_id)
         except Problem as problem:
             raise start_problem(problem) from problem.__cause__
         return Started(response.run_id, response.started)
 
     async def describe(self, workflow_id: str, run_id: str = "") -> DescribeWorkflowExecutionResponse:
         """The run's state as Temporal has it now. Raises Problem: `workflow_not_found`, ..."""
-        return await self._call(
-            self._service.describe_workflow_execution,
+        return await self.call(
+            self.service.describe_workflow_execution,
             DescribeWorkflowExecutionRequest(
-                namespace=self._namespace, execution=WorkflowExecution(workflow_id=workflow_id, run_id=run_id)
+                namespace=self.namespace, execution=WorkflowExecution(workflow_id=workflow_id, run_id=run_id)
             ),
             workflow_id,
             run_id,
@@ -192,10 +198,10 @@ class Temporal:
 
     async def close_event(self, workflow_id: str, run_id: str) -> HistoryEvent | None:
         """The last event of a closed run; None while it runs."""
-        response = await self._call(
-            self._service.get_workflow_execution_history,
+        response = await self.call(
+            self.service.get_workflow_execution_history,
             GetWorkflowExecutionHistoryRequest(
-                namespace=self._namespace,
+                namespace=self.namespace,
                 execution=WorkflowExecution(workflow_id=workflow_id, run_id=run_id),
                 history_event_filter_type=HistoryEventFilterType.HISTORY_EVENT_FILTER_TYPE_CLOSE_EVENT,
             ),
@@ -208,15 +214,15 @@ class Temporal:
     async def signal(self, workflow_id: str, run_id: str, name: str, args: Iterable[object]) -> None:
         """Send a signal. Raises Problem: `workflow_not_found`, `workflow_completed`, ..."""
         request = SignalWorkflowExecutionRequest(
-            namespace=self._namespace,
+            namespace=self.namespace,
             workflow_execution=WorkflowExecution(workflow_id=workflow_id, run_id=run_id),
             signal_name=name,
-            input=await self._payloads(args),
-            identity=self._identity,
+            input=await self.payloads(args),
+            identity=self.identity,
             request_id=str(uuid.uuid4()),
         )
         try:
-            await self._call(self._service.signal_workflow_execution, request, workflow_id, run_id)
+            await self.call(self.service.signal_workflow_execution, request, workflow_id, run_id)
         except Problem as problem:
             if problem.code != "workflow_not_found":
                 raise
@@ -229,12 +235,12 @@ class Temporal:
     async def query(self, workflow_id: str, run_id: str, name: str, args: Iterable[object]) -> msgspec.Raw:
         """Ask a worker. Raises Problem: `workflow_not_found`, `query_failed`, `no_worker`, `temporal_timeout`, ..."""
         request = QueryWorkflowRequest(
-            namespace=self._namespace,
+            namespace=self.namespace,
             execution=WorkflowExecution(workflow_id=workflow_id, run_id=run_id),
-            query=WorkflowQuery(query_type=name, query_args=await self._payloads(args)),
+            query=WorkflowQuery(query_type=name, query_args=await self.payloads(args)),
         )
         try:
-            response = await self._call(self._service.query_workflow, request, workflow_id, run_id)
+            response = await self.call(self.service.query_workflow, request, workflow_id, run_id)
         except Problem as problem:
             cause = problem.__cause__
             if not isinstance(cause, RPCError) or detail_of(cause, QueryFailedFailure) is None:
@@ -244,7 +250,7 @@ class Temporal:
 
     async def result(self, payloads: Iterable[Payload]) -> msgspec.Raw:
         """What a workflow gave back: none is null, one is itself, more are a list."""
-        values = [raw_json(payload) for payload in await self._decoded(payloads)]
+        values = [raw_json(payload) for payload in await self.decoded(payloads)]
         if len(values) == 1:
             return values[0]
         return msgspec.Raw(msgspec.json.encode(values) if values else b"null")
@@ -252,7 +258,7 @@ class Temporal:
     async def failure(self, failure: Failure) -> FailureInfo:
         """A failure as the caller may see it: never a stack trace."""
         info, details = failure_kind(failure)
-        decoded = await self._decoded(details)
+        decoded = await self.decoded(details)
         return FailureInfo(
             type=info,
             message=failure.message,
@@ -265,21 +271,21 @@ class Temporal:
         if key not in memo.fields:
             return None
         try:
-            (payload,) = await self._decoded([memo.fields[key]])
+            (payload,) = await self.decoded([memo.fields[key]])
             return msgspec.json.decode(payload.data, type=kind)
         except (msgspec.MsgspecError, UnicodeDecodeError):
             return None
 
     async def check(self) -> None:
         """Temporal answers and the namespace exists, or Problem."""
-        await self._call(self._service.describe_namespace, DescribeNamespaceRequest(namespace=self._namespace))
+        await self.call(self.service.describe_namespace, DescribeNamespaceRequest(namespace=self.namespace))
 
     async def has_pollers(self, task_queue: str) -> bool:
         """Whether a worker has asked this queue for workflow tasks in the last minutes."""
-        response = await self._call(
-            self._service.describe_task_queue,
+        response = await self.call(
+            self.service.describe_task_queue,
             DescribeTaskQueueRequest(
-                namespace=self._namespace,
+                namespace=self.namespace,
                 task_queue=TaskQueue(name=task_queue),
                 task_queue_type=TaskQueueType.TASK_QUEUE_TYPE_WORKFLOW,
             ),
