@@ -19,14 +19,17 @@ from temporal_api.auth import USER, Authenticate, Verifier
 from temporal_api.controllers import docs
 from temporal_api.controllers.health import HealthCheck, HealthController
 from temporal_api.controllers.orders import OrderController
+from temporal_api.controllers.workflow_history import WorkflowHistoryController
 from temporal_api.controllers.workflows import WorkflowController
 from temporal_api.errors import EXCEPTION_HANDLERS
 from temporal_api.observe import Metrics, Observe
+from temporal_api.page_tokens import PageTokens
 from temporal_api.requests import JSONRequest, JSONResponse
 from temporal_api.settings import Settings
+from temporal_api.temporal.history import Feeds
 from temporal_api.waiting import Waits
 
-RESOURCES = [OrderController, WorkflowController]
+RESOURCES = [OrderController, WorkflowController, WorkflowHistoryController]
 
 EXPOSED_HEADERS = ["Location", "ETag", "Retry-After", "X-Request-ID", "Idempotent-Replayed", "Preference-Applied"]
 
@@ -52,7 +55,7 @@ def create_app(settings: Settings) -> Litestar:
         openapi_config=docs.OPENAPI,
         plugins=docs.PLUGINS,
         logging_config=None,  # observe.py logs requests, errors.py logs defects
-        state=State({"settings": settings, "metrics": metrics}),
+        state=State({"settings": settings, "metrics": metrics, "page_tokens": PageTokens(settings)}),
     )
     app.asgi_handler = Observe(app.asgi_handler, metrics)
     return app
@@ -64,6 +67,7 @@ def _connected(settings: Settings, metrics: Metrics) -> Callable[[Litestar], Abs
         client = await temporal.connect(settings, metrics.runtime())
         app.state.temporal = temporal.Temporal(client, settings.rpc_timeout_seconds)
         app.state.waits = Waits(settings.max_open_waits)
+        app.state.feeds = Feeds(app.state.temporal)
         app.state.health = HealthCheck(app.state.temporal, settings.orders_task_queue)
         draining = asyncio.create_task(metrics.drain_forever())
         try:

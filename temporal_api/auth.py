@@ -84,7 +84,7 @@ class JWKS:
             keys = {
                 k.key_id: k
                 for k in PyJWKSet.from_dict(answer).keys
-                if k.public_key_use in (None, "sig") and k.key_type != "oct"
+                if k.public_key_use in (None, "sig") and k.key_type != "oct" and isinstance(k.key_id, str | None)
             }
         except Exception as error:  # whatever the issuer sends: the old keys stay
             log.warning("the JWKS cannot be had: %s: %s", type(error).__name__, error)
@@ -124,6 +124,10 @@ class Verifier:
             "verify_aud": bool(settings.jwt_audience),
             "enforce_minimum_key_length": True,
         }
+
+    def __deepcopy__(self, memo: object) -> "Verifier":
+        """Litestar copies what stands before a route for each route: they all share one verifier."""
+        return self
 
     async def user(self, token: str) -> User:
         """The verified caller. Raises Problem: `invalid_token`, `expired_token`, `auth_unavailable`."""
@@ -222,7 +226,7 @@ def _scopes(claims: dict[str, Any], path: str) -> frozenset[str]:
     if isinstance(value, str):
         return frozenset(value.split())
     if isinstance(value, list):
-        return frozenset(scope for scope in value if isinstance(scope, str))
+        return frozenset(scope for scope in value if isinstance(scope, str) and scope)
     return frozenset()
 
 
@@ -249,7 +253,7 @@ class Authenticate:
         """Set `scope["user"]`, or raise Problem."""
         user = await self._verifier.user(_bearer(scope["headers"]))
         scope["user"] = user
-        needed = scope["route_handler"].opt.get("scope", "")
+        needed = scope["route_handler"].opt.get("scope", ())
         allowed = (needed,) if isinstance(needed, str) else needed
         if user.scopes.isdisjoint(allowed):
             needs = " or ".join(allowed) or "(none is enough)"

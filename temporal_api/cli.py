@@ -12,7 +12,8 @@ import time
 import urllib.request
 from collections.abc import AsyncIterator, Coroutine, Generator
 from contextlib import AsyncExitStack, asynccontextmanager
-from typing import Any
+from types import FrameType
+from typing import Any, cast
 
 import click
 import jwt
@@ -23,13 +24,12 @@ from temporalio.api.operatorservice.v1 import AddSearchAttributesRequest, ListSe
 from temporalio.client import Client
 
 from temporal_api.app import create_app
-from temporal_api.devserver import TemporalNotFound, dev_server, free_port
+from temporal_api.devserver import SEARCH_ATTRIBUTES, TemporalNotFound, dev_server, free_port
 from temporal_api.observe import configure_logging
 from temporal_api.settings import Settings, SettingsError, from_env
 from temporal_api.temporal import DATA_CONVERTER
 from temporal_api.worker import StandIns, create_worker
 
-SEARCH_ATTRIBUTES = ("OrderOwner", "OrderStatus")
 DEV_SCOPES = "orders:read orders:write workflows:read workflows:write workflows:admin"
 DEV_ORDER = {
     "customer_id": "cust_123",
@@ -39,7 +39,7 @@ DEV_ORDER = {
     "payment_details": {"card_token": "tok_visa"},
 }
 GRACE_SECONDS = 8
-"""How long requests under way may take to finish after SIGTERM."""
+"""How long Temporal has to answer requests that are under way at the end; then they get 503."""
 
 log = logging.getLogger(__name__)
 
@@ -70,7 +70,29 @@ def serve() -> None:
     app = create_app(settings)
     # uvicorn raises the signal again after its graceful end, and the process would be "killed": exit code 143.
     signal.signal(signal.SIGTERM, lambda *_: None)
-    uvicorn.Server(_config(app, settings.host, settings.port)).run()
+    _DrainingServer(_config(app, settings.host, settings.port), settings.shutdown_delay_seconds).run()
+
+
+class _DrainingServer(uvicorn.Server):
+    """On a signal: not ready at once, waits and streams end, then the listener closes and requests under way finish."""
+
+    def __init__(self, config: uvicorn.Config, delay_seconds: float) -> None:
+        super().__init__(config)
+        self._delay = delay_seconds
+        self._state = cast(Litestar, config.app).state
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Begin to end; a second signal ends at once."""
+        if self.should_exit or not self.started or self._state.waits.draining.is_set():
+            super().handle_exit(sig, frame)
+            return
+        loop = asyncio.get_running_loop()
+        loop.call_soon_threadsafe(self._state.waits.draining.set)  # wakes the loop too
+        loop.call_later(self._delay, self._close, sig, frame)
+
+    def _close(self, sig: int, frame: FrameType | None) -> None:
+        self._state.temporal.hurry(GRACE_SECONDS)
+        super().handle_exit(sig, frame)
 
 
 def _config(app: Litestar, host: str, port: int) -> uvicorn.Config:
@@ -82,7 +104,7 @@ def _config(app: Litestar, host: str, port: int) -> uvicorn.Config:
         log_config=None,
         access_log=False,
         server_header=False,
-        timeout_graceful_shutdown=GRACE_SECONDS,
+        timeout_graceful_shutdown=GRACE_SECONDS + 1,
     )
 
 

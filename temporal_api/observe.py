@@ -129,8 +129,8 @@ class Metrics:
             )
         return self._runtime
 
-    def count(self, method: str, route: str, status: int, seconds: float) -> None:
-        """One answered request."""
+    def count(self, method: str, route: str, status: int, seconds: float | None) -> None:
+        """One answered request; no seconds for one that waited because it was asked to."""
         key = (method, route, status)
         children = self._children.get(key)
         if children is None:  # looking up labels costs more than the rest of this method
@@ -139,7 +139,8 @@ class Metrics:
                 self._seconds.labels(method, route),
             )
         children[0].inc()
-        children[1].observe(seconds)
+        if seconds is not None:
+            children[1].observe(seconds)
 
     def drain(self) -> None:
         """Move what the SDK measured since the last time into the registry."""
@@ -254,7 +255,8 @@ class Observe:
             seconds = time.perf_counter() - began
             route = context.get("path_template") or "unmatched"
             # 499: the caller left before there was an answer
-            self._metrics.count(method if method in METHODS else "OTHER", route, status or 499, seconds)
+            measured = None if "waits" in context else seconds
+            self._metrics.count(method if method in METHODS else "OTHER", route, status or 499, measured)
             if access_log.isEnabledFor(logging.INFO):
                 params = context.get("path_params") or {}
                 user = context.get("user")

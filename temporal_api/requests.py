@@ -66,9 +66,16 @@ class JSONRequest(Request[Any, Any, Any]):
             return decoder.decode(body)
         except msgspec.ValidationError as error:  # a DecodeError too: this order matters
             raise _field_error(str(error)) from None
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-            reason = "nested too deeply" if isinstance(error, RecursionError) else str(error).partition(" (")[0]
-            raise Problem("malformed_json", f"The body is not JSON: {reason}.") from None
+        except UnicodeDecodeError as error:
+            raise _malformed(f"it is not UTF-8 (byte {error.start})") from None
+        except RecursionError:
+            raise _malformed("it is nested too deeply") from None
+        except msgspec.DecodeError as error:
+            raise _malformed(str(error).removeprefix("JSON is malformed: ")) from None
+
+
+def _malformed(why: str) -> Problem:
+    return Problem("malformed_json", f"The body is not JSON: {why}.")
 
 
 # msgspec's words for what JSON calls otherwise.
@@ -82,7 +89,7 @@ def _field_error(text: str) -> Problem:
     message, _, path = text.partition(" - at `")
     key = path.rstrip("`").removeprefix("$").removeprefix(".")
     if field := _FIELD.match(message):
-        key = f"{key}.{field['a'] or field['b']}".removeprefix(".")
+        key = f"{key}.{field['a'] if field['b'] is None else field['b']}".removeprefix(".")
         message = message.removeprefix(f"{field['b']}: ")
     for word, replacement in _JSON_WORDS.items():
         message = message.replace(word, replacement)

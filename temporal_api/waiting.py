@@ -5,27 +5,33 @@ Whatever waits here ends by itself when its caller goes away, when its time is o
 
 import asyncio
 import re
-from collections.abc import AsyncIterator, Callable, Coroutine, Hashable
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Hashable
 from contextlib import asynccontextmanager, suppress
 from typing import Any, TypeVar
 
-from litestar import Request
+import msgspec
+from litestar import Request, Response
+from litestar.types import Receive, Scope, Send
 
+from temporal_api import errors
 from temporal_api.errors import Problem
 
 T = TypeVar("T")
 
 KEEP_ALIVE_SECONDS = 15.0
-RETRY_MILLISECONDS = 1000
+_RETRY = b"retry: 1000\n\n"
+_COMMENT = b": \n\n"
 _WAIT = re.compile(r"(?:^|[,;])\s*wait\s*=\s*\"?(\d{1,9})\"?\s*(?=$|[,;])", re.IGNORECASE)
 
 
 def preferred_wait(request: Request[Any, Any, Any], most: float) -> float:
     """Seconds the caller would wait (RFC 7240), `most` at most; 0 without a preference. A strange one is ignored."""
-    for value in request.headers.getall("prefer", []):
-        if found := _WAIT.search(value):
-            return min(float(found[1]), most)
-    return 0.0
+    found = _WAIT.search(",".join(request.headers.getall("prefer", [])))
+    if found is None:
+        return 0.0
+    request.scope["waits"] = True  # type: ignore[typeddict-unknown-key] # kept out of the duration metric
+    return min(float(found[1]), most)
 
 
 def applied(seconds: float) -> dict[str, str]:
@@ -42,23 +48,32 @@ class Waits:
         self._open = 0
         self._shared: dict[Hashable, tuple[asyncio.Task[Any], int]] = {}
 
-    @asynccontextmanager
-    async def slot(self) -> AsyncIterator[None]:
-        """One place among the open waits. Raises Problem: `too_many_waits`, `shutting_down`."""
+    def check(self) -> None:
+        """Raises Problem: `too_many_waits`, `shutting_down`."""
         if self.draining.is_set():
             raise Problem("shutting_down", "This replica is ending; ask again, another one will answer.")
         if self._open >= self._limit:
             raise Problem("too_many_waits", "Too many callers wait here; try again, or ask without waiting.")
+
+    @asynccontextmanager
+    async def slot(self) -> AsyncIterator[None]:
+        """One place among the open waits."""
         self._open += 1
         try:
             yield
         finally:
             self._open -= 1
 
-    async def within(self, seconds: float, work: Coroutine[Any, Any, T]) -> T | None:
-        """What the work gives, or None (and the work is cancelled) when the time is over or the service ends."""
+    async def within(self, seconds: float, work: Callable[[], Coroutine[Any, Any, T]]) -> T | None:
+        """What the work gives, or None (and it is cancelled) when the time is over or the service ends.
+
+        Raises Problem: `too_many_waits`.
+        """
+        if not seconds or self.draining.is_set():
+            return None
+        self.check()
         async with self.slot():
-            task = asyncio.ensure_future(work)
+            task = asyncio.ensure_future(work())
             ending = asyncio.ensure_future(self.draining.wait())
             try:
                 await asyncio.wait({task, ending}, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
@@ -78,13 +93,80 @@ class Waits:
                 self._shared[key] = (task, users - 1)
             else:
                 del self._shared[key]
-                await cancel(task)
+                task.cancel()
 
 
 async def cancel(*tasks: asyncio.Future[Any]) -> None:
-    """Cancel and see them end."""
+    """Cancel, and see them end."""
     for task in tasks:
         task.cancel()
     for task in tasks:
         with suppress(asyncio.CancelledError, Exception):
             await task
+
+
+def sse(data: object, *, event: str, event_id: str | None = None) -> bytes:
+    """One server-sent event (WHATWG HTML 9.2); JSON holds no line break, so one data line does."""
+    head = b"" if event_id is None else f"id: {event_id}\n".encode()
+    return head + f"event: {event}\ndata: ".encode() + msgspec.json.encode(data) + b"\n\n"
+
+
+class EventStream(Response[bytes]):
+    """Server-sent events, until they end, the token ends, the service ends or the client goes: then all is freed."""
+
+    def __init__(self, waits: Waits, events: AsyncGenerator[bytes, None], expires_at: float) -> None:
+        waits.check()
+        self._waits = waits
+        self._events = events
+        self._expires_at = expires_at
+
+    def to_asgi_response(self, app: object, request: Request[Any, Any, Any], **_: Any) -> Any:
+        """The stream as an ASGI application."""
+        request.scope["waits"] = True  # type: ignore[typeddict-unknown-key] # kept out of the duration metric
+        self._request_id = str(request.scope.get("request_id"))
+        return self._stream
+
+    async def _stream(self, scope: Scope, receive: Receive, send: Send) -> None:
+        headers = [
+            (b"content-type", b"text/event-stream"),
+            (b"cache-control", b"no-cache"),
+            (b"x-accel-buffering", b"no"),
+        ]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        gone = asyncio.ensure_future(_gone(receive))
+        ending = asyncio.ensure_future(self._waits.draining.wait())
+        following = asyncio.ensure_future(anext(self._events, None))
+        chunk: bytes | None = _RETRY
+        try:
+            async with self._waits.slot():
+                while chunk is not None:
+                    await send({"type": "http.response.body", "body": chunk, "more_body": True})
+                    left = self._expires_at - time.time()
+                    await asyncio.wait(
+                        {gone, ending, following},
+                        timeout=max(0, min(KEEP_ALIVE_SECONDS, left)),
+                        return_when=asyncio.FIRST_COMPLETED,
+                    )
+                    if gone.done():
+                        return
+                    if following.done():
+                        chunk = self._result(following)
+                        following = asyncio.ensure_future(anext(self._events, None))
+                    else:
+                        chunk = None if ending.done() or time.time() >= self._expires_at else _COMMENT
+                # The client comes back by itself: to another replica, or with a new token.
+                await send({"type": "http.response.body", "body": _RETRY, "more_body": False})
+        finally:
+            await cancel(gone, ending, following)
+            await self._events.aclose()
+
+    def _result(self, following: asyncio.Future[bytes | None]) -> bytes | None:
+        try:
+            return following.result()
+        except Problem as problem:
+            return sse(msgspec.Raw(errors.body(problem, self._request_id)), event="error")
+
+
+async def _gone(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass

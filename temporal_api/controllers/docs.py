@@ -1,6 +1,6 @@
 """`GET /`, `/metrics`, `/openapi.json`, `/docs` and `/redoc`. Public, and nothing in them points outside."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from importlib.resources import files
 from typing import Annotated, Any
 
@@ -8,7 +8,8 @@ import msgspec
 import prometheus_client.exposition
 import prometheus_client.openmetrics.exposition
 from litestar import Litestar, Request, Response, Router, get
-from litestar.datastructures import State
+from litestar.datastructures import CacheControlHeader, State
+from litestar.handlers import HTTPRouteHandler
 from litestar.openapi import OpenAPIConfig
 from litestar.openapi.plugins import RedocRenderPlugin, SwaggerRenderPlugin
 from litestar.openapi.spec import Components, OpenAPIHeader, Schema, SecurityScheme, Tag
@@ -63,8 +64,12 @@ OPENAPI = OpenAPIConfig(
 _ALWAYS = {"201": ("Location",)}
 _WITH_A_PROBLEM = {"401": ("WWW-Authenticate",), "429": ("Retry-After",), "503": ("Retry-After",)}
 
-# The pages run the bundled scripts; they may ask this service and nobody else.
-_CSP = "default-src 'self' 'unsafe-inline' blob: data:"
+# The pages run the bundled scripts; they may ask this service and nobody else, and nobody may frame them.
+_CSP = (
+    "default-src 'none'; script-src 'self' 'unsafe-inline'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; "
+    "font-src 'self' data:; worker-src blob:; connect-src 'self'; base-uri 'none'; form-action 'none'; "
+    "frame-ancestors 'none'"
+)
 
 _BUNDLES = files("openapi_ui_bundles")
 _FAVICON = '<link rel="icon" href="data:,">'
@@ -74,11 +79,17 @@ _SWAGGER = SwaggerRenderPlugin(
     standalone_preset_js_url="/docs/assets/swagger_ui/swagger-ui-standalone-preset.js",
     favicon=_FAVICON,
 )
-_REDOC = RedocRenderPlugin(js_url="/docs/assets/redoc/redoc.standalone.js", google_fonts=False, favicon=_FAVICON)
+_REDOC = RedocRenderPlugin(js_url="/docs/redoc.js", google_fonts=False, favicon=_FAVICON)
+
+_A_DAY = CacheControlHeader(public=True, max_age=86_400)
 
 ASSETS = [
     create_static_files_router(
-        f"/docs/assets/{name}", directories=[str(_BUNDLES / name / "vendor")], include_in_schema=False, name=name
+        f"/docs/assets/{name}",
+        directories=[str(_BUNDLES / name / "vendor")],
+        cache_control=_A_DAY,
+        include_in_schema=False,
+        name=name,
     )
     for name in ("swagger_ui", "redoc")
 ]
@@ -116,13 +127,21 @@ def metrics(request: Request[Any, Any, Any], state: State) -> Response[bytes]:
 
 
 def _contract(app: Litestar) -> dict[str, Any]:
+    return _once(app.state, "contract", lambda: _make_contract(app))  # type: ignore[no-any-return]
+
+
+def _make_contract(app: Litestar) -> dict[str, Any]:
     """The OpenAPI document: Litestar draws the paths; msgspec, which checks the bodies, describes them."""
     document: Any = app.openapi_schema.to_schema()
     schemas = document["components"]["schemas"]
     # Litestar's own descriptions of structs lack docstrings, half of the bounds, and that no other field may come.
-    schemas.update(msgspec.json.schema_components(_structs(app), ref_template="#/components/schemas/{name}")[1])
+    structs, scopes = _structs(_handlers(app)), _scopes(_handlers(app))
+    schemas.update(msgspec.json.schema_components(structs, ref_template="#/components/schemas/{name}")[1])
+    document["paths"] = dict(sorted(document["paths"].items()))
     for item in document["paths"].values():
         for operation in item.values():
+            if "security" in operation:
+                operation["security"] = [{"bearer": [scope]} for scope in scopes[operation["operationId"]]]
             if body := operation.get("requestBody"):
                 _add_example(body, schemas)
                 schema = body["content"]["application/json"]["schema"]
@@ -136,16 +155,27 @@ def _contract(app: Litestar) -> dict[str, Any]:
     return document  # type: ignore[no-any-return]
 
 
-def _structs(app: Litestar) -> set[Any]:
+def _handlers(app: Litestar) -> Iterator[HTTPRouteHandler]:
+    for route in app.routes:
+        if isinstance(route, HTTPRoute):
+            yield from route.route_handlers
+
+
+def _structs(handlers: Iterable[HTTPRouteHandler]) -> set[Any]:
     """Every struct that an operation takes or answers."""
     structs: set[Any] = set()
-    for route in app.routes:
-        for handler in route.route_handlers if isinstance(route, HTTPRoute) else ():
-            signature = handler.parsed_fn_signature
-            for field in (signature.return_type, signature.parameters.get("data", signature.return_type)):
-                structs.update(f.annotation for f in (field, *field.inner_types) if f.is_subclass_of(msgspec.Struct))
-            structs.update(spec.data_container for spec in (handler.responses or {}).values())
+    for handler in handlers:
+        signature = handler.parsed_fn_signature
+        for field in (signature.return_type, signature.parameters.get("data", signature.return_type)):
+            structs.update(f.annotation for f in (field, *field.inner_types) if f.is_subclass_of(msgspec.Struct))
+        structs.update(spec.data_container for spec in (handler.responses or {}).values())
     return structs
+
+
+def _scopes(handlers: Iterable[HTTPRouteHandler]) -> dict[Any, tuple[str, ...]]:
+    """The scopes that open an operation, any one of them."""
+    named = {handler.operation_id: handler.opt["scope"] for handler in handlers if "scope" in handler.opt}
+    return {name: (scope,) if isinstance(scope, str) else scope for name, scope in named.items()}
 
 
 def _add_example(body: Any, schemas: dict[str, Any]) -> None:
@@ -175,12 +205,11 @@ def _example(schema: Any, schemas: dict[str, Any]) -> Any:
     }
 
 
-def _once(state: State, name: str, make: Callable[[], bytes]) -> bytes:
-    """The schema is as old as the process: render each page once."""
+def _once(state: State, name: str, make: Callable[[], Any]) -> Any:
+    """The contract is as old as the process: it and its pages are made once."""
     if name not in state:
         state[name] = make()
-    page: bytes = state[name]
-    return page
+    return state[name]
 
 
 @get("/openapi.json", include_in_schema=False, sync_to_thread=False)
@@ -202,9 +231,17 @@ def redoc(request: Request[Any, Any, Any], state: State) -> Response[bytes]:
     return _page(_once(state, "redoc", lambda: _REDOC.render(request, _contract(request.app))))
 
 
+@get("/docs/redoc.js", include_in_schema=False, sync_to_thread=False, cache_control=_A_DAY)
+def redoc_script(state: State) -> Response[bytes]:
+    """ReDoc's script, with its logo taken from here and not from its maker's server."""
+    script = _BUNDLES / "redoc" / "vendor" / "redoc.standalone.js"
+    own = (b"https://cdn.redoc.ly/redoc/", b"/docs/assets/redoc/")
+    return Response(_once(state, "redoc.js", lambda: script.read_bytes().replace(*own)), media_type="text/javascript")
+
+
 def _page(html: bytes) -> Response[bytes]:
     return Response(html, media_type="text/html", headers={"Content-Security-Policy": _CSP})
 
 
 PLUGINS: list[Any] = []
-HANDLERS: list[ControllerRouterHandler] = [root, metrics, openapi_json, swagger, redoc, *ASSETS]
+HANDLERS: list[ControllerRouterHandler] = [root, metrics, openapi_json, swagger, redoc, redoc_script, *ASSETS]

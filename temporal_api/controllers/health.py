@@ -129,7 +129,9 @@ class HealthController(Controller):
         responses=_unavailable(ReadyStatus("not_ready", f"temporal {_SILENT}")),
     )
     async def ready(self, state: State) -> JSONResponse[ReadyStatus]:
-        """200 when Temporal answers and the namespace exists."""
+        """200 when Temporal answers and the namespace exists, and the process is not ending."""
+        if state.waits.draining.is_set():
+            return JSONResponse(ReadyStatus("not_ready", "shutting down"), status_code=503)
         temporal = (await _services(state))["temporal"]
         if temporal == "healthy":
             return JSONResponse(ReadyStatus("ready"))

@@ -7,32 +7,33 @@ result's bytes are the answer's.
 import uuid
 from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any
-from urllib.parse import quote
 
 import msgspec
 from litestar import Controller, Request, get, post
 from litestar.datastructures import State
-from litestar.params import JSONBody, PathParameter, QueryParameter
+from litestar.openapi.datastructures import ResponseSpec
+from litestar.params import JSONBody
 from msgspec import UNSET, Meta, Raw, UnsetType
+from temporalio.api.workflow.v1 import WorkflowExecutionInfo
 
 from temporal_api.auth import CurrentUser, User
 from temporal_api.controllers import orders
+from temporal_api.controllers.addressing import (
+    Argument,
+    Arguments,
+    IfNoneMatch,
+    NonEmpty,
+    PathId,
+    Prefer,
+    RunId,
+    arguments,
+    check_reserved,
+    location,
+)
 from temporal_api.errors import Problem, invalid, responses
 from temporal_api.requests import JSONResponse
 from temporal_api.temporal import RUNNING, STATUS, FailureInfo, TemporalClient, seconds_between
-
-NonEmpty = Annotated[str, Meta(min_length=1, max_length=1000)]
-PathId = Annotated[str, PathParameter(description="The workflow's id, percent-encoded: a slash is %2F.")]
-RunId = Annotated[
-    str,
-    QueryParameter(
-        name="run_id",
-        description="Pins one run; without it, the latest.",
-        pattern="^([0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12})?$",
-    ),
-]
-Argument = Raw | UnsetType
-Arguments = list[Raw] | UnsetType
+from temporal_api.waiting import applied, preferred_wait
 
 # Fields of answers, with the examples that the documentation shows.
 _Id = Annotated[str, Meta(examples=["invoice-2041"])]
@@ -106,29 +107,20 @@ class QueryResponse(msgspec.Struct):
     result: Annotated[Raw, Meta(description="Any JSON.", examples=[{"percent": 40}])]
 
 
-def _arguments(names: tuple[str, str], one: Argument, many: Arguments) -> list[Raw]:
-    if not isinstance(one, UnsetType) and not isinstance(many, UnsetType):
-        raise invalid(names[1], f"Send {names[0]} or {names[1]}, not both")
-    if not isinstance(many, UnsetType):
-        return many
-    return [] if isinstance(one, UnsetType) else [one]
-
-
 def _query_arguments(args: Argument) -> list[Raw]:
     if isinstance(args, UnsetType):
         return []
     return msgspec.json.decode(args, type=list[Raw]) if bytes(args).startswith(b"[") else [args]
 
 
-def _check_reserved(user: User, workflow_id: str) -> None:
-    """Ids of orders are not for everyone who may read workflows: to others they do not exist."""
-    if workflow_id.startswith(orders.ID_PREFIX) and orders.ADMIN not in user.scopes:
-        raise Problem("workflow_not_found", f"There is no workflow {workflow_id!r}.", workflow_id=workflow_id)
-
-
 def _check_allowed(what: str, value: str, allowed: tuple[str, ...]) -> None:
     if allowed and value not in allowed:
         raise Problem("not_allowed", f"This service may not start the {what} {value!r}.")
+
+
+def _etag(run: WorkflowExecutionInfo) -> str:
+    """Weak: two answers with the same one mean the same, which is all that a conditional read asks (RFC 9110 8.8.1)."""
+    return f'W/"{run.execution.run_id}-{run.state_transition_count}"'
 
 
 class WorkflowController(Controller):
@@ -152,7 +144,7 @@ class WorkflowController(Controller):
         temporal: TemporalClient,
     ) -> JSONResponse[WorkflowExecutionResponse]:
         """Start it and return at once; `Location` is where to look."""
-        args = _arguments(("input_data", "args"), data.input_data, data.args)
+        args = arguments(("input_data", "args"), data.input_data, data.args)
         _check_allowed("workflow type", data.workflow_type, state.settings.allowed_workflow_types)
         _check_allowed("task queue", data.task_queue, state.settings.allowed_task_queues)
         workflow_id = data.workflow_id or str(uuid.uuid4())
@@ -171,7 +163,7 @@ class WorkflowController(Controller):
         )
         return JSONResponse(
             WorkflowExecutionResponse(workflow_id, started.run_id, "RUNNING", Raw(b"null")),
-            headers={"Location": f"/api/v1/workflows/{quote(workflow_id, safe='')}"},
+            headers={"Location": location(workflow_id)},
         )
 
     @get(
@@ -179,14 +171,37 @@ class WorkflowController(Controller):
         scope=("workflows:read", "workflows:admin"),
         operation_id="getWorkflow",
         summary="A workflow as it is now",
-        responses=responses("workflow_not_found"),
+        responses={
+            304: ResponseSpec(None, description="Nothing has changed.", generate_examples=False),
+            **responses("workflow_not_found", "too_many_waits"),
+        },
     )
     async def get_workflow(
-        self, workflow_id: PathId, user: CurrentUser, temporal: TemporalClient, run_id: RunId = ""
-    ) -> WorkflowStatusResponse:
-        """Status, and the result or the failure once it is closed. A run that failed is a 200 that says so."""
-        _check_reserved(user, workflow_id)
+        self,
+        request: Request[User, Any, Any],
+        workflow_id: PathId,
+        state: State,
+        user: CurrentUser,
+        temporal: TemporalClient,
+        run_id: RunId = "",
+        if_none_match: IfNoneMatch = None,
+        prefer: Prefer = None,
+    ) -> JSONResponse[WorkflowStatusResponse]:
+        """Status, and the result or the failure once it is closed. A run that failed is a 200 that says so.
+
+        With `If-None-Match` it is a 304 while nothing changed; with `Prefer: wait` too, it answers when something does.
+        """
+        check_reserved(user, workflow_id)
+        seconds = preferred_wait(request, state.settings.max_wait_seconds) if if_none_match else 0
         run = (await temporal.describe(workflow_id, run_id)).workflow_execution_info
+        if seconds and _etag(run) == if_none_match and run.status == RUNNING:
+            length, this_run = run.history_length, run.execution.run_id
+            if await state.waits.within(seconds, lambda: state.feeds.changed(workflow_id, this_run, length)):
+                run = (await temporal.describe(workflow_id, run_id)).workflow_execution_info
+        headers = {"ETag": _etag(run), **applied(seconds)}
+        if headers["ETag"] == if_none_match:
+            unchanged: Any = None
+            return JSONResponse(unchanged, status_code=304, headers=headers)
         result, failure = Raw(b"null"), None
         if closed := run.status != RUNNING:
             event = await temporal.close_event(workflow_id, run.execution.run_id)
@@ -195,7 +210,7 @@ class WorkflowController(Controller):
                 attributes = event.workflow_execution_failed_event_attributes
                 if attributes.HasField("failure"):
                     failure = await temporal.failure(attributes.failure)
-        return WorkflowStatusResponse(
+        status = WorkflowStatusResponse(
             workflow_id=workflow_id,
             run_id=run.execution.run_id,
             workflow_type=run.type.name,
@@ -208,6 +223,7 @@ class WorkflowController(Controller):
             close_time=run.close_time.ToDatetime(tzinfo=UTC) if closed else None,
             execution_time_seconds=seconds_between(run.start_time, run.close_time) if closed else None,
         )
+        return JSONResponse(status, headers=headers)
 
     @post(
         "/{workflow_id:str}/signal",
@@ -226,8 +242,8 @@ class WorkflowController(Controller):
         run_id: RunId = "",
     ) -> SignalResponse:
         """Accepted (202): Temporal keeps it until a worker handles it."""
-        _check_reserved(user, workflow_id)
-        args = _arguments(("signal_input", "signal_args"), data.signal_input, data.signal_args)
+        check_reserved(user, workflow_id)
+        args = arguments(("signal_input", "signal_args"), data.signal_input, data.signal_args)
         await temporal.signal(workflow_id, run_id, data.signal_name, args)
         return SignalResponse(workflow_id, data.signal_name)
 
@@ -248,7 +264,7 @@ class WorkflowController(Controller):
         run_id: RunId = "",
     ) -> QueryResponse:
         """Its worker answers; names that begin with `__` need the scope `workflows:admin`."""
-        _check_reserved(user, workflow_id)
+        check_reserved(user, workflow_id)
         if data.query_name.startswith("__") and "workflows:admin" not in user.scopes:
             needed = "workflows:admin"
             challenge = f'Bearer realm="temporal_api", error="insufficient_scope", scope="{needed}"'

@@ -100,6 +100,8 @@ class Temporal:
         self._to_payload = client.data_converter.payload_converter.to_payload
         self._codec = client.data_converter.payload_codec
         self._unindexed_until = float("-inf")
+        self._open: set[asyncio.Timeout] = set()
+        self._ending_at = float("inf")
         self._timeout = timedelta(seconds=rpc_timeout_seconds)
 
     async def call(
@@ -115,16 +117,28 @@ class Temporal:
         Raises Problem, and RPCError never.
         """
         limit = self._timeout if seconds is None else timedelta(seconds=seconds)
+        deadline = min(asyncio.get_running_loop().time() + limit.total_seconds(), self._ending_at)
         try:
             # The SDK's own timeout is for one attempt; connecting has none.
-            async with asyncio.timeout(limit.total_seconds()):
-                return await rpc(request, retry=True, timeout=limit)
+            async with asyncio.timeout_at(deadline) as timeout:
+                self._open.add(timeout)
+                try:
+                    return await rpc(request, retry=True, timeout=limit)
+                finally:
+                    self._open.remove(timeout)
         except RPCError as error:
             raise problem_of(error, workflow_id, run_id) from error
         except TimeoutError as error:
-            raise gateway_problem("temporal_timeout", workflow_id) from error
+            ending = asyncio.get_running_loop().time() >= self._ending_at
+            raise gateway_problem("shutting_down" if ending else "temporal_timeout", workflow_id) from error
         except RuntimeError as error:  # a lazy connect that failed
             raise gateway_problem("temporal_connection_error", workflow_id) from error
+
+    def hurry(self, seconds: float) -> None:
+        """The process is ending: every call, under way or to come, is given up in so many seconds."""
+        self._ending_at = asyncio.get_running_loop().time() + seconds
+        for timeout in self._open:
+            timeout.reschedule(min(timeout.when() or self._ending_at, self._ending_at))
 
     async def payloads(self, values: Iterable[object]) -> Payloads:
         """Arguments as Temporal keeps them."""

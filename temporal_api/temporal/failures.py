@@ -40,6 +40,7 @@ _MESSAGES = {
     "temporal_overloaded": "Temporal is at its limit; try again later.",
     "temporal_connection_error": "Temporal cannot be reached now; try again.",
     "temporal_error": "Temporal refused or failed the request; the operators of this service can tell why.",
+    "shutting_down": "This replica is ending, and Temporal has not answered; ask again, another one will.",
     "payload_too_large": "The data is larger than Temporal takes.",
 }
 _TOO_LARGE = ("exceeds size limit", "exceeds limit", "larger than max", "too large")

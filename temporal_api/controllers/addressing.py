@@ -1,0 +1,48 @@
+"""Which workflow a request means, and the arguments it sends along: what all workflow controllers share."""
+
+from typing import Annotated
+from urllib.parse import quote
+
+from litestar.params import HeaderParameter, PathParameter, QueryParameter
+from msgspec import Meta, Raw, UnsetType
+
+from temporal_api.auth import User
+from temporal_api.controllers import orders
+from temporal_api.errors import Problem, invalid
+
+NonEmpty = Annotated[str, Meta(min_length=1, max_length=1000)]
+PathId = Annotated[str, PathParameter(description="The workflow's id, percent-encoded: a slash is %2F.")]
+RunId = Annotated[
+    str,
+    QueryParameter(
+        name="run_id",
+        description="Pins one run; without it, the latest.",
+        pattern="^([0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12})?$",
+    ),
+]
+Prefer = Annotated[str | None, HeaderParameter(name="Prefer", description="`wait=SECONDS` waits that long (RFC 7240).")]
+IfNoneMatch = Annotated[
+    str | None, HeaderParameter(name="If-None-Match", description="The `ETag` of the answer that you have.")
+]
+Argument = Raw | UnsetType
+Arguments = list[Raw] | UnsetType
+
+
+def location(workflow_id: str, *below: str) -> str:
+    """The path of a workflow, or of something below it: absolute, percent-encoded."""
+    return "/".join(("/api/v1/workflows", *(quote(part, safe="") for part in (workflow_id, *below))))
+
+
+def arguments(names: tuple[str, str], one: Argument, many: Arguments) -> list[Raw]:
+    """One argument, an argument list, or none; both at once are refused."""
+    if not isinstance(one, UnsetType) and not isinstance(many, UnsetType):
+        raise invalid(names[1], f"Send {names[0]} or {names[1]}, not both")
+    if not isinstance(many, UnsetType):
+        return many
+    return [] if isinstance(one, UnsetType) else [one]
+
+
+def check_reserved(user: User, workflow_id: str) -> None:
+    """Ids of orders are not for everyone who may read workflows: to others they do not exist."""
+    if workflow_id.startswith(orders.ID_PREFIX) and orders.ADMIN not in user.scopes:
+        raise Problem("workflow_not_found", f"There is no workflow {workflow_id!r}.", workflow_id=workflow_id)

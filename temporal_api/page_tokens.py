@@ -1,0 +1,47 @@
+"""Page tokens: Temporal's own, sealed, so that they open only the listing they were given for."""
+
+import base64
+import hashlib
+import os
+
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+
+from temporal_api.errors import Problem
+from temporal_api.settings import Settings
+
+
+class PageTokens:
+    """Seals by AES-256-GCM. Every replica with the same settings opens what another has sealed.
+
+    The key comes from JWT_SECRET; with a public key or a JWKS it is no secret, and a token is then only bound.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        secret = settings.jwt_secret or settings.jwt_public_key or settings.jwt_jwks_url or ""
+        namespace = settings.temporal.get("namespace", "default")
+        self._cipher = AESGCM(hashlib.sha256(f"page tokens\0{namespace}\0{secret}".encode()).digest())
+
+    def seal(self, token: bytes, *bound_to: str) -> str | None:
+        """The token for the caller; None when there is no next page."""
+        if not token:
+            return None
+        nonce = os.urandom(12)
+        return base64.urlsafe_b64encode(nonce + self._cipher.encrypt(nonce, token, _bound(bound_to))).decode()
+
+    def unseal(self, sealed: str, *bound_to: str) -> bytes:
+        """Temporal's token; none for none. Raises Problem: `invalid_page_token`."""
+        if not sealed:
+            return b""
+        try:
+            data = base64.b64decode(sealed, altchars=b"-_", validate=True)
+            return self._cipher.decrypt(data[:12], data[12:], _bound(bound_to))
+        except (ValueError, InvalidTag):
+            raise Problem(
+                "invalid_page_token",
+                "This page token was not given for this listing: send it with the same parameters, unchanged.",
+            ) from None
+
+
+def _bound(parts: tuple[str, ...]) -> bytes:
+    return "\0".join(str(len(part)) + part for part in parts).encode()

@@ -1,0 +1,319 @@
+"""Results, histories and live events, against a real server with a real worker."""
+
+import asyncio
+import json
+import time
+import uuid
+from collections.abc import AsyncIterator
+from typing import Any
+from urllib.parse import quote
+
+import httpx
+import pytest
+from temporalio import workflow
+from temporalio.client import Client
+from temporalio.exceptions import ApplicationError
+from temporalio.worker import UnsandboxedWorkflowRunner, Worker
+
+from api import assert_problem, bearer, eventually, service
+from temporal_api.devserver import DevServer
+
+pytestmark = pytest.mark.anyio
+
+
+@workflow.defn(name="steps")
+class Steps:
+    """Counts signals up to a number, then ends as it is told."""
+
+    def __init__(self) -> None:
+        self.seen: list[Any] = []
+
+    @workflow.run
+    async def run(self, plan: dict[str, Any]) -> Any:
+        """Go by the plan."""
+        await workflow.wait_condition(lambda: len(self.seen) >= plan["signals"])
+        if plan.get("again"):
+            workflow.continue_as_new({**plan, "again": plan["again"] - 1})
+        if plan.get("fail"):
+            raise ApplicationError("it broke", {"at": 1.10}, type="Broken")
+        return {"seen": self.seen}
+
+    @workflow.signal
+    def step(self, value: Any = None) -> None:
+        """One more."""
+        self.seen.append(value)
+
+
+@pytest.fixture(scope="module")
+async def queue(client: Client) -> AsyncIterator[str]:
+    """A task queue with a worker for `steps`."""
+    name = f"steps-{uuid.uuid4()}"
+    async with Worker(client, task_queue=name, workflows=[Steps], workflow_runner=UnsandboxedWorkflowRunner()):
+        yield name
+
+
+async def started(alice: httpx.AsyncClient, queue: str, **plan: Any) -> str:
+    """The path of a new run of `steps`."""
+    body = {"workflow_type": "steps", "task_queue": queue, "input_data": {"signals": 1, **plan}}
+    response = await alice.post("/api/v1/workflows", json=body)
+    assert 201 == response.status_code, response.text
+    return str(response.headers["location"])
+
+
+async def step(alice: httpx.AsyncClient, path: str) -> None:
+    """One signal to it."""
+    response = await alice.post(f"{path}/signal", json={"signal_name": "step", "signal_input": 1})
+    assert 202 == response.status_code, response.text
+
+
+class Stream:
+    """Server-sent events as they arrive."""
+
+    def __init__(self, response: httpx.Response) -> None:
+        self._lines = response.aiter_lines()
+        self.ids: list[str] = []
+
+    async def next(self) -> tuple[str, Any]:
+        """The next event and its data."""
+        event = data = None
+        async with asyncio.timeout(20):
+            async for line in self._lines:
+                field, _, value = line.partition(": ")
+                if field == "event":
+                    event = value
+                elif field == "id":
+                    self.ids.append(value)
+                elif field == "data":
+                    data = json.loads(value)
+                elif not line and event:
+                    return event, data
+        raise AssertionError("the stream ended")
+
+    async def until(self, wanted: str) -> list[tuple[str, Any]]:
+        """All events up to the first of that name, or with that event type."""
+        events = []
+        while True:
+            events.append(await self.next())
+            if events[-1][0] == wanted or events[-1][1].get("event_type") == wanted:
+                return events
+
+
+async def test_a_result_is_waited_for(alice: httpx.AsyncClient, queue: str) -> None:
+    """Not yet is a 202 that says when to ask again; with `Prefer: wait` the answer comes with the end."""
+    path = await started(alice, queue)
+
+    early = await alice.get(f"{path}/result")
+    waiting = asyncio.create_task(alice.get(f"{path}/result", headers={"Prefer": "wait=20"}))
+    short = await alice.get(f"{path}/result", headers={"Prefer": "wait=1"})
+    await step(alice, path)
+    done = await waiting
+
+    assert [202, 202, 200] == [early.status_code, short.status_code, done.status_code]
+    assert "wait=1" == short.headers["preference-applied"]
+    assert early.headers["retry-after"]
+    assert ("COMPLETED", {"seen": [1]}) == (done.json()["status"], done.json()["result"])
+
+
+async def test_a_failed_run_is_a_200_that_says_so(alice: httpx.AsyncClient, queue: str) -> None:
+    """Type, message and details of the failure, exact, with no stack trace."""
+    path = await started(alice, queue, signals=0, fail=True)
+
+    response = await alice.get(f"{path}/result", headers={"Prefer": "wait=20"})
+
+    assert 200 == response.status_code
+    assert "FAILED" == response.json()["status"]
+    assert "Traceback" not in response.text
+
+
+async def test_a_result_follows_continue_as_new_unless_pinned(alice: httpx.AsyncClient, queue: str) -> None:
+    """Without `run_id` the chain's end counts; a pinned run says what it went on as."""
+    path = await started(alice, queue, signals=0, again=2)
+
+    first = (await alice.get(path)).json()
+    end = (await alice.get(f"{path}/result", headers={"Prefer": "wait=20"})).json()
+    page = (await alice.get(f"{path}/history", params={"run_id": first["run_id"]})).json()
+    pinned = (await alice.get(f"{path}/result", params={"run_id": first["run_id"]})).json()
+
+    assert "COMPLETED" == end["status"]
+    assert "WORKFLOW_EXECUTION_STARTED" == page["items"][0]["event_type"]
+    if first["run_id"] != end["run_id"]:
+        assert "CONTINUED_AS_NEW" == pinned["status"]
+        assert pinned["new_run_id"]
+
+
+async def test_the_history_is_paged_by_our_own_tokens(alice: httpx.AsyncClient, queue: str) -> None:
+    """Each event once, in order, both ways; a token opens only the listing that it was given for."""
+    path = await started(alice, queue, signals=3)
+    other = await started(alice, queue, signals=3)
+    for _ in range(3):
+        await step(alice, path)
+    await alice.get(f"{path}/result", headers={"Prefer": "wait=20"})
+
+    async def ids(order: str) -> list[int]:
+        found, token = [], ""
+        while True:
+            page = (
+                await alice.get(f"{path}/history", params={"order": order, "page_size": 4, "page_token": token})
+            ).json()
+            found += [event["event_id"] for event in page["items"]]
+            token = page["next_page_token"] or ""
+            if not token:
+                return found
+
+    forward, backward = await ids("forward"), await ids("reverse")
+    token = (await alice.get(f"{path}/history", params={"page_size": 1})).json()["next_page_token"]
+
+    assert list(range(1, len(forward) + 1)) == forward
+    assert forward[::-1] == backward
+    for params in ({"page_token": token[:-2] + "AA"}, {"page_token": token, "order": "reverse"}, {"page_token": "x"}):
+        assert_problem(await alice.get(f"{path}/history", params=params), 400, "invalid_page_token")
+    assert_problem(await alice.get(f"{other}/history", params={"page_token": token}), 400, "invalid_page_token")
+
+
+async def test_events_arrive_live_and_resume_with_no_loss_and_no_repeat(alice: httpx.AsyncClient, queue: str) -> None:
+    """A stream that is cut anywhere goes on after the last id it got, over continue-as-new, up to `done`."""
+    path = await started(alice, queue, signals=2, again=1)
+    seen: list[str] = []
+    last: dict[str, str] = {}
+    done = None
+
+    for cut in (1, 3, 2, 100):
+        async with alice.stream("GET", f"{path}/events", headers=last) as response:
+            assert "text/event-stream" == response.headers["content-type"]
+            stream = Stream(response)
+            for _ in range(cut):
+                if len(seen) + len(stream.ids) in (3, 6, 12, 15):
+                    await step(alice, path)
+                event, done = await stream.next()
+                if event == "done":
+                    break
+            seen += stream.ids
+            last = {"Last-Event-ID": seen[-1]}
+    runs = list(dict.fromkeys(event_id.partition(":")[0] for event_id in seen))
+    expected = []
+    for run in runs:
+        events = (await alice.get(f"{path}/history", params={"run_id": run})).json()["items"]
+        expected += [f"{run}:{event['event_id']}" for event in events]
+
+    assert expected == seen
+    assert 2 == len(runs)
+    assert {"run_id": runs[-1], "status": "COMPLETED"} == done
+
+
+async def test_a_stream_of_a_closed_run_ends_at_once(alice: httpx.AsyncClient, queue: str) -> None:
+    """All events, then `done`; resumed at the last one, `done` alone."""
+    path = await started(alice, queue, signals=0)
+    await alice.get(f"{path}/result", headers={"Prefer": "wait=20"})
+
+    async with alice.stream("GET", f"{path}/events") as response:
+        stream = Stream(response)
+        events = await stream.until("done")
+    async with alice.stream("GET", f"{path}/events", headers={"Last-Event-ID": stream.ids[-1]}) as response:
+        again = await Stream(response).until("done")
+
+    assert "WORKFLOW_EXECUTION_COMPLETED" == events[-2][1]["event_type"]
+    assert [events[-1]] == again
+
+
+@pytest.mark.parametrize("last", ["x", ":", "1", "run:x", f"{uuid.uuid4()}:-1", f"{uuid.uuid4()}:٣"])
+async def test_a_forged_last_event_id_is_refused(alice: httpx.AsyncClient, queue: str, last: str) -> None:
+    """What is not an id of a stream is a 400 that names the header."""
+    path = await started(alice, queue)
+
+    problem = assert_problem(
+        await alice.get(f"{path}/events", headers=[(b"last-event-id", last.encode())]), 400, "validation_error"
+    )
+
+    assert "Last-Event-ID" == problem["details"]["errors"][0]["key"]
+
+
+async def test_streams_of_what_is_not_there_are_plain_404s(alice: httpx.AsyncClient, queue: str) -> None:
+    """An unknown workflow and a run that is gone are answered before any stream begins."""
+    path = await started(alice, queue)
+    gone = {"Last-Event-ID": f"{uuid.uuid4()}:1"}
+
+    assert_problem(await alice.get("/api/v1/workflows/nope/events"), 404, "workflow_not_found")
+    assert_problem(await alice.get(f"{path}/events", headers=gone), 404, "workflow_not_found")
+
+
+async def test_a_status_is_answered_when_it_changes(alice: httpx.AsyncClient, queue: str) -> None:
+    """304 while nothing changes, at the end of the wait; a change is answered as soon as it happens."""
+    path = await started(alice, queue)
+
+    async def settled() -> str:
+        etag = (await alice.get(path)).headers["etag"]
+        again = (await alice.get(path)).headers["etag"]
+        history = (await alice.get(path)).json()["history_length"]
+        return etag if etag == again and history >= 4 else ""
+
+    etag = await eventually(settled)
+    same = await alice.get(path, headers={"If-None-Match": etag})
+    waited = await alice.get(path, headers={"If-None-Match": etag, "Prefer": "wait=1"})
+    waiting = asyncio.create_task(alice.get(path, headers={"If-None-Match": etag, "Prefer": "wait=20"}))
+    await step(alice, path)
+    changed = await waiting
+
+    assert [304, 304, 200] == [same.status_code, waited.status_code, changed.status_code]
+    assert etag == same.headers["etag"]
+    assert b"" == same.content
+    assert etag != changed.headers["etag"]
+
+
+async def test_watchers_share_one_poll_and_free_it_when_they_go(dev_server: DevServer, queue: str) -> None:
+    """Twenty streams of one run are one long poll; over MAX_OPEN_WAITS is a 503; all gone, all is free."""
+    async with service(TEMPORAL_ADDRESS=dev_server.address, MAX_OPEN_WAITS="20") as alice:
+        path = await started(alice, queue)
+
+        async def watch() -> None:
+            async with alice.stream("GET", f"{path}/events") as response:
+                await Stream(response).until("done")
+
+        async def polls() -> float:
+            text = (await alice.get("/metrics")).text
+            wanted = 'temporal_long_request_total{operation="GetWorkflowExecutionHistory",status_code=""}'
+            return sum(float(line.split()[-1]) for line in text.splitlines() if line.startswith(wanted))
+
+        async def in_progress() -> float:
+            text = (await alice.get("/metrics")).text
+            return next(float(li.split()[-1]) for li in text.splitlines() if li.startswith("http_requests_in_progress"))
+
+        watchers = [asyncio.create_task(watch()) for _ in range(20)]
+
+        async def all_open() -> bool:
+            return await in_progress() == 21
+
+        await eventually(all_open)
+        assert_problem(await alice.get(f"{path}/events"), 503, "too_many_waits")
+        for watcher in watchers[1:]:
+            watcher.cancel()
+        await asyncio.gather(*watchers[1:], return_exceptions=True)
+
+        async def one_open() -> bool:
+            return await in_progress() == 2
+
+        await eventually(one_open)
+        await step(alice, path)
+        await watchers[0]
+        assert 200 == (await alice.get(f"{path}/result", headers={"Prefer": "wait=20"})).status_code
+
+
+async def test_a_stream_ends_with_its_token(alice: httpx.AsyncClient, queue: str) -> None:
+    """When the token that opened it expires, the stream ends and tells the client to come back."""
+    path = await started(alice, queue)
+    async with alice.stream("GET", f"{path}/events", headers=bearer(exp=int(time.time()) + 2)) as response:
+        async with asyncio.timeout(10):
+            text = (await response.aread()).decode()
+
+    assert text.endswith("retry: 1000\n\n")
+    assert "event: done" not in text
+
+
+async def test_any_id_is_streamed(alice: httpx.AsyncClient, queue: str) -> None:
+    """Ids with slashes and spaces have results, histories and streams too."""
+    workflow_id = f"a/b c%2F{uuid.uuid4()}"
+    body = {"workflow_type": "steps", "task_queue": queue, "workflow_id": workflow_id, "input_data": {"signals": 0}}
+    await alice.post("/api/v1/workflows", json=body)
+    path = f"/api/v1/workflows/{quote(workflow_id, safe='')}"
+
+    assert 200 == (await alice.get(f"{path}/result", headers={"Prefer": "wait=20"})).status_code
+    assert 200 == (await alice.get(f"{path}/history")).status_code
