@@ -1,0 +1,114 @@
+"""How a process ends: a real `temporal-api serve`, told by SIGTERM with callers of every kind under way."""
+
+import asyncio
+import os
+import signal
+import time
+import uuid
+
+import httpx
+import pytest
+
+from api import SECRET, assert_problem, bearer, eventually, order
+from commands import temporal_api
+from temporal_api.devserver import DevServer, free_port
+from temporal_api.devserver import dev_server as run_dev_server
+
+pytestmark = pytest.mark.anyio
+
+
+async def test_sigterm_ends_streams_and_waits_and_answers_requests(dev_server: DevServer) -> None:
+    """Streams end with `retry:`, waits with a 202, creates with their order; the exit code is 0."""
+    port = free_port()
+    environ = {"TEMPORAL_ADDRESS": dev_server.address, "ORDERS_TASK_QUEUE": str(uuid.uuid4()), "PORT": str(port)}
+    async with (
+        temporal_api("serve", JWT_SECRET=SECRET, **environ) as serve,
+        httpx.AsyncClient(
+            base_url=f"http://127.0.0.1:{port}",
+            headers=bearer(),
+            timeout=30,
+            limits=httpx.Limits(max_connections=300),
+        ) as alice,
+    ):
+        await serve.until("Uvicorn running")
+        body = {"workflow_type": "nobody_runs_this", "task_queue": str(uuid.uuid4())}
+        path = (await alice.post("/api/v1/workflows", json=body)).headers["location"]
+        streaming = [0]
+
+        async def stream() -> str:
+            async with alice.stream("GET", f"{path}/events") as response:
+                streaming[0] += 1
+                return "".join([text async for text in response.aiter_text()])
+
+        streams = [asyncio.create_task(stream()) for _ in range(30)]
+        waits = [asyncio.create_task(alice.get(f"{path}/result", headers={"Prefer": "wait=30"})) for _ in range(20)]
+
+        async def all_open() -> bool:
+            return streaming[0] == 30 and "http_requests_in_progress 51.0" in (await alice.get("/metrics")).text
+
+        await eventually(all_open)
+        creates = [asyncio.create_task(alice.post("/api/v1/orders", json=order())) for _ in range(20)]
+        await asyncio.sleep(0)
+        await creates[0]
+        began = time.monotonic()
+        serve.process.send_signal(signal.SIGTERM)
+        texts = await asyncio.gather(*streams)
+        waited = await asyncio.gather(*waits)
+        created = await asyncio.gather(*creates)
+
+        assert 0 == await serve.end(), serve.output
+        assert time.monotonic() - began < 10
+        assert [True] * 30 == [text.endswith("retry: 1000\n\n") for text in texts]
+        assert [202] * 20 == [response.status_code for response in waited]
+        assert [201] * 20 == [response.status_code for response in created]
+        assert "Traceback" not in serve.output
+
+
+async def test_readiness_goes_first(dev_server: DevServer) -> None:
+    """For SHUTDOWN_DELAY_SECONDS the listener still answers, but says that it is not ready."""
+    port = free_port()
+    environ = {"TEMPORAL_ADDRESS": dev_server.address, "PORT": str(port), "SHUTDOWN_DELAY_SECONDS": "2"}
+    async with (
+        temporal_api("serve", JWT_SECRET=SECRET, **environ) as serve,
+        httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", headers=bearer()) as alice,
+    ):
+        await serve.until("Uvicorn running")
+        assert 200 == (await alice.get("/health/ready")).status_code
+        serve.process.send_signal(signal.SIGTERM)
+
+        async def not_ready() -> bool:
+            return (await alice.get("/health/ready")).status_code == 503
+
+        await eventually(not_ready, seconds=1.5)
+        created = await alice.post("/api/v1/orders", json=order())
+        live = await alice.get("/health/live")
+        stream = await alice.get(f"/api/v1/workflows/{created.json()['workflow_id']}", headers=bearer(scope="x"))
+
+        assert [201, 200, 403] == [created.status_code, live.status_code, stream.status_code]
+        assert 0 == await serve.end(), serve.output
+
+
+async def test_what_temporal_does_not_answer_is_told_before_the_end() -> None:
+    """A call that hangs in Temporal gets 503 `shutting_down` after 8 s, and the process still ends 0 within 10."""
+    port = free_port()
+    async with run_dev_server() as temporal:
+        environ = {"TEMPORAL_ADDRESS": temporal.address, "PORT": str(port), "RPC_TIMEOUT_SECONDS": "60"}
+        async with (
+            temporal_api("serve", JWT_SECRET=SECRET, **environ) as serve,
+            httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", headers=bearer(), timeout=30) as alice,
+        ):
+            await serve.until("Uvicorn running")
+            assert 201 == (await alice.post("/api/v1/orders", json=order())).status_code
+            os.kill(temporal.pid, signal.SIGSTOP)
+            hanging = asyncio.create_task(alice.post("/api/v1/orders", json=order()))
+
+            async def under_way() -> bool:
+                return "http_requests_in_progress 2.0" in (await alice.get("/metrics")).text
+
+            await eventually(under_way)
+            began = time.monotonic()
+            serve.process.send_signal(signal.SIGTERM)
+
+            assert_problem(await hanging, 503, "shutting_down")
+            assert 0 == await serve.end(), serve.output
+            assert 7 < time.monotonic() - began < 10.5
