@@ -20,6 +20,7 @@ from temporal_api.controllers import docs
 from temporal_api.controllers.health import HealthCheck, HealthController
 from temporal_api.controllers.orders import OrderController
 from temporal_api.controllers.workflow_history import WorkflowHistoryController
+from temporal_api.controllers.workflow_start import WorkflowStartController
 from temporal_api.controllers.workflows import WorkflowController
 from temporal_api.errors import EXCEPTION_HANDLERS
 from temporal_api.observe import Metrics, Observe
@@ -29,7 +30,7 @@ from temporal_api.settings import Settings
 from temporal_api.temporal.history import Feeds
 from temporal_api.waiting import Waits
 
-RESOURCES = [OrderController, WorkflowController, WorkflowHistoryController]
+RESOURCES = [OrderController, WorkflowStartController, WorkflowController, WorkflowHistoryController]
 
 EXPOSED_HEADERS = ["Location", "ETag", "Retry-After", "X-Request-ID", "Idempotent-Replayed", "Preference-Applied"]
 

@@ -58,11 +58,10 @@ OPENAPI = OpenAPIConfig(
             "Location": _header("The path of what was made."),
             "Retry-After": _header("Seconds after which another try makes sense.", OpenAPIType.INTEGER),
             "WWW-Authenticate": _header("What is wrong with the token (RFC 6750)."),
+            "ETag": _header("The state that was told; `If-None-Match` asks for another."),
         },
     ),
 )
-_ALWAYS = {"201": ("Location",)}
-_WITH_A_PROBLEM = {"401": ("WWW-Authenticate",), "429": ("Retry-After",), "503": ("Retry-After",)}
 
 # The pages run the bundled scripts; they may ask this service and nobody else, and nobody may frame them.
 _CSP = (
@@ -122,7 +121,8 @@ def metrics(request: Request[Any, Any, Any], state: State) -> Response[bytes]:
             prometheus_client.openmetrics.exposition.CONTENT_TYPE_LATEST,
         )
     else:
-        encode, media_type = prometheus_client.exposition.generate_latest, prometheus_client.CONTENT_TYPE_LATEST
+        encode = prometheus_client.exposition.generate_latest
+        media_type = prometheus_client.CONTENT_TYPE_LATEST.removesuffix("; charset=utf-8")  # Litestar adds it to text
     return Response(encode(state.metrics.registry), media_type=media_type)
 
 
@@ -146,13 +146,30 @@ def _make_contract(app: Litestar) -> dict[str, Any]:
                 _add_example(body, schemas)
                 schema = body["content"]["application/json"]["schema"]
                 body["required"] = {"type": "null"} not in schema.get("oneOf", ())
+            for parameter in operation.get("parameters", ()):
+                schema = parameter["schema"]
+                if {"type": "null"} in schema.get("oneOf", ()):  # what is left out of a request is not null
+                    schema.update(schema.pop("oneOf")[0])
+            operation["responses"] = dict(sorted(operation["responses"].items()))
             for status, response in operation["responses"].items():
-                names = ("X-Request-ID", *_ALWAYS.get(status, ()))
-                if PROBLEM_JSON in response.get("content", {}):
-                    names += _WITH_A_PROBLEM.get(status, ())
                 _add_example(response, schemas)
+                names = _headers(status, response, operation["responses"])
                 response["headers"] = {name: {"$ref": f"#/components/headers/{name}"} for name in names}
     return document  # type: ignore[no-any-return]
+
+
+def _headers(status: str, response: Any, responses: Any) -> Iterator[str]:
+    """The headers that an answer of this service always carries."""
+    problem = PROBLEM_JSON in response.get("content", {})
+    yield "X-Request-ID"
+    if status == "201":
+        yield "Location"
+    if status == "304" or (status == "200" and "304" in responses):
+        yield "ETag"
+    if problem and status == "401":
+        yield "WWW-Authenticate"
+    if (problem and status in ("429", "503")) or (status == "202" and "200" in responses):
+        yield "Retry-After"
 
 
 def _handlers(app: Litestar) -> Iterator[HTTPRouteHandler]:
@@ -179,11 +196,24 @@ def _scopes(handlers: Iterable[HTTPRouteHandler]) -> dict[Any, tuple[str, ...]]:
 
 
 def _add_example(body: Any, schemas: dict[str, Any]) -> None:
-    for content in body.get("content", {}).values():
+    for kind, content in body.get("content", {}).items():
+        if kind == "text/event-stream":
+            content["schema"] = {"type": "string"}
+            continue
         for example in content.get("examples", {}).values():
             del example["id"]  # Litestar's own, no part of OpenAPI
         if "examples" not in content:
             content["example"] = _example(content["schema"], schemas)
+
+
+_EXAMPLES = {
+    "string": "text",
+    "date-time": "2026-01-31T12:00:00Z",
+    "integer": 1,
+    "number": 1,
+    "boolean": True,
+    "object": {},
+}
 
 
 def _example(schema: Any, schemas: dict[str, Any]) -> Any:
@@ -198,6 +228,8 @@ def _example(schema: Any, schemas: dict[str, Any]) -> Any:
         return schema["enum"][0]
     if schema.get("type") == "array":
         return [_example(schema["items"], schemas)]
+    if "properties" not in schema:
+        return _EXAMPLES.get(schema.get("format") or str(schema.get("type")))
     return {
         name: _example(field, schemas)
         for name, field in schema["properties"].items()

@@ -6,7 +6,7 @@ go into the workflow's input and nowhere else: no answer, memo, log line or sear
 
 import re
 import uuid
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Annotated, Any, Literal
 
@@ -15,9 +15,12 @@ from litestar import Controller, Request, get, post
 from litestar.datastructures import State
 from litestar.params import JSONBody, PathParameter
 from msgspec import Meta, Raw
+from temporalio.api.enums.v1 import WorkflowIdReusePolicy
 
+from temporal_api import idempotency
 from temporal_api.auth import CurrentUser, User
 from temporal_api.errors import Problem, responses
+from temporal_api.idempotency import REPLAYED, IdempotencyKey, check_key, check_same, derived_id, fingerprint
 from temporal_api.requests import JSONResponse
 from temporal_api.temporal import COMPLETED, RUNNING, STATUS, TemporalClient, seconds_between
 
@@ -111,10 +114,15 @@ class OrderStatusResponse(msgspec.Struct):
     order: OrderResponse
 
 
-class OrderInput(CreateOrderRequest, kw_only=True):
+class OrderInput(msgspec.Struct):
     """What the workflow is started with."""
 
     id: str
+    customer_id: str
+    items: list[OrderItem]
+    shipping_address: dict[str, str]
+    payment_method: str
+    payment_details: dict[str, Raw]
 
 
 class OrderMemo(msgspec.Struct):
@@ -176,7 +184,7 @@ class OrderController(Controller):
         scope=("orders:write", ADMIN),
         operation_id="createOrder",
         summary="Place an order",
-        responses=responses("workflow_start_error", body=True),
+        responses=responses("workflow_start_error", "idempotency_key_reused", body=True),
     )
     async def create_order(
         self,
@@ -185,35 +193,37 @@ class OrderController(Controller):
         state: State,
         user: CurrentUser,
         temporal: TemporalClient,
+        idempotency_key: IdempotencyKey = None,
     ) -> JSONResponse[OrderResponse]:
         """Start `order_processing` for it. The order goes on by itself; `Location` is where to look."""
-        order_id = str(uuid.uuid4())
+        key = check_key(idempotency_key)
+        order_id = derived_id("orders", user, key) if key else str(uuid.uuid4())
         workflow_id = ID_PREFIX + order_id
         request.scope["workflow_id"] = workflow_id  # type: ignore[typeddict-unknown-key] # for the access log
         # 1000 lines of at most 10^6 x 10^12 with 6 decimals fit into Decimal's 28 digits: the sum is exact.
         total = format(sum((item.quantity * item.price for item in data.items), Decimal("0.00")), "f")
         order = OrderMemo(user.sub, data.customer_id, total, datetime.now(UTC))
-        await temporal.start(
+        memo = {ORDER_MEMO: order, STATUS_MEMO: _PENDING}
+        start = await temporal.start_request(
             WORKFLOW_TYPE,
             workflow_id=workflow_id,
             task_queue=state.settings.orders_task_queue,
-            args=[
-                OrderInput(
-                    id=order_id,
-                    customer_id=data.customer_id,
-                    items=data.items,
-                    shipping_address=data.shipping_address,
-                    payment_method=data.payment_method,
-                    payment_details=data.payment_details,
-                )
-            ],
-            execution_timeout=timedelta(seconds=state.settings.orders_execution_timeout_seconds),
-            memo={ORDER_MEMO: order, STATUS_MEMO: _PENDING},
-            search_attributes={"OrderOwner": user.sub, "OrderStatus": "pending"},
+            args=[OrderInput(order_id, *msgspec.structs.astuple(data))],
+            memo={**memo, idempotency.MEMO: fingerprint(key, data)} if key else memo,
+            execution_timeout_seconds=state.settings.orders_execution_timeout_seconds,
         )
+        start.workflow_id_reuse_policy = WorkflowIdReusePolicy.WORKFLOW_ID_REUSE_POLICY_REJECT_DUPLICATE
+        headers = {"Location": f"/api/v1/orders/{order_id}"}
+        try:
+            await temporal.start(start, {"OrderOwner": user.sub, "OrderStatus": "pending"})
+        except Problem as problem:
+            if key is None or problem.code != "workflow_already_exists":
+                raise
+            placed, run = await _read(temporal, user, order_id)
+            check_same(key, data, await temporal.memo(run.memo, idempotency.MEMO, str))
+            return JSONResponse(placed, headers=headers | REPLAYED)
         return JSONResponse(
-            OrderResponse(order_id, data.customer_id, "pending", total, order.created_at, workflow_id),
-            headers={"Location": f"/api/v1/orders/{order_id}"},
+            OrderResponse(order_id, data.customer_id, "pending", total, order.created_at, workflow_id), headers=headers
         )
 
     @get(
@@ -226,12 +236,11 @@ class OrderController(Controller):
     async def get_order(self, order_id: OrderId, user: CurrentUser, temporal: TemporalClient) -> OrderStatusResponse:
         """Its status is the one that the workflow keeps, right while it runs and after its end."""
         order, run = await _read(temporal, user, order_id)
-        result, seconds = Raw(b"null"), None
+        seconds, event = None, None
         if run.status != RUNNING:
             seconds = seconds_between(run.start_time, run.close_time)
             event = await temporal.close_event(order.workflow_id, run.execution.run_id)
-            if event is not None:
-                result = await temporal.result(event.workflow_execution_completed_event_attributes.result.payloads)
+        result, _ = await temporal.outcome(event)
         return OrderStatusResponse(
             order.workflow_id, run.execution.run_id, STATUS[run.status], result, run.history_length, seconds, order
         )

@@ -164,23 +164,10 @@ async def ended(
         )
         following = next_run(event)
         if not (follow and following):
-            return await _response(temporal, workflow_id, run_id, event)
+            result, failure = await temporal.outcome(event)
+            status = CLOSING[event.event_type]
+            return WorkflowResultResponse(workflow_id, run_id, status, result, failure, following or None)
         run_id = following
-
-
-async def _response(
-    temporal: TemporalClient, workflow_id: str, run_id: str, event: HistoryEvent
-) -> WorkflowResultResponse:
-    completed = event.workflow_execution_completed_event_attributes
-    failed = event.workflow_execution_failed_event_attributes
-    return WorkflowResultResponse(
-        workflow_id,
-        run_id,
-        CLOSING[event.event_type],
-        await temporal.result(completed.result.payloads),
-        await temporal.failure(failed.failure) if failed.HasField("failure") else None,
-        next_run(event) or None,
-    )
 
 
 def _resume(last_event_id: str | None) -> tuple[str, int]:

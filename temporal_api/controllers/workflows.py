@@ -4,8 +4,7 @@ JSON passes through untouched: what the caller sent as an argument is, byte for 
 result's bytes are the answer's.
 """
 
-import uuid
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import Annotated, Any
 
 import msgspec
@@ -17,7 +16,6 @@ from msgspec import UNSET, Meta, Raw, UnsetType
 from temporalio.api.workflow.v1 import WorkflowExecutionInfo
 
 from temporal_api.auth import CurrentUser, User
-from temporal_api.controllers import orders
 from temporal_api.controllers.addressing import (
     Argument,
     Arguments,
@@ -28,9 +26,8 @@ from temporal_api.controllers.addressing import (
     RunId,
     arguments,
     check_reserved,
-    location,
 )
-from temporal_api.errors import Problem, invalid, responses
+from temporal_api.errors import Problem, responses
 from temporal_api.requests import JSONResponse
 from temporal_api.temporal import RUNNING, STATUS, FailureInfo, TemporalClient, seconds_between
 from temporal_api.waiting import applied, preferred_wait
@@ -41,26 +38,6 @@ _Run = Annotated[str, Meta(examples=["019ab3c4-7d1e-7f3a-8b55-0c2d4e6f8a10"])]
 _Status = Annotated[str, Meta(description="Temporal's name of it, such as RUNNING or COMPLETED.", examples=["RUNNING"])]
 _Result = Annotated[Raw, Meta(description="What it gave back: any JSON; null while it runs.", examples=[None])]
 _Time = Annotated[datetime, Meta(tz=True)]
-
-
-class WorkflowExecutionRequest(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
-    """A start. `input_data` is one argument; `args` is the argument list; neither: no argument."""
-
-    workflow_type: Annotated[NonEmpty, Meta(examples=["send_invoice"])]
-    task_queue: Annotated[NonEmpty, Meta(examples=["invoices"])] = "temporal-product-queue"
-    input_data: Annotated[Argument, Meta(description="Any JSON.", examples=[{"invoice": 2041}])] = UNSET
-    args: Arguments = UNSET
-    workflow_id: Annotated[NonEmpty | None, Meta(examples=["invoice-2041"])] = None
-    execution_timeout_seconds: Annotated[float, Meta(ge=0.001, le=315_360_000)] | None = 3600
-
-
-class WorkflowExecutionResponse(msgspec.Struct):
-    """The run that was started."""
-
-    workflow_id: _Id
-    run_id: _Run
-    status: _Status
-    result: _Result
 
 
 class WorkflowStatusResponse(msgspec.Struct):
@@ -113,58 +90,16 @@ def _query_arguments(args: Argument) -> list[Raw]:
     return msgspec.json.decode(args, type=list[Raw]) if bytes(args).startswith(b"[") else [args]
 
 
-def _check_allowed(what: str, value: str, allowed: tuple[str, ...]) -> None:
-    if allowed and value not in allowed:
-        raise Problem("not_allowed", f"This service may not start the {what} {value!r}.")
-
-
 def _etag(run: WorkflowExecutionInfo) -> str:
     """Weak: two answers with the same one mean the same, which is all that a conditional read asks (RFC 9110 8.8.1)."""
     return f'W/"{run.execution.run_id}-{run.state_transition_count}"'
 
 
 class WorkflowController(Controller):
-    """Start, watch and steer workflows."""
+    """Watch workflows and send them messages."""
 
     path = "/workflows"
     tags = ["workflows"]  # noqa: RUF012 - Litestar's way
-
-    @post(
-        scope=("workflows:write", "workflows:admin"),
-        operation_id="startWorkflow",
-        summary="Start a workflow",
-        responses=responses("workflow_start_error", "not_allowed", "workflow_already_exists", "reserved_id", body=True),
-    )
-    async def start_workflow(
-        self,
-        request: Request[User, Any, Any],
-        data: JSONBody[WorkflowExecutionRequest],
-        state: State,
-        user: CurrentUser,
-        temporal: TemporalClient,
-    ) -> JSONResponse[WorkflowExecutionResponse]:
-        """Start it and return at once; `Location` is where to look."""
-        args = arguments(("input_data", "args"), data.input_data, data.args)
-        _check_allowed("workflow type", data.workflow_type, state.settings.allowed_workflow_types)
-        _check_allowed("task queue", data.task_queue, state.settings.allowed_task_queues)
-        workflow_id = data.workflow_id or str(uuid.uuid4())
-        if workflow_id.startswith(orders.ID_PREFIX) and orders.ADMIN not in user.scopes:
-            raise Problem("reserved_id", f"Ids that start with {orders.ID_PREFIX} are for orders; take another.")
-        if workflow_id in (".", ".."):
-            raise invalid("workflow_id", "Expected an id that a URL can carry: not . or ..")
-        request.scope["workflow_id"] = workflow_id  # type: ignore[typeddict-unknown-key] # for the access log
-        seconds = data.execution_timeout_seconds
-        started = await temporal.start(
-            data.workflow_type,
-            workflow_id=workflow_id,
-            task_queue=data.task_queue,
-            args=args,
-            execution_timeout=timedelta(seconds=seconds) if seconds else None,
-        )
-        return JSONResponse(
-            WorkflowExecutionResponse(workflow_id, started.run_id, "RUNNING", Raw(b"null")),
-            headers={"Location": location(workflow_id)},
-        )
 
     @get(
         "/{workflow_id:str}",
@@ -202,14 +137,10 @@ class WorkflowController(Controller):
         if headers["ETag"] == if_none_match:
             unchanged: Any = None
             return JSONResponse(unchanged, status_code=304, headers=headers)
-        result, failure = Raw(b"null"), None
-        if closed := run.status != RUNNING:
-            event = await temporal.close_event(workflow_id, run.execution.run_id)
-            if event is not None:
-                result = await temporal.result(event.workflow_execution_completed_event_attributes.result.payloads)
-                attributes = event.workflow_execution_failed_event_attributes
-                if attributes.HasField("failure"):
-                    failure = await temporal.failure(attributes.failure)
+        closed = run.status != RUNNING
+        result, failure = await temporal.outcome(
+            await temporal.close_event(workflow_id, run.execution.run_id) if closed else None
+        )
         status = WorkflowStatusResponse(
             workflow_id=workflow_id,
             run_id=run.execution.run_id,

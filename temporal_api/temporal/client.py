@@ -9,7 +9,6 @@ from datetime import timedelta
 from typing import Any, TypeVar
 
 import msgspec
-from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 from litestar.datastructures import State
@@ -20,7 +19,6 @@ from temporalio.api.enums.v1 import (
     HistoryEventFilterType,
     TaskQueueType,
     WorkflowExecutionStatus,
-    WorkflowIdReusePolicy,
 )
 from temporalio.api.errordetails.v1 import (
     QueryFailedFailure,
@@ -36,6 +34,7 @@ from temporalio.api.workflowservice.v1 import (
     DescribeWorkflowExecutionResponse,
     GetWorkflowExecutionHistoryRequest,
     QueryWorkflowRequest,
+    SignalWithStartWorkflowExecutionRequest,
     SignalWorkflowExecutionRequest,
     StartWorkflowExecutionRequest,
 )
@@ -54,12 +53,13 @@ from temporal_api.temporal.failures import (
     problem_of,
     start_problem,
 )
-from temporal_api.temporal.payloads import DATA_CONVERTER, JSON_METADATA, raw_json
+from temporal_api.temporal.payloads import DATA_CONVERTER, raw_json, typed_payload
 
 log = logging.getLogger(__name__)
 
 Response = TypeVar("Response", bound=Message)
 
+NOTHING: Mapping[str, str] = {}
 UNINDEXED_SECONDS = 300
 """How long a start is tried without search attributes that the namespace was found not to have."""
 
@@ -153,48 +153,73 @@ class Temporal:
         """Payloads as their senders meant them."""
         return await self._codec.decode(list(payloads)) if self._codec else payloads
 
-    async def start(
+    async def start_request(
         self,
         workflow_type: str,
         *,
         workflow_id: str,
         task_queue: str,
-        args: Iterable[object] = (),
-        execution_timeout: timedelta | None = None,
-        memo: Mapping[str, object] | None = None,
-        search_attributes: Mapping[str, str] | None = None,
-    ) -> Started:
-        """Start a workflow whose id was never used. Raises Problem: `workflow_already_exists`, ...
-
-        `search_attributes` are keywords, and left out while the namespace does not have them.
-        """
+        args: Iterable[object],
+        memo: Mapping[str, object],
+        execution_timeout_seconds: float | None,
+    ) -> StartWorkflowExecutionRequest:
+        """A start as Temporal is asked for it, for the caller to add to."""
         request = StartWorkflowExecutionRequest(
             namespace=self.namespace,
             workflow_id=workflow_id,
             workflow_type=WorkflowType(name=workflow_type),
             task_queue=TaskQueue(name=task_queue),
             input=await self.payloads(args),
-            workflow_execution_timeout=_duration(execution_timeout),
             identity=self.identity,
             # Temporal answers the SDK's retry of this request with the run that the first try started.
             request_id=str(uuid.uuid4()),
-            workflow_id_reuse_policy=WorkflowIdReusePolicy.WORKFLOW_ID_REUSE_POLICY_REJECT_DUPLICATE,
             memo=await self._memo(memo) if memo else None,
         )
+        if execution_timeout_seconds is not None:
+            request.workflow_execution_timeout.FromTimedelta(timedelta(seconds=execution_timeout_seconds))
+        return request
+
+    async def start(
+        self, request: StartWorkflowExecutionRequest, search_attributes: Mapping[str, str] = NOTHING
+    ) -> Started:
+        """Start a workflow. Raises Problem: `workflow_already_exists`, `workflow_start_error`, ...
+
+        `search_attributes` are keywords, and left out while the namespace does not have them.
+        """
         if search_attributes and time.monotonic() >= self._unindexed_until:
             for name, value in search_attributes.items():
-                request.search_attributes.indexed_fields[name].CopyFrom(_keyword(value))
+                request.search_attributes.indexed_fields[name].CopyFrom(
+                    typed_payload("Keyword", msgspec.Raw(msgspec.json.encode(value)))
+                )
         try:
             try:
-                response = await self.call(self.service.start_workflow_execution, request, workflow_id)
+                response = await self.call(self.service.start_workflow_execution, request, request.workflow_id)
             except Problem as problem:
-                if not request.HasField("search_attributes") or "search attribute" not in problem.message:
+                if not (search_attributes and request.HasField("search_attributes")) or (
+                    "search attribute" not in problem.message
+                ):
                     raise
                 # `temporal-api setup` was not run here: the workflow matters more than finding it in a list.
                 log.warning("The namespace lacks the search attributes of orders: run temporal-api setup.")
                 self._unindexed_until = time.monotonic() + UNINDEXED_SECONDS
                 request.ClearField("search_attributes")
-                response = await self.call(self.service.start_workflow_execution, request, workflow_id)
+                response = await self.call(self.service.start_workflow_execution, request, request.workflow_id)
+        except Problem as problem:
+            raise start_problem(problem) from problem.__cause__
+        return Started(response.run_id, response.started)
+
+    async def signal_with_start(
+        self, request: StartWorkflowExecutionRequest, signal_name: str, args: Iterable[object]
+    ) -> Started:
+        """Send a signal to the workflow of that id, starting it first unless it runs. Raises Problem."""
+        both = SignalWithStartWorkflowExecutionRequest(signal_name=signal_name, signal_input=await self.payloads(args))
+        for field, value in request.ListFields():
+            if field.message_type is None:
+                setattr(both, field.name, value)
+            else:
+                getattr(both, field.name).CopyFrom(value)
+        try:
+            response = await self.call(self.service.signal_with_start_workflow_execution, both, request.workflow_id)
         except Problem as problem:
             raise start_problem(problem) from problem.__cause__
         return Started(response.run_id, response.started)
@@ -224,6 +249,16 @@ class Temporal:
         )
         events = response.history.events
         return events[-1] if events else None
+
+    async def outcome(self, closing: HistoryEvent | None) -> tuple[msgspec.Raw, FailureInfo | None]:
+        """What a run gave back and why it failed, by its closing event."""
+        if closing is None:
+            return msgspec.Raw(b"null"), None
+        failed = closing.workflow_execution_failed_event_attributes
+        return (
+            await self.result(closing.workflow_execution_completed_event_attributes.result.payloads),
+            await self.failure(failed.failure) if failed.HasField("failure") else None,
+        )
 
     async def signal(self, workflow_id: str, run_id: str, name: str, args: Iterable[object]) -> None:
         """Send a signal. Raises Problem: `workflow_not_found`, `workflow_completed`, ..."""
@@ -280,8 +315,8 @@ class Temporal:
             cause=await self.failure(failure.cause) if failure.HasField("cause") else None,
         )
 
-    async def memo(self, memo: Memo, key: str, kind: type[msgspec.Struct]) -> Any:
-        """One memo field as a struct; None when it is not there or is something else."""
+    async def memo(self, memo: Memo, key: str, kind: type[Any]) -> Any:
+        """One memo field as that type; None when it is not there or is something else."""
         if key not in memo.fields:
             return None
         try:
@@ -305,18 +340,6 @@ class Temporal:
             ),
         )
         return bool(response.pollers)
-
-
-def _duration(value: timedelta | None) -> Duration | None:
-    if value is None:
-        return None
-    duration = Duration()
-    duration.FromTimedelta(value)
-    return duration
-
-
-def _keyword(value: str) -> Payload:
-    return Payload(metadata={**JSON_METADATA, "type": b"Keyword"}, data=msgspec.json.encode(value))
 
 
 def seconds_between(start: Timestamp, end: Timestamp) -> float:

@@ -62,3 +62,8 @@ def raw_json(payload: Payload) -> msgspec.Raw:
             return msgspec.Raw(payload.data)
     metadata = {k: v.decode("utf-8", "replace") for k, v in payload.metadata.items()}
     return msgspec.Raw(msgspec.json.encode({"metadata": metadata, "data": base64.b64encode(payload.data).decode()}))
+
+
+def typed_payload(kind: str, value: msgspec.Raw | bytes) -> Payload:
+    """A search attribute's value; its type in Temporal's words, such as `Keyword`."""
+    return Payload(metadata={**JSON_METADATA, "type": kind.encode()}, data=bytes(value))

@@ -1,0 +1,57 @@
+"""`Idempotency-Key` without a store: the id comes from the caller and the key, and the run's memo tells the body.
+
+Temporal is what makes it exactly once: it starts one run for an id, however many ask at once, in whichever replica.
+"""
+
+import hashlib
+import hmac
+import re
+import uuid
+from typing import Annotated, Any
+
+import msgspec
+from litestar.params import HeaderParameter
+
+from temporal_api.auth import User
+from temporal_api.errors import Problem, invalid
+
+MEMO = "temporal_api.idempotency"
+REPLAYED = {"Idempotent-Replayed": "true"}
+
+_KEY = re.compile(r"[\x21-\x7e]{1,255}")
+
+IdempotencyKey = Annotated[
+    str | None,
+    HeaderParameter(
+        name="Idempotency-Key",
+        description="The same key and body, from the same caller: the same answer, started once. 1 to 255 visible "
+        "ASCII characters; good for as long as Temporal keeps the run.",
+    ),
+]
+
+
+def check_key(key: str | None) -> str | None:
+    """The key, or a 400; none stays none."""
+    if key is not None and not _KEY.fullmatch(key):
+        raise invalid("Idempotency-Key", "Expected 1 to 255 visible ASCII characters")
+    return key
+
+
+def derived_id(resource: str, user: User, key: str) -> str:
+    """The id that this caller's key stands for: another caller's same key is another id."""
+    parts = "".join(f"{len(part)}:{part}" for part in (resource, user.sub, key))
+    return str(uuid.UUID(bytes=hashlib.sha256(parts.encode()).digest()[:16]))
+
+
+def fingerprint(key: str, body: msgspec.Struct) -> str:
+    """What tells a replay from another request: keyed with the key, so that the memo tells nobody the body."""
+    canonical = msgspec.json.encode(body, order="sorted")
+    return hmac.new(key.encode(), canonical, hashlib.sha256).hexdigest()
+
+
+def check_same(key: str, body: msgspec.Struct, remembered: Any) -> None:
+    """Raises Problem `idempotency_key_reused` when the key came with another body before."""
+    if not isinstance(remembered, str) or not hmac.compare_digest(remembered, fingerprint(key, body)):
+        raise Problem(
+            "idempotency_key_reused", "This Idempotency-Key came with another body before; take a new key for this one."
+        )

@@ -1,0 +1,240 @@
+"""Every way to start a workflow, seen in what Temporal then has."""
+
+import asyncio
+import uuid
+from collections.abc import AsyncIterator
+from typing import Any
+
+import httpx
+import msgspec
+import pytest
+from temporalio import workflow
+from temporalio.api.history.v1 import WorkflowExecutionStartedEventAttributes
+from temporalio.client import Client
+from temporalio.worker import UnsandboxedWorkflowRunner, Worker
+
+from api import assert_problem, bearer
+
+pytestmark = pytest.mark.anyio
+
+START = "/api/v1/workflows"
+
+
+@workflow.defn(name="collect")
+class Collect:
+    """Ends with what it was sent."""
+
+    def __init__(self) -> None:
+        self.sent: list[Any] = []
+
+    @workflow.run
+    async def run(self, wanted: int = 0) -> list[Any]:
+        """Wait for that many signals."""
+        await workflow.wait_condition(lambda: len(self.sent) >= wanted)
+        return self.sent
+
+    @workflow.signal
+    def send(self, *values: Any) -> None:
+        """Keep it."""
+        self.sent.append(list(values))
+
+
+@pytest.fixture(scope="module")
+async def queue(client: Client) -> AsyncIterator[str]:
+    """A task queue with a worker for `collect`."""
+    name = f"collect-{uuid.uuid4()}"
+    async with Worker(client, task_queue=name, workflows=[Collect], workflow_runner=UnsandboxedWorkflowRunner()):
+        yield name
+
+
+async def attributes(client: Client, workflow_id: str) -> WorkflowExecutionStartedEventAttributes:
+    """What Temporal was asked for."""
+    handle = client.get_workflow_handle(workflow_id)
+    async for event in handle.fetch_history_events():
+        return event.workflow_execution_started_event_attributes
+    raise AssertionError("no history")
+
+
+async def test_every_option_reaches_temporal(alice: httpx.AsyncClient, client: Client, task_queue: str) -> None:
+    """Timeouts, retry policy, memo, typed search attributes and start delay are what the caller asked for."""
+    body = {
+        "workflow_type": "any",
+        "task_queue": task_queue,
+        "args": [1, {"two": 2}],
+        "execution_timeout_seconds": 100,
+        "run_timeout_seconds": 50.5,
+        "task_timeout_seconds": 7,
+        "start_delay_seconds": 3600,
+        "retry_policy": {
+            "initial_interval_seconds": 2,
+            "backoff_coefficient": 1.5,
+            "maximum_interval_seconds": 30,
+            "maximum_attempts": 4,
+            "non_retryable_error_types": ["Fatal"],
+        },
+        "memo": {"note": {"exact": 1}},
+        "search_attributes": {"OrderStatus": {"type": "Keyword", "value": "new"}},
+    }
+    workflow_id = (await alice.post(START, json=body)).json()["workflow_id"]
+    asked = await attributes(client, workflow_id)
+
+    assert [b"1", b'{"two":2}'] == [p.data.replace(b" ", b"") for p in asked.input.payloads]
+    assert 100 == asked.workflow_execution_timeout.ToTimedelta().total_seconds()
+    assert 50.5 == asked.workflow_run_timeout.ToTimedelta().total_seconds()
+    assert 7 == asked.workflow_task_timeout.ToTimedelta().total_seconds()
+    assert 3600 == asked.first_workflow_task_backoff.ToTimedelta().total_seconds()
+    assert (2, 1.5, 30, 4, ["Fatal"]) == (
+        asked.retry_policy.initial_interval.seconds,
+        asked.retry_policy.backoff_coefficient,
+        asked.retry_policy.maximum_interval.seconds,
+        asked.retry_policy.maximum_attempts,
+        list(asked.retry_policy.non_retryable_error_types),
+    )
+    assert {"exact": 1} == msgspec.json.decode(asked.memo.fields["note"].data)
+    assert b'"new"' == asked.search_attributes.indexed_fields["OrderStatus"].data
+
+
+async def test_no_timeout_is_no_timeout(alice: httpx.AsyncClient, client: Client, task_queue: str) -> None:
+    """`null` lets a workflow run for ever; without a word it has an hour."""
+    body = {"workflow_type": "any", "task_queue": task_queue}
+    endless = (await alice.post(START, json={**body, "execution_timeout_seconds": None})).json()["workflow_id"]
+    usual = (await alice.post(START, json=body)).json()["workflow_id"]
+
+    assert 0 == (await attributes(client, endless)).workflow_execution_timeout.seconds
+    assert 3600 == (await attributes(client, usual)).workflow_execution_timeout.seconds
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "key"),
+    [
+        ("execution_timeout_seconds", 0, "execution_timeout_seconds"),
+        ("execution_timeout_seconds", -1, "execution_timeout_seconds"),
+        ("run_timeout_seconds", "5", "run_timeout_seconds"),
+        ("start_delay_seconds", 1e12, "start_delay_seconds"),
+        ("retry_policy", {"backoff_coefficient": 0.5}, "retry_policy.backoff_coefficient"),
+        ("retry_policy", {"attempts": 3}, "retry_policy.attempts"),
+        ("id_reuse_policy", "SOMETIMES", "id_reuse_policy"),
+        ("memo", {"temporal_api.order": 1}, "memo"),
+        ("search_attributes", {"OrderStatus": {"type": "Int", "value": "x"}}, "search_attributes[...].value"),
+        ("search_attributes", {"OrderStatus": {"type": "Datetime", "value": "today"}}, "search_attributes[...].value"),
+        ("signal", {"signal_input": 1}, "signal.signal_name"),
+        ("workflow_id", "..", "workflow_id"),
+        ("typo", 1, "typo"),
+    ],
+)
+async def test_what_cannot_be_is_refused(alice: httpx.AsyncClient, field: str, value: Any, key: str) -> None:
+    """A wrong option is a 400 with its path, before anything is started."""
+    problem = assert_problem(
+        await alice.post(START, json={"workflow_type": "any", field: value}), 400, "validation_error"
+    )
+
+    assert key == problem["details"]["errors"][0]["key"]
+
+
+async def test_temporal_s_own_refusals_say_why(alice: httpx.AsyncClient) -> None:
+    """An unknown search attribute is refused by Temporal, and its reason is passed on."""
+    unknown = {"Nobody": {"type": "Keyword", "value": "x"}}
+    response = await alice.post(START, json={"workflow_type": "any", "search_attributes": unknown})
+
+    assert "Nobody" in assert_problem(response, 400, "workflow_start_error")["message"]
+
+
+async def test_attach_by_policy(alice: httpx.AsyncClient, queue: str) -> None:
+    """USE_EXISTING: 201 creates, 200 attaches to the run that is there; FAIL: 409."""
+    body = {"workflow_type": "collect", "task_queue": queue, "input_data": 1, "workflow_id": f"at-{uuid.uuid4()}"}
+    use = {**body, "id_conflict_policy": "USE_EXISTING"}
+    created, attached = await alice.post(START, json=use), await alice.post(START, json=use)
+
+    assert (201, 200) == (created.status_code, attached.status_code)
+    assert created.json()["run_id"] == attached.json()["run_id"]
+    assert_problem(await alice.post(START, json=body), 409, "workflow_already_exists")
+
+
+async def test_terminating_by_policy_needs_admin(alice: httpx.AsyncClient, queue: str) -> None:
+    """TERMINATE_EXISTING is a termination: refused without `workflows:admin`, done with it."""
+    body = {"workflow_type": "collect", "task_queue": queue, "input_data": 1, "workflow_id": f"te-{uuid.uuid4()}"}
+    first = (await alice.post(START, json=body)).json()["run_id"]
+    replace = {**body, "id_conflict_policy": "TERMINATE_EXISTING"}
+
+    assert_problem(await alice.post(START, json=replace), 403, "not_allowed")
+    second = await alice.post(START, json=replace, headers=bearer(scope="workflows:write workflows:admin"))
+    assert 201 == second.status_code
+    assert first != second.json()["run_id"]
+
+
+async def test_a_closed_id_may_be_used_again(alice: httpx.AsyncClient, queue: str) -> None:
+    """As in Temporal: by default yes, with REJECT_DUPLICATE no."""
+    body = {"workflow_type": "collect", "task_queue": queue, "workflow_id": f"re-{uuid.uuid4()}"}
+    wait = {"Prefer": "wait=20"}
+    first = await alice.post(START, json=body, headers=wait)
+    again = await alice.post(START, json=body, headers=wait)
+    refused = await alice.post(START, json={**body, "id_reuse_policy": "REJECT_DUPLICATE"})
+
+    assert ("COMPLETED", "COMPLETED") == (first.json()["status"], again.json()["status"])
+    assert first.json()["run_id"] != again.json()["run_id"]
+    assert_problem(refused, 409, "workflow_already_exists")
+
+
+async def test_a_start_waits_for_the_result(alice: httpx.AsyncClient, queue: str) -> None:
+    """With `Prefer: wait` a 201 carries the result when there is one in time, else where to ask again."""
+    body = {"workflow_type": "collect", "task_queue": queue}
+    done = await alice.post(START, json=body, headers={"Prefer": "wait=20"})
+    slow = await alice.post(START, json={**body, "input_data": 1}, headers={"Prefer": "respond-async, wait=1"})
+
+    assert (201, "COMPLETED", []) == (done.status_code, done.json()["status"], done.json()["result"])
+    assert (201, "RUNNING", None) == (slow.status_code, slow.json()["status"], slow.json()["result"])
+    assert ("wait=20", "wait=1") == (done.headers["preference-applied"], slow.headers["preference-applied"])
+    assert "retry-after" in slow.headers
+    assert 200 == (await alice.get(slow.headers["location"])).status_code
+
+
+async def test_signal_with_start(alice: httpx.AsyncClient, queue: str) -> None:
+    """One call starts it and signals it; the next one only signals the run that is there."""
+    body = {"workflow_type": "collect", "task_queue": queue, "input_data": 2, "workflow_id": f"si-{uuid.uuid4()}"}
+    first = await alice.post(START, json={**body, "signal": {"signal_name": "send", "signal_args": [1, "a"]}})
+    second = await alice.post(
+        START, json={**body, "signal": {"signal_name": "send", "signal_input": 2}}, headers={"Prefer": "wait=20"}
+    )
+
+    assert (201, 200) == (first.status_code, second.status_code)
+    assert first.json()["run_id"] == second.json()["run_id"]
+    assert [[1, "a"], [2]] == second.json()["result"]
+
+
+async def test_a_key_starts_once(alice: httpx.AsyncClient, queue: str) -> None:
+    """Twenty at once with one key: one run and one answer; a replay after the end has the result."""
+    body = {"workflow_type": "collect", "task_queue": queue}
+    key = {"Idempotency-Key": str(uuid.uuid4())}
+    answers = await asyncio.gather(*(alice.post(START, json=body, headers=key) for _ in range(20)))
+    ended = await alice.get(f"{answers[0].headers['location']}/result", headers={"Prefer": "wait=20"})
+    replay = await alice.post(START, json=body, headers=key)
+
+    assert {201} == {answer.status_code for answer in answers}
+    assert 1 == len({answer.json()["run_id"] for answer in answers})
+    assert 19 == sum(answer.headers.get("idempotent-replayed") == "true" for answer in answers)
+    assert ("COMPLETED", ended.json()["result"]) == (replay.json()["status"], replay.json()["result"])
+
+
+async def test_a_key_is_bound_to_its_body_and_its_caller(alice: httpx.AsyncClient, queue: str) -> None:
+    """Another body is a 422; another caller's same key is another workflow; with an id it is a 400."""
+    body = {"workflow_type": "collect", "task_queue": queue}
+    key = {"Idempotency-Key": str(uuid.uuid4())}
+    mine = await alice.post(START, json=body, headers=key)
+    theirs = await alice.post(START, json=body, headers=key | bearer("bob"))
+
+    assert_problem(await alice.post(START, json={**body, "input_data": 0}, headers=key), 422, "idempotency_key_reused")
+    assert mine.json()["workflow_id"] != theirs.json()["workflow_id"]
+    with_id = await alice.post(START, json={**body, "workflow_id": "x"}, headers=key)
+    assert "Idempotency-Key" == assert_problem(with_id, 400, "validation_error")["details"]["errors"][0]["key"]
+
+
+@pytest.mark.parametrize("key", [b"", b"a b", b"x" * 256, "schlüssel".encode()])
+async def test_a_key_that_is_none_is_refused(alice: httpx.AsyncClient, queue: str, key: bytes) -> None:
+    """1 to 255 visible ASCII characters, or a 400: a key that is ignored would be worse than none."""
+    response = await alice.post(
+        START,
+        json={"workflow_type": "collect", "task_queue": queue},
+        headers=[(b"idempotency-key", key)],
+    )
+
+    assert_problem(response, 400, "validation_error")
