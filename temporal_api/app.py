@@ -17,6 +17,7 @@ from litestar.middleware import DefineMiddleware
 from temporal_api import __version__, temporal
 from temporal_api.auth import USER, Authenticate, Verifier
 from temporal_api.controllers import docs
+from temporal_api.controllers.codec import CodecController
 from temporal_api.controllers.health import HealthCheck, HealthController
 from temporal_api.controllers.orders import OrderController
 from temporal_api.controllers.workflow_history import WorkflowHistoryController
@@ -30,7 +31,7 @@ from temporal_api.settings import Settings
 from temporal_api.temporal.history import Feeds
 from temporal_api.waiting import Waits
 
-RESOURCES = [OrderController, WorkflowStartController, WorkflowController, WorkflowHistoryController]
+RESOURCES = [OrderController, WorkflowStartController, WorkflowController, WorkflowHistoryController, CodecController]
 
 EXPOSED_HEADERS = ["Location", "ETag", "Retry-After", "X-Request-ID", "Idempotent-Replayed", "Preference-Applied"]
 

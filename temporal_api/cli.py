@@ -27,7 +27,7 @@ from temporal_api.app import create_app
 from temporal_api.devserver import SEARCH_ATTRIBUTES, TemporalNotFound, dev_server, free_port
 from temporal_api.observe import configure_logging
 from temporal_api.settings import Settings, SettingsError, from_env
-from temporal_api.temporal import DATA_CONVERTER
+from temporal_api.temporal import data_converter
 from temporal_api.worker import StandIns, create_worker
 
 DEV_SCOPES = "orders:read orders:write workflows:read workflows:write workflows:admin"
@@ -119,7 +119,7 @@ def worker() -> None:
 async def _work(settings: Settings) -> None:
     while True:
         try:
-            client = await Client.connect(**settings.temporal, data_converter=DATA_CONVERTER)
+            client = await Client.connect(**settings.temporal, data_converter=data_converter(settings))
             break
         except RuntimeError as error:  # Temporal may come up after its workers
             log.warning("Temporal cannot be reached, trying again: %s", str(error).splitlines()[0])
@@ -223,7 +223,7 @@ async def _dev(once: bool, delivered: list[bool]) -> None:
             ports = _free("Temporal", 7233), _free("Temporal's UI", 8233)
             temporal = await stack.enter_async_context(dev_server(port=ports[0], ui_port=ports[1], say=click.echo))
             settings.temporal["target_host"], ui_url = temporal.address, temporal.ui_url
-        client = await Client.connect(**settings.temporal, data_converter=DATA_CONVERTER)
+        client = await Client.connect(**settings.temporal, data_converter=data_converter(settings))
         await add_search_attributes(client)
         stand_ins = StandIns(pace_seconds=0.7)
         await stack.enter_async_context(create_worker(client, settings.orders_task_queue, stand_ins))

@@ -4,6 +4,7 @@ Temporal's own connection settings (`TEMPORAL_ADDRESS`, `TEMPORAL_NAMESPACE`, `T
 are read by the SDK's `temporalio.envconfig`; the others are the fields below, upper-cased.
 """
 
+import base64
 import os.path
 import re
 from collections.abc import Mapping
@@ -51,6 +52,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, rename=str.upper):
     orders_execution_timeout_seconds: Annotated[int, Meta(ge=1, le=315_360_000)] = 7200
     allowed_workflow_types: tuple[str, ...] = ()
     allowed_task_queues: tuple[str, ...] = ()
+    payload_encryption_keys: tuple[Annotated[str, Meta(pattern=r"^[A-Za-z0-9._-]+:[A-Za-z0-9+/]{43}=$")], ...] = ()
     rpc_timeout_seconds: Annotated[float, Meta(ge=0.1, le=86_400)] = 10
     max_wait_seconds: Annotated[float, Meta(ge=0, le=86_400)] = 60
     max_open_waits: Annotated[int, Meta(ge=0)] = 200
@@ -58,6 +60,12 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, rename=str.upper):
     max_body_bytes: Annotated[int, Meta(ge=1024)] = 2 * 1024 * 1024
     temporal: dict[str, Any] = field(name="", default_factory=dict)
     """Arguments of the SDK's `Client.connect`; no environment variable has an empty name."""
+
+    @property
+    def encryption_keys(self) -> list[tuple[str, bytes]]:
+        """Ids and keys of PAYLOAD_ENCRYPTION_KEYS, the one that encrypts first."""
+        pairs = (entry.split(":") for entry in self.payload_encryption_keys)
+        return [(key_id, base64.b64decode(key)) for key_id, key in pairs]
 
     def __repr__(self) -> str:
         """Say nothing: a settings struct in a log line must not tell a secret."""
@@ -69,6 +77,7 @@ _LISTS = {f.encode_name for f in msgspec.structs.fields(Settings) if isinstance(
 # Where msgspec's own words would not tell what is right.
 _EXPECTED = {
     "ALLOWED_ORIGINS": "expected origins such as https://shop.example, comma-separated, with no path and no wildcard",
+    "PAYLOAD_ENCRYPTION_KEYS": "expected id:base64,id:base64, each key 32 random bytes in base64",
     "JWT_SECRET": "too short, expected 32 random bytes or more",
     "LOG_FORMAT": "expected json or console",
     "LOG_LEVEL": "expected debug, info, warning or error",
@@ -104,6 +113,8 @@ def from_env(environ: Mapping[str, str], *, keys_needed: bool = True) -> Setting
     settings = msgspec.structs.replace(
         settings, jwt_public_key=_pem(settings.jwt_public_key), temporal=_temporal(environ, disable_file=has_no_file)
     )
+    if len(dict(settings.encryption_keys)) < len(settings.payload_encryption_keys):
+        raise SettingsError("PAYLOAD_ENCRYPTION_KEYS: two keys have the same id; give each its own")
     if keys_needed:
         _check_jwt(settings)
     return settings

@@ -17,7 +17,7 @@ from temporal_api.temporal.client import (
     seconds_between,
 )
 from temporal_api.temporal.failures import FailureInfo
-from temporal_api.temporal.payloads import DATA_CONVERTER, raw_json
+from temporal_api.temporal.payloads import DATA_CONVERTER, data_converter, raw_json
 
 __all__ = [
     "COMPLETED",
@@ -30,6 +30,7 @@ __all__ = [
     "Temporal",
     "TemporalClient",
     "connect",
+    "data_converter",
     "raw_json",
     "seconds_between",
 ]

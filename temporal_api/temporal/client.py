@@ -43,6 +43,7 @@ from temporalio.runtime import Runtime
 from temporalio.service import GrpcCompression, RetryConfig, RPCError
 
 from temporal_api.auth import CurrentUser
+from temporal_api.encryption import ENCODING as ENCRYPTED
 from temporal_api.errors import Problem
 from temporal_api.settings import Settings
 from temporal_api.temporal.failures import (
@@ -53,7 +54,7 @@ from temporal_api.temporal.failures import (
     problem_of,
     start_problem,
 )
-from temporal_api.temporal.payloads import DATA_CONVERTER, raw_json, typed_payload
+from temporal_api.temporal.payloads import data_converter, raw_json, typed_payload
 
 log = logging.getLogger(__name__)
 
@@ -80,7 +81,7 @@ def connect(settings: Settings, runtime: Runtime) -> Awaitable[Client]:
     """A client that connects when first used: the service starts, and recovers, whether Temporal is there or not."""
     return Client.connect(
         **settings.temporal,
-        data_converter=DATA_CONVERTER,
+        data_converter=data_converter(settings),
         runtime=runtime,
         lazy=True,
         # Orders are smaller than what gzip saves, and each call would pay for it.
@@ -88,6 +89,10 @@ def connect(settings: Settings, runtime: Runtime) -> Awaitable[Client]:
         # Give up retrying before the deadline, so that "cannot be reached" is not reported as "did not answer".
         retry_config=RetryConfig(max_elapsed_time_millis=int(settings.rpc_timeout_seconds * 500)),
     )
+
+
+class _FailureAttributes(msgspec.Struct):
+    message: str = ""
 
 
 class Temporal:
@@ -98,7 +103,7 @@ class Temporal:
         self.namespace = client.namespace
         self.identity = client.identity
         self._to_payload = client.data_converter.payload_converter.to_payload
-        self._codec = client.data_converter.payload_codec
+        self.codec = client.data_converter.payload_codec
         self._unindexed_until = float("-inf")
         self._open: set[asyncio.Timeout] = set()
         self._ending_at = float("inf")
@@ -143,7 +148,7 @@ class Temporal:
     async def payloads(self, values: Iterable[object]) -> Payloads:
         """Arguments as Temporal keeps them."""
         payloads = [self._to_payload(value) for value in values]
-        return Payloads(payloads=await self._codec.encode(payloads) if self._codec else payloads)
+        return Payloads(payloads=await self.codec.encode(payloads) if self.codec else payloads)
 
     async def _memo(self, fields: Mapping[str, object]) -> Memo:
         payloads = await self.payloads(fields.values())
@@ -151,7 +156,7 @@ class Temporal:
 
     async def decoded(self, payloads: Iterable[Payload]) -> Iterable[Payload]:
         """Payloads as their senders meant them."""
-        return await self._codec.decode(list(payloads)) if self._codec else payloads
+        return await self.codec.decode(list(payloads)) if self.codec else payloads
 
     async def start_request(
         self,
@@ -308,19 +313,28 @@ class Temporal:
         """A failure as the caller may see it: never a stack trace."""
         info, details = failure_kind(failure)
         decoded = await self.decoded(details)
+        message = failure.message
+        if failure.HasField("encoded_attributes"):  # sealed, with the stack trace
+            (attributes,) = await self.decoded([failure.encoded_attributes])
+            message = msgspec.json.decode(attributes.data, type=_FailureAttributes).message
         return FailureInfo(
             type=info,
-            message=failure.message,
+            message=message,
             details=[raw_json(payload) for payload in decoded],
             cause=await self.failure(failure.cause) if failure.HasField("cause") else None,
         )
 
     async def memo(self, memo: Memo, key: str, kind: type[Any]) -> Any:
-        """One memo field as that type; None when it is not there or is something else."""
+        """One memo field as that type; None when it is not there or is something else.
+
+        Raises Problem: `payload_undecodable`.
+        """
         if key not in memo.fields:
             return None
+        (payload,) = await self.decoded([memo.fields[key]])
+        if payload.metadata.get("encoding") == ENCRYPTED:
+            raise Problem("payload_undecodable", "What Temporal keeps here is encrypted, and this service has no key.")
         try:
-            (payload,) = await self.decoded([memo.fields[key]])
             return msgspec.json.decode(payload.data, type=kind)
         except (msgspec.MsgspecError, UnicodeDecodeError):
             return None

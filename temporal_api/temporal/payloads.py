@@ -1,10 +1,14 @@
 """Payloads: JSON by msgspec into Temporal and out of it, byte for byte."""
 
 import base64
+import dataclasses
 
 import msgspec
 import temporalio.converter
 from temporalio.api.common.v1 import Payload
+
+from temporal_api.encryption import EncryptionCodec
+from temporal_api.settings import Settings
 
 # Prices stay JSON numbers with all their digits, in Temporal as in HTTP.
 _ENCODER = msgspec.json.Encoder(decimal_format="number")
@@ -45,6 +49,18 @@ class PayloadConverter(temporalio.converter.CompositePayloadConverter):
 
 
 DATA_CONVERTER = temporalio.converter.DataConverter(payload_converter_class=PayloadConverter)
+
+
+def data_converter(settings: Settings) -> temporalio.converter.DataConverter:
+    """What the API and its workers read and write payloads with: sealed when the settings have keys."""
+    if not settings.payload_encryption_keys:
+        return DATA_CONVERTER
+    return dataclasses.replace(
+        DATA_CONVERTER,
+        payload_codec=EncryptionCodec(settings.encryption_keys),
+        # The messages of failures too, which are no payloads otherwise.
+        failure_converter_class=temporalio.converter.DefaultFailureConverterWithEncodedAttributes,
+    )
 
 
 def raw_json(payload: Payload) -> msgspec.Raw:

@@ -1,0 +1,58 @@
+"""Payload encryption: AES-256-GCM before anything reaches Temporal, with the key's id beside the ciphertext.
+
+The worker needs the same keys. The first key encrypts, all decrypt: to rotate, put a new one first, and take an old one
+away when no run that it sealed is kept any more.
+"""
+
+import os
+from collections.abc import Sequence
+
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from google.protobuf.message import DecodeError
+from temporalio.api.common.v1 import Payload
+from temporalio.converter import PayloadCodec
+
+from temporal_api.errors import Problem
+
+ENCODING = b"binary/encrypted"
+_NONCE_BYTES = 12
+
+
+class EncryptionCodec(PayloadCodec):
+    """Seals whole payloads, metadata included; what is not sealed passes, so that old runs stay readable."""
+
+    def __init__(self, keys: Sequence[tuple[str, bytes]]) -> None:
+        self._ciphers = {key_id.encode(): AESGCM(key) for key_id, key in keys}
+        self._first = next(iter(self._ciphers))
+
+    async def encode(self, payloads: Sequence[Payload]) -> list[Payload]:
+        """Seal with the first key."""
+        return [self._seal(payload) for payload in payloads]
+
+    async def decode(self, payloads: Sequence[Payload]) -> list[Payload]:
+        """Open with the key that each names. Raises Problem `payload_undecodable`."""
+        return [self._open(payload) for payload in payloads]
+
+    def _seal(self, payload: Payload) -> Payload:
+        nonce = os.urandom(_NONCE_BYTES)
+        sealed = self._ciphers[self._first].encrypt(nonce, payload.SerializeToString(), self._first)
+        metadata = {"encoding": ENCODING, "encryption-cipher": b"AES-256-GCM", "encryption-key-id": self._first}
+        return Payload(metadata=metadata, data=nonce + sealed)
+
+    def _open(self, payload: Payload) -> Payload:
+        if payload.metadata.get("encoding") != ENCODING:
+            return payload
+        key_id = payload.metadata.get("encryption-key-id", b"")
+        cipher = self._ciphers.get(key_id)
+        if cipher is None:
+            raise _undecodable(f"the key {key_id.decode(errors='replace')!r} is not among this service's")
+        try:
+            data = cipher.decrypt(payload.data[:_NONCE_BYTES], payload.data[_NONCE_BYTES:], key_id)
+            return Payload.FromString(data)
+        except (InvalidTag, ValueError, DecodeError):
+            raise _undecodable("it was not sealed with the key that it names") from None
+
+
+def _undecodable(why: str) -> Problem:
+    return Problem("payload_undecodable", f"What Temporal keeps here cannot be decrypted: {why}.")

@@ -1,0 +1,163 @@
+"""Sealed payloads: nothing readable reaches Temporal, everything readable comes back."""
+
+import asyncio
+import base64
+import os
+import re
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import msgspec
+import pytest
+from temporalio.client import Client
+from temporalio.exceptions import ApplicationError
+
+from api import SECRET, assert_problem, bearer, eventually, order, service
+from temporal_api.devserver import DevServer, find_temporal
+from temporal_api.devserver import dev_server as run_dev_server
+from temporal_api.settings import SettingsError, from_env
+from temporal_api.temporal import data_converter
+from temporal_api.worker import StandIns, create_worker
+from temporal_api.worker.order_processing import Order
+
+pytestmark = pytest.mark.anyio
+
+OLD = "2025:" + base64.b64encode(b"o" * 32).decode()
+NEW = "2026:" + base64.b64encode(b"n" * 32).decode()
+CODEC = "codec:decode orders:admin workflows:read"
+
+
+class Failing(StandIns):
+    """Cannot ship, and says so with words that are nobody's business."""
+
+    async def pretend(self, step: str, order: Order) -> None:
+        """Fail at the third step."""
+        if step == "ship":
+            raise ApplicationError("lost near Elm Street 7", {"driver": "Mallory"}, non_retryable=True)
+
+
+@asynccontextmanager
+async def shop(
+    server: DevServer, keys: str, queue: str, stand_ins: StandIns | None = None
+) -> AsyncIterator[httpx.AsyncClient]:
+    """A service and a worker with these keys."""
+    environ = {"TEMPORAL_ADDRESS": server.address, "PAYLOAD_ENCRYPTION_KEYS": keys, "ORDERS_TASK_QUEUE": queue}
+    settings = from_env({**environ, "JWT_SECRET": SECRET})
+    client = await Client.connect(server.address, data_converter=data_converter(settings))
+    async with service(**environ) as alice, create_worker(client, queue, stand_ins):
+        yield alice
+
+
+async def ended(alice: httpx.AsyncClient, order_id: str) -> dict[str, Any]:
+    """The order once its run is closed."""
+
+    async def closed() -> Any:
+        answer = (await alice.get(f"/api/v1/orders/{order_id}")).json()
+        return answer if answer["status"] != "RUNNING" else None
+
+    return dict(await eventually(closed))
+
+
+async def test_not_one_byte_is_readable_in_temporal_s_own_database(tmp_path: Path) -> None:
+    """Card token, address, reasons and failure messages are not in any file of the server, yet the API tells them."""
+    database = tmp_path / "temporal.db"
+    secrets = ("tok_very_secret", "Elm Street 7", "Mallory")
+    body = order(payment_details={"card_token": secrets[0]}, shipping_address={"street": secrets[1]})
+    async with run_dev_server(db_filename=str(database)) as server:
+        async with shop(server, NEW, "sealed", Failing()) as alice:
+            failed = (await alice.post("/api/v1/orders", json=body)).json()["id"]
+            assert "cancelled" == (await ended(alice, failed))["order"]["status"]
+        async with shop(server, NEW, "sealed-too") as alice:
+            placed = (await alice.post("/api/v1/orders", json=body)).json()
+            delivered = await ended(alice, placed["id"])
+            admin = bearer(scope=CODEC)
+            history = await alice.get(f"/api/v1/workflows/{placed['workflow_id']}/history", headers=admin)
+            broken = await alice.get(f"/api/v1/workflows/order-{failed}/history?page_size=1000", headers=admin)
+    written = b"".join([file.read_bytes() for file in tmp_path.glob("temporal.db*")])  # noqa: ASYNC240
+
+    assert "delivered" == delivered["order"]["status"]
+    assert "tok_very_secret" in history.text
+    assert "lost near Elm Street 7" in broken.text
+    assert "Traceback" not in broken.text
+    assert written
+    assert [] == [secret for secret in secrets if secret.encode() in written]
+    assert b"order_processing" in written
+
+
+async def test_keys_rotate_under_running_orders(dev_server: DevServer, task_queue: str) -> None:
+    """An order sealed with the old key is read and finished when a new key comes first; without its key it is a 502."""
+    old = {"TEMPORAL_ADDRESS": dev_server.address, "PAYLOAD_ENCRYPTION_KEYS": OLD, "ORDERS_TASK_QUEUE": task_queue}
+    async with service(**old) as alice:
+        placed = (await alice.post("/api/v1/orders", json=order())).json()["id"]
+    async with service(**{**old, "PAYLOAD_ENCRYPTION_KEYS": NEW}) as alice:
+        problem = assert_problem(await alice.get(f"/api/v1/orders/{placed}"), 502, "payload_undecodable")
+        assert "2025" in problem["message"]
+    async with service(TEMPORAL_ADDRESS=dev_server.address) as alice:
+        assert_problem(await alice.get(f"/api/v1/orders/{placed}"), 502, "payload_undecodable")
+    async with shop(dev_server, f"{NEW},{OLD}", task_queue) as alice:
+        assert "delivered" == (await ended(alice, placed))["order"]["status"]
+
+
+async def test_the_codec_endpoint_serves_temporal_s_cli(dev_server: DevServer, task_queue: str) -> None:
+    """`temporal workflow show` reads sealed payloads through it, with a token; without the scope nobody does."""
+    environ = {"TEMPORAL_ADDRESS": dev_server.address, "PAYLOAD_ENCRYPTION_KEYS": NEW, "ORDERS_TASK_QUEUE": task_queue}
+    body = order(payment_details={"card_token": "tok_for_the_cli"})
+    async with service(**environ) as alice:
+        workflow_id = (await alice.post("/api/v1/orders", json=body)).json()["workflow_id"]
+        show = [str(await find_temporal()), "workflow", "show", "-w", workflow_id, "--output", "json"]
+        show += ["--address", dev_server.address, "--codec-endpoint", f"{alice.base_url}/api/v1/codec"]
+        outputs = []
+        for scope in (CODEC, "orders:read"):
+            process = await asyncio.create_subprocess_exec(
+                *show,
+                "--codec-auth",
+                bearer(scope=scope)["Authorization"],
+                stdout=asyncio.subprocess.PIPE,
+                stderr=asyncio.subprocess.STDOUT,
+            )
+            outputs.append((await process.communicate())[0].decode())
+
+    readable = [b"".join(base64.b64decode(data) for data in re.findall(r'"data": "(.*?)"', text)) for text in outputs]
+    assert b"tok_for_the_cli" in readable[0]
+    assert b"tok_for_the_cli" not in readable[1]
+
+
+async def test_the_codec_gives_back_what_it_was_given(dev_server: DevServer) -> None:
+    """encode, then decode: the same payloads in the same order; what was never sealed passes."""
+    given = {
+        "payloads": [
+            {
+                "metadata": {"encoding": base64.b64encode(b"json/plain").decode()},
+                "data": base64.b64encode(data).decode(),
+            }
+            for data in (b"1.10", b'"\xc3\xa9"', b"")
+        ]
+    }
+    async with service(TEMPORAL_ADDRESS=dev_server.address, PAYLOAD_ENCRYPTION_KEYS=NEW) as alice:
+        admin = bearer(scope=CODEC)
+        sealed = (await alice.post("/api/v1/codec/encode", json=given, headers=admin)).json()
+        opened = (await alice.post("/api/v1/codec/decode", json=sealed, headers=admin)).json()
+        plain = (await alice.post("/api/v1/codec/decode", json=given, headers=admin)).json()
+        tampered = msgspec.json.decode(msgspec.json.encode(sealed))
+        tampered["payloads"][0]["data"] = base64.b64encode(os.urandom(60)).decode()
+
+        assert_problem(await alice.post("/api/v1/codec/decode", json=sealed), 403, "insufficient_scope")
+        response = await alice.post("/api/v1/codec/decode", json=tampered, headers=admin)
+        assert_problem(response, 502, "payload_undecodable")
+    assert given == opened == plain
+    assert given != sealed
+    async with service(TEMPORAL_ADDRESS=dev_server.address) as alice:
+        response = await alice.post("/api/v1/codec/decode", json=sealed, headers=bearer(scope=CODEC))
+        assert_problem(response, 404, "not_found")
+
+
+@pytest.mark.parametrize("keys", ["x", "id:short", f"{NEW},{NEW[:-4]}", f":{NEW[5:]}", f"{NEW},{NEW}"])
+def test_unfit_keys_stop_the_start(keys: str) -> None:
+    """Each key has an id of its own and 32 bytes; the error never shows one."""
+    with pytest.raises(SettingsError, match=r"^PAYLOAD_ENCRYPTION_KEYS: ") as refused:
+        from_env({"JWT_SECRET": SECRET, "PAYLOAD_ENCRYPTION_KEYS": keys})
+
+    assert NEW[5:20] not in str(refused.value)
