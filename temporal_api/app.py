@@ -21,6 +21,7 @@ from temporal_api.controllers.codec import CodecController
 from temporal_api.controllers.health import HealthCheck, HealthController
 from temporal_api.controllers.orders import OrderController
 from temporal_api.controllers.workflow_history import WorkflowHistoryController
+from temporal_api.controllers.workflow_list import WorkflowListController
 from temporal_api.controllers.workflow_start import WorkflowStartController
 from temporal_api.controllers.workflows import WorkflowController
 from temporal_api.errors import EXCEPTION_HANDLERS
@@ -31,7 +32,14 @@ from temporal_api.settings import Settings
 from temporal_api.temporal.history import Feeds
 from temporal_api.waiting import Waits
 
-RESOURCES = [OrderController, WorkflowStartController, WorkflowController, WorkflowHistoryController, CodecController]
+RESOURCES = [
+    OrderController,
+    WorkflowStartController,
+    WorkflowListController,
+    WorkflowController,
+    WorkflowHistoryController,
+    CodecController,
+]
 
 EXPOSED_HEADERS = ["Location", "ETag", "Retry-After", "X-Request-ID", "Idempotent-Replayed", "Preference-Applied"]
 

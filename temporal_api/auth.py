@@ -113,14 +113,9 @@ class Verifier:
             if not self._algorithms:
                 raise SettingsError(f"JWT_ALGORITHMS: none of them goes with this JWT_PUBLIC_KEY ({'/'.join(kind)})")
         self._verified: dict[str, tuple[User, float]] = {}
-        required = ["exp", "sub"]
-        if settings.jwt_issuer:
-            required.append("iss")
-        if settings.jwt_audience:
-            required.append("aud")
         # Without an audience of our own, a token's audience is not ours to judge.
         self._options: Any = {
-            "require": required,
+            "require": ["exp", "sub"],
             "verify_aud": bool(settings.jwt_audience),
             "enforce_minimum_key_length": True,
         }

@@ -10,6 +10,7 @@ from urllib.parse import unquote
 
 import msgspec
 from litestar import Request, Response
+from litestar.openapi.datastructures import ResponseSpec
 from litestar.types import Receive, Scope, Send
 
 from temporal_api.errors import Problem, invalid
@@ -45,6 +46,14 @@ class JSONResponse(Response[T]):
             await send(end)
 
         return answer
+
+
+NOT_MODIFIED = ResponseSpec(None, description="Nothing has changed.", generate_examples=False)
+
+
+def unchanged(headers: Mapping[str, str]) -> JSONResponse[Any]:
+    """304 (RFC 9110 15.4.5)."""
+    return JSONResponse(None, status_code=304, headers=headers)
 
 
 class JSONRequest(Request[Any, Any, Any]):

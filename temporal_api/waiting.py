@@ -8,14 +8,17 @@ import re
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Hashable
 from contextlib import asynccontextmanager, suppress
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import msgspec
 from litestar import Request, Response
+from litestar.params import HeaderParameter
 from litestar.types import Receive, Scope, Send
+from temporalio.api.workflow.v1 import WorkflowExecutionInfo
 
 from temporal_api import errors
-from temporal_api.errors import Problem
+from temporal_api.errors import Problem, invalid
+from temporal_api.temporal.history import Feeds
 
 T = TypeVar("T")
 
@@ -23,6 +26,15 @@ KEEP_ALIVE_SECONDS = 15.0
 _RETRY = b"retry: 1000\n\n"
 _COMMENT = b": \n\n"
 _WAIT = re.compile(r"(?:^|[,;])\s*wait\s*=\s*\"?(\d{1,9})\"?\s*(?=$|[,;])", re.IGNORECASE)
+
+
+Prefer = Annotated[str | None, HeaderParameter(name="Prefer", description="`wait=SECONDS` waits that long (RFC 7240).")]
+IfNoneMatch = Annotated[
+    str | None, HeaderParameter(name="If-None-Match", description="The `ETag` of the answer that you have.")
+]
+LastEventId = Annotated[
+    str | None, HeaderParameter(name="Last-Event-ID", description="Goes on after that `id` (WHATWG HTML 9.2).")
+]
 
 
 def preferred_wait(request: Request[Any, Any, Any], most: float) -> float:
@@ -96,6 +108,19 @@ class Waits:
                 task.cancel()
 
 
+def etag(run: WorkflowExecutionInfo) -> str:
+    """Weak: two answers with the same one mean the same, which is all that a conditional read asks (RFC 9110 8.8.1)."""
+    return f'W/"{run.execution.run_id}-{run.state_transition_count}"'
+
+
+async def changes(waits: Waits, feeds: Feeds, run: WorkflowExecutionInfo, known: str | None, seconds: float) -> bool:
+    """Whether a run that the caller knows as it is now changes within the time; False at once when there is no wait."""
+    if not seconds or known != etag(run) or run.close_time.seconds:
+        return False
+    execution, length = run.execution, run.history_length
+    return bool(await waits.within(seconds, lambda: feeds.changed(execution.workflow_id, execution.run_id, length)))
+
+
 async def cancel(*tasks: asyncio.Future[Any]) -> None:
     """Cancel, and see them end."""
     for task in tasks:
@@ -109,6 +134,16 @@ def sse(data: object, *, event: str, event_id: str | None = None) -> bytes:
     """One server-sent event (WHATWG HTML 9.2); JSON holds no line break, so one data line does."""
     head = b"" if event_id is None else f"id: {event_id}\n".encode()
     return head + f"event: {event}\ndata: ".encode() + msgspec.json.encode(data) + b"\n\n"
+
+
+def resume(last_event_id: str | None) -> tuple[str, int]:
+    """The run and the event after which a stream goes on. Raises Problem."""
+    if not last_event_id:
+        return "", 0
+    run_id, colon, number = last_event_id.rpartition(":")
+    if not colon or not (number.isascii() and number.isdigit()) or len(number) > 9 or len(run_id) != 36:
+        raise invalid("Last-Event-ID", "Expected the id of an event of this stream, RUN_ID:EVENT_ID")
+    return run_id, int(number)
 
 
 class EventStream(Response[bytes]):

@@ -3,7 +3,7 @@
 from typing import Annotated
 from urllib.parse import quote
 
-from litestar.params import HeaderParameter, PathParameter, QueryParameter
+from litestar.params import PathParameter, QueryParameter
 from msgspec import Meta, Raw, UnsetType
 
 from temporal_api.auth import User
@@ -19,10 +19,6 @@ RunId = Annotated[
         description="Pins one run; without it, the latest.",
         pattern="^([0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12})?$",
     ),
-]
-Prefer = Annotated[str | None, HeaderParameter(name="Prefer", description="`wait=SECONDS` waits that long (RFC 7240).")]
-IfNoneMatch = Annotated[
-    str | None, HeaderParameter(name="If-None-Match", description="The `ETag` of the answer that you have.")
 ]
 Argument = Raw | UnsetType
 Arguments = list[Raw] | UnsetType

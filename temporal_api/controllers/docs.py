@@ -32,8 +32,8 @@ class _Unserved(Router):
         return []
 
 
-def _header(description: str, kind: OpenAPIType = OpenAPIType.STRING) -> OpenAPIHeader:
-    return OpenAPIHeader(schema=Schema(type=kind), description=description, required=True)
+def _header(description: str, kind: OpenAPIType = OpenAPIType.STRING, *, always: bool = True) -> OpenAPIHeader:
+    return OpenAPIHeader(schema=Schema(type=kind), description=description, required=always)
 
 
 OPENAPI = OpenAPIConfig(
@@ -49,6 +49,7 @@ OPENAPI = OpenAPIConfig(
     tags=[
         Tag("orders", "Orders: the worked business resource."),
         Tag("workflows", "Any workflow of the namespace, for operators."),
+        Tag("codec", "Temporal's remote codec, for its UI and command line."),
         Tag("health", "Probes."),
     ],
     components=Components(
@@ -59,6 +60,10 @@ OPENAPI = OpenAPIConfig(
             "Retry-After": _header("Seconds after which another try makes sense.", OpenAPIType.INTEGER),
             "WWW-Authenticate": _header("What is wrong with the token (RFC 6750)."),
             "ETag": _header("The state that was told; `If-None-Match` asks for another."),
+            "Preference-Applied": _header("The `Prefer` that was followed.", always=False),
+            "Idempotent-Replayed": _header(
+                "`true`: the same request came before; nothing new was started.", always=False
+            ),
         },
     ),
 )
@@ -153,22 +158,27 @@ def _make_contract(app: Litestar) -> dict[str, Any]:
             operation["responses"] = dict(sorted(operation["responses"].items()))
             for status, response in operation["responses"].items():
                 _add_example(response, schemas)
-                names = _headers(status, response, operation["responses"])
+                names = _headers(operation, status, response)
                 response["headers"] = {name: {"$ref": f"#/components/headers/{name}"} for name in names}
     return document  # type: ignore[no-any-return]
 
 
-def _headers(status: str, response: Any, responses: Any) -> Iterator[str]:
-    """The headers that an answer of this service always carries."""
+def _headers(operation: Any, status: str, response: Any) -> Iterator[str]:
+    """The headers that an answer of this service carries."""
+    asked = {parameter["name"] for parameter in operation.get("parameters", ())}
     problem = PROBLEM_JSON in response.get("content", {})
     yield "X-Request-ID"
     if status == "201":
         yield "Location"
-    if status == "304" or (status == "200" and "304" in responses):
+    if status == "304" or (status == "200" and "304" in operation["responses"]):
         yield "ETag"
+    if status < "400" and "Prefer" in asked:
+        yield "Preference-Applied"
+    if status < "400" and "Idempotency-Key" in asked:
+        yield "Idempotent-Replayed"
     if problem and status == "401":
         yield "WWW-Authenticate"
-    if (problem and status in ("429", "503")) or (status == "202" and "200" in responses):
+    if (problem and status in ("429", "503")) or (status == "202" and "200" in operation["responses"]):
         yield "Retry-After"
 
 

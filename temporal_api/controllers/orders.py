@@ -4,8 +4,8 @@ Everything an answer needs lies in the run's memo, so it is right with no worker
 go into the workflow's input and nowhere else: no answer, memo, log line or search attribute holds them.
 """
 
-import re
 import uuid
+from collections.abc import AsyncGenerator
 from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Annotated, Any, Literal
@@ -16,33 +16,37 @@ from litestar.datastructures import State
 from litestar.params import JSONBody, PathParameter
 from msgspec import Meta, Raw
 from temporalio.api.enums.v1 import WorkflowIdReusePolicy
+from temporalio.api.workflow.v1 import WorkflowExecutionInfo
 
 from temporal_api import idempotency
 from temporal_api.auth import CurrentUser, User
 from temporal_api.errors import Problem, responses
 from temporal_api.idempotency import REPLAYED, IdempotencyKey, check_key, check_same, derived_id, fingerprint
-from temporal_api.requests import JSONResponse
+from temporal_api.money import Price, check_price, exact
+from temporal_api.requests import NOT_MODIFIED, JSONResponse, unchanged
 from temporal_api.temporal import COMPLETED, RUNNING, STATUS, TemporalClient, seconds_between
+from temporal_api.temporal.history import CLOSING, Feeds
+from temporal_api.waiting import (
+    EventStream,
+    IfNoneMatch,
+    LastEventId,
+    Prefer,
+    applied,
+    changes,
+    etag,
+    preferred_wait,
+    resume,
+    sse,
+)
 
 WORKFLOW_TYPE = "order_processing"
 ID_PREFIX = "order-"
 ADMIN = "orders:admin"
-MAX_PRICE = 10**12
 
 OrderStatus = Literal["pending", "confirmed", "processing", "shipped", "delivered", "cancelled"]
 NonEmpty = Annotated[str, Meta(min_length=1, max_length=1000)]
 OrderId = Annotated[str, PathParameter(description="The order's `id`.")]
 _ID = "0b9f3c1e-5d3c-4c56-9d0a-1f2f6b8f7a55"
-
-# A JSON number or a plain decimal string; what is captured is the number's own digits.
-_PRICE = re.compile(r'"0*(\d+(?:\.\d+)?)"|(\d+(?:\.\d+)?(?:[eE][+-]?\d{1,3})?)', re.ASCII)
-_PRICE_SCHEMA = {
-    "type": ["number", "string"],
-    "minimum": 0,
-    "maximum": MAX_PRICE,
-    "pattern": r"^\d+(\.\d{1,6})?$",
-    "examples": [19.99, "19.99"],
-}
 
 
 class OrderItem(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
@@ -52,26 +56,11 @@ class OrderItem(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     name: Annotated[str, Meta(max_length=1000, examples=["Mug"])] = ""
     sku: Annotated[str, Meta(max_length=1000, examples=["MUG-1"])] = ""
     quantity: Annotated[int, Meta(ge=1, le=1_000_000, examples=[2])]
-    unit_price: Annotated[Raw, Meta(extra_json_schema=_PRICE_SCHEMA)]
+    unit_price: Price
 
     def __post_init__(self) -> None:
-        """Check the price, and keep it as the caller's own digits, a JSON number: float never sees it."""
-        text = bytes(self.unit_price).decode()
-        # The pattern backtracks: megabytes of zeros would hold up everyone. No price is as long as this.
-        digits = _PRICE.fullmatch(text) if len(text) <= 64 else None
-        if digits is None:
-            raise ValueError("unit_price: Expected a price from 0 to 10^12, such as 19.99")
-        self.unit_price = Raw((digits[1] or digits[2]).encode())
-        price = self.price
-        if price.adjusted() > 12 or price > MAX_PRICE:
-            raise ValueError("unit_price: Expected a price from 0 to 10^12")
-        if int(price.as_tuple().exponent) < -6:
-            raise ValueError("unit_price: Expected at most 6 decimals")
-
-    @property
-    def price(self) -> Decimal:
-        """The price, exact."""
-        return Decimal(bytes(self.unit_price).decode())
+        """Check the price, and keep the caller's own digits."""
+        self.unit_price = check_price("unit_price", self.unit_price)
 
 
 class CreateOrderRequest(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
@@ -151,6 +140,13 @@ def _not_found(order_id: str) -> Problem:
     return Problem("order_not_found", f"There is no order {order_id!r}.")
 
 
+def _unsaid(run: WorkflowExecutionInfo, kept: StatusMemo) -> StatusMemo | None:
+    """How an order ended whose run did not say so: terminated, timed out, or of a worker that keeps no memo."""
+    if run.status == RUNNING or kept.status in ("delivered", "cancelled"):
+        return None
+    return StatusMemo("delivered") if run.status == COMPLETED else StatusMemo("cancelled", STATUS[run.status])
+
+
 async def _read(temporal: TemporalClient, user: User, order_id: str) -> tuple[OrderResponse, Any]:
     """The order and its run, or `order_not_found`: another caller's order does not exist."""
     workflow_id = ID_PREFIX + order_id
@@ -162,16 +158,33 @@ async def _read(temporal: TemporalClient, user: User, order_id: str) -> tuple[Or
     order: OrderMemo | None = await temporal.memo(run.memo, ORDER_MEMO, OrderMemo)
     if order is None or not (order.owner == user.sub or ADMIN in user.scopes):
         raise _not_found(order_id)
-    now: StatusMemo = await temporal.memo(run.memo, STATUS_MEMO, StatusMemo) or _PENDING
-    if run.status != RUNNING and now.status not in ("delivered", "cancelled"):
-        # The run ended without saying so: terminated, timed out, or a worker that keeps no memo.
-        now = StatusMemo("delivered") if run.status == COMPLETED else StatusMemo("cancelled", STATUS[run.status])
+    kept: StatusMemo = await temporal.memo(run.memo, STATUS_MEMO, StatusMemo) or _PENDING
+    now = _unsaid(run, kept) or kept
     return (
         OrderResponse(
             order_id, order.customer_id, now.status, order.total_amount, order.created_at, workflow_id, now.reason
         ),
         run,
     )
+
+
+async def _statuses(
+    temporal: TemporalClient, feeds: Feeds, order: OrderResponse, run: WorkflowExecutionInfo, seen: int
+) -> AsyncGenerator[bytes, None]:
+    """The statuses that the workflow keeps in its memo, as its history tells them."""
+    run_id = run.execution.run_id
+    async for events in feeds.events(order.workflow_id, run_id, seen, run.history_length):
+        for event in events:
+            started = event.workflow_execution_started_event_attributes
+            changed = event.workflow_properties_modified_event_attributes
+            memo = changed.upserted_memo if changed.HasField("upserted_memo") else started.memo
+            now = await temporal.memo(memo, STATUS_MEMO, StatusMemo)
+            if event.event_type in CLOSING:
+                ended = (await temporal.describe(order.workflow_id, run_id)).workflow_execution_info
+                now = _unsaid(ended, await temporal.memo(ended.memo, STATUS_MEMO, StatusMemo) or _PENDING)
+            if now is not None:
+                yield sse(now, event="status", event_id=f"{run_id}:{event.event_id}")
+    yield sse({"workflow_id": order.workflow_id}, event="done")
 
 
 class OrderController(Controller):
@@ -201,7 +214,7 @@ class OrderController(Controller):
         workflow_id = ID_PREFIX + order_id
         request.scope["workflow_id"] = workflow_id  # type: ignore[typeddict-unknown-key] # for the access log
         # 1000 lines of at most 10^6 x 10^12 with 6 decimals fit into Decimal's 28 digits: the sum is exact.
-        total = format(sum((item.quantity * item.price for item in data.items), Decimal("0.00")), "f")
+        total = format(sum((item.quantity * exact(item.unit_price) for item in data.items), Decimal("0.00")), "f")
         order = OrderMemo(user.sub, data.customer_id, total, datetime.now(UTC))
         memo = {ORDER_MEMO: order, STATUS_MEMO: _PENDING}
         start = await temporal.start_request(
@@ -231,19 +244,58 @@ class OrderController(Controller):
         scope=("orders:read", ADMIN),
         operation_id="getOrder",
         summary="An order as it is now",
-        responses=responses("order_not_found"),
+        responses={304: NOT_MODIFIED, **responses("order_not_found", "too_many_waits")},
     )
-    async def get_order(self, order_id: OrderId, user: CurrentUser, temporal: TemporalClient) -> OrderStatusResponse:
-        """Its status is the one that the workflow keeps, right while it runs and after its end."""
+    async def get_order(
+        self,
+        request: Request[User, Any, Any],
+        order_id: OrderId,
+        state: State,
+        user: CurrentUser,
+        temporal: TemporalClient,
+        if_none_match: IfNoneMatch = None,
+        prefer: Prefer = None,
+    ) -> JSONResponse[OrderStatusResponse]:
+        """Its status is the one that the workflow keeps, right while it runs and after its end.
+
+        With `If-None-Match` it is a 304 while nothing changed; with `Prefer: wait` too, it answers when something does.
+        """
+        seconds = preferred_wait(request, state.settings.max_wait_seconds) if if_none_match else 0
         order, run = await _read(temporal, user, order_id)
-        seconds, event = None, None
+        if await changes(state.waits, state.feeds, run, if_none_match, seconds):
+            order, run = await _read(temporal, user, order_id)
+        headers = {"ETag": etag(run), **applied(seconds)}
+        if headers["ETag"] == if_none_match:
+            return unchanged(headers)
+        lasted, event = None, None
         if run.status != RUNNING:
-            seconds = seconds_between(run.start_time, run.close_time)
+            lasted = seconds_between(run.start_time, run.close_time)
             event = await temporal.close_event(order.workflow_id, run.execution.run_id)
         result, _ = await temporal.outcome(event)
-        return OrderStatusResponse(
-            order.workflow_id, run.execution.run_id, STATUS[run.status], result, run.history_length, seconds, order
-        )
+        status, run_id = STATUS[run.status], run.execution.run_id
+        answer = OrderStatusResponse(order.workflow_id, run_id, status, result, run.history_length, lasted, order)
+        return JSONResponse(answer, headers=headers)
+
+    @get(
+        "/{order_id:str}/events",
+        scope=("orders:read", ADMIN),
+        operation_id="streamOrderEvents",
+        summary="An order's status, live",
+        media_type="text/event-stream",
+        responses=responses("order_not_found", "too_many_waits", "shutting_down"),
+    )
+    async def stream_order(
+        self,
+        order_id: OrderId,
+        state: State,
+        user: CurrentUser,
+        temporal: TemporalClient,
+        last_event_id: LastEventId = None,
+    ) -> EventStream:
+        """Server-sent events: `status` at each change, from the first one on, then `done`."""
+        _, seen = resume(last_event_id)
+        order, run = await _read(temporal, user, order_id)
+        return EventStream(state.waits, _statuses(temporal, state.feeds, order, run, seen), user.expires_at)
 
     @post(
         "/{order_id:str}/cancel",

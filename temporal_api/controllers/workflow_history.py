@@ -8,17 +8,17 @@ import msgspec
 from litestar import Controller, Request, get
 from litestar.datastructures import State
 from litestar.openapi.datastructures import ResponseSpec
-from litestar.params import HeaderParameter, QueryParameter
+from litestar.params import QueryParameter
 from msgspec import Raw
 from temporalio.api.history.v1 import HistoryEvent
 
 from temporal_api.auth import CurrentUser, User
-from temporal_api.controllers.addressing import PathId, Prefer, RunId, check_reserved
+from temporal_api.controllers.addressing import PathId, RunId, check_reserved
 from temporal_api.errors import invalid, responses
 from temporal_api.requests import JSONResponse
 from temporal_api.temporal import RUNNING, FailureInfo, TemporalClient
 from temporal_api.temporal.history import CLOSING, Event, Feeds, closing_event, event_json, next_run, page
-from temporal_api.waiting import EventStream, Waits, applied, preferred_wait, sse
+from temporal_api.waiting import EventStream, LastEventId, Prefer, Waits, applied, preferred_wait, resume, sse
 
 RETRY_AFTER_SECONDS = "2"
 
@@ -134,14 +134,11 @@ class WorkflowHistoryController(Controller):
         user: CurrentUser,
         temporal: TemporalClient,
         run_id: RunId = "",
-        last_event_id: Annotated[
-            str | None,
-            HeaderParameter(name="Last-Event-ID", description="Goes on after that `id`."),
-        ] = None,
+        last_event_id: LastEventId = None,
     ) -> EventStream:
         """Server-sent events: `history` for each event, then `done`. Continue-as-new is followed, unless pinned."""
         check_reserved(user, workflow_id)
-        run, seen = _resume(last_event_id)
+        run, seen = resume(last_event_id)
         if run and run_id not in ("", run):
             raise invalid("Last-Event-ID", "Expected an event of the run that run_id pins")
         described = (await temporal.describe(workflow_id, run or run_id)).workflow_execution_info
@@ -168,15 +165,6 @@ async def ended(
             status = CLOSING[event.event_type]
             return WorkflowResultResponse(workflow_id, run_id, status, result, failure, following or None)
         run_id = following
-
-
-def _resume(last_event_id: str | None) -> tuple[str, int]:
-    if not last_event_id:
-        return "", 0
-    run_id, colon, number = last_event_id.rpartition(":")
-    if not colon or not (number.isascii() and number.isdigit()) or len(number) > 9 or len(run_id) != 36:
-        raise invalid("Last-Event-ID", "Expected the id of an event of this stream, RUN_ID:EVENT_ID")
-    return run_id, int(number)
 
 
 async def _stream(

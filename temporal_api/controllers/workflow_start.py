@@ -16,14 +16,14 @@ from temporalio.api.workflowservice.v1 import StartWorkflowExecutionRequest
 from temporal_api import idempotency
 from temporal_api.auth import CurrentUser, User
 from temporal_api.controllers import orders
-from temporal_api.controllers.addressing import Argument, Arguments, NonEmpty, Prefer, arguments, location
+from temporal_api.controllers.addressing import Argument, Arguments, NonEmpty, arguments, location
 from temporal_api.controllers.workflow_history import RETRY_AFTER_SECONDS, ended
 from temporal_api.errors import Problem, invalid, responses
 from temporal_api.idempotency import REPLAYED, IdempotencyKey, check_key, check_same, derived_id, fingerprint
 from temporal_api.requests import JSONResponse
 from temporal_api.temporal import STATUS, FailureInfo, TemporalClient
 from temporal_api.temporal.payloads import typed_payload
-from temporal_api.waiting import applied, preferred_wait
+from temporal_api.waiting import Prefer, applied, preferred_wait
 
 OWN_MEMO = "temporal_api."
 Duration = Annotated[float, Meta(ge=0.001, le=315_360_000, description="Seconds.")]

@@ -10,27 +10,23 @@ from typing import Annotated, Any
 import msgspec
 from litestar import Controller, Request, get, post
 from litestar.datastructures import State
-from litestar.openapi.datastructures import ResponseSpec
 from litestar.params import JSONBody
 from msgspec import UNSET, Meta, Raw, UnsetType
-from temporalio.api.workflow.v1 import WorkflowExecutionInfo
 
 from temporal_api.auth import CurrentUser, User
 from temporal_api.controllers.addressing import (
     Argument,
     Arguments,
-    IfNoneMatch,
     NonEmpty,
     PathId,
-    Prefer,
     RunId,
     arguments,
     check_reserved,
 )
 from temporal_api.errors import Problem, responses
-from temporal_api.requests import JSONResponse
+from temporal_api.requests import NOT_MODIFIED, JSONResponse, unchanged
 from temporal_api.temporal import RUNNING, STATUS, FailureInfo, TemporalClient, seconds_between
-from temporal_api.waiting import applied, preferred_wait
+from temporal_api.waiting import IfNoneMatch, Prefer, applied, changes, etag, preferred_wait
 
 # Fields of answers, with the examples that the documentation shows.
 _Id = Annotated[str, Meta(examples=["invoice-2041"])]
@@ -90,11 +86,6 @@ def _query_arguments(args: Argument) -> list[Raw]:
     return msgspec.json.decode(args, type=list[Raw]) if bytes(args).startswith(b"[") else [args]
 
 
-def _etag(run: WorkflowExecutionInfo) -> str:
-    """Weak: two answers with the same one mean the same, which is all that a conditional read asks (RFC 9110 8.8.1)."""
-    return f'W/"{run.execution.run_id}-{run.state_transition_count}"'
-
-
 class WorkflowController(Controller):
     """Watch workflows and send them messages."""
 
@@ -106,10 +97,7 @@ class WorkflowController(Controller):
         scope=("workflows:read", "workflows:admin"),
         operation_id="getWorkflow",
         summary="A workflow as it is now",
-        responses={
-            304: ResponseSpec(None, description="Nothing has changed.", generate_examples=False),
-            **responses("workflow_not_found", "too_many_waits"),
-        },
+        responses={304: NOT_MODIFIED, **responses("workflow_not_found", "too_many_waits")},
     )
     async def get_workflow(
         self,
@@ -129,14 +117,11 @@ class WorkflowController(Controller):
         check_reserved(user, workflow_id)
         seconds = preferred_wait(request, state.settings.max_wait_seconds) if if_none_match else 0
         run = (await temporal.describe(workflow_id, run_id)).workflow_execution_info
-        if seconds and _etag(run) == if_none_match and run.status == RUNNING:
-            length, this_run = run.history_length, run.execution.run_id
-            if await state.waits.within(seconds, lambda: state.feeds.changed(workflow_id, this_run, length)):
-                run = (await temporal.describe(workflow_id, run_id)).workflow_execution_info
-        headers = {"ETag": _etag(run), **applied(seconds)}
+        if await changes(state.waits, state.feeds, run, if_none_match, seconds):
+            run = (await temporal.describe(workflow_id, run_id)).workflow_execution_info
+        headers = {"ETag": etag(run), **applied(seconds)}
         if headers["ETag"] == if_none_match:
-            unchanged: Any = None
-            return JSONResponse(unchanged, status_code=304, headers=headers)
+            return unchanged(headers)
         closed = run.status != RUNNING
         result, failure = await temporal.outcome(
             await temporal.close_event(workflow_id, run.execution.run_id) if closed else None

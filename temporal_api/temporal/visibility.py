@@ -11,10 +11,11 @@ lists of keywords take ASCII letters of either case.
 import re
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
-from typing import Literal, TypeVar
+from typing import Annotated, Literal, TypeVar
 
 import msgspec
 from google.protobuf.message import Message
+from msgspec import Meta
 from temporalio.api.enums.v1 import IndexedValueType
 from temporalio.api.operatorservice.v1 import ListSearchAttributesRequest
 from temporalio.api.workflowservice.v1 import (
@@ -67,10 +68,10 @@ async def compiled(temporal: Temporal, filters: Filters, *, without_prefix: str 
     if filters.search_attribute:
         terms += _attributes(filters.search_attribute, await _attribute_types(temporal))
     if without_prefix:
-        # SQLite's prefixes ignore case: the second half brings back `Order-1`, which is less than `order` there. In no
+        # SQLite's prefixes ignore case: the second half brings back `Order-1`, which is less than `order-` there. In no
         # collation is a text less than its own beginning, so it brings back nothing that is to stay out.
-        below = without_prefix.rstrip("-")
-        terms.append(f"(WorkflowId NOT STARTS_WITH {_text(without_prefix)} OR WorkflowId < {_text(below)})")
+        prefix = _text(without_prefix)
+        terms.append(f"(WorkflowId NOT STARTS_WITH {prefix} OR WorkflowId < {prefix})")
     return " AND ".join(terms)
 
 
@@ -108,6 +109,7 @@ _QUERY_STATUS = {name: name.title().replace("_", "") for name in STATUS.values()
 _STATUS_OF = {query: name for name, query in _QUERY_STATUS.items()}
 _UNFINDABLE = re.compile(r"""\A'|'\Z|["\\\x00-\x1f]""")
 _NOTHING = "RunId = ''"
+_Time = Annotated[datetime, Meta(tz=True)]
 
 
 def _text(value: str) -> str:
@@ -127,15 +129,10 @@ def _window(column: str, begin: datetime | None, end: datetime | None) -> list[s
 def parse_time(key: str, text: str) -> datetime:
     """A moment, in UTC. Raises Problem: `validation_error`."""
     try:
-        return msgspec.convert(text, datetime).astimezone(UTC) if _ZONED.search(text) else _NO_TIME[text]
-    except (msgspec.ValidationError, OverflowError, KeyError):
-        raise invalid(
-            key, "Expected a time with its zone, such as 2026-01-31T12:00:00Z (in a URL, + is written %2B)"
-        ) from None
-
-
-_ZONED = re.compile(r"([Zz]|[+-]\d\d:\d\d)\Z")
-_NO_TIME: Mapping[str, datetime] = {}
+        return msgspec.convert(text, _Time).astimezone(UTC)
+    except (msgspec.ValidationError, OverflowError):  # the year 10000 somewhere
+        expected = "Expected a time with its zone, such as 2026-01-31T12:00:00Z (in a URL, + is written %2B)"
+        raise invalid(key, expected) from None
 
 
 # --- search attributes ---
@@ -187,7 +184,7 @@ def _attribute(name: str, kind: str, value: str) -> str:
             return " AND ".join(_window(column, time, time + timedelta(milliseconds=1)))
         case "TEXT":
             # Any of the words, in every store; what is between them is syntax to some.
-            words = re.sub(r"[^\w\u0080-\U0010ffff]+|_+", " ", value).split()
+            words = re.sub(r"[^\w\u0080-\U0010ffff]+", " ", value).split()
             return f"{column} = {_text(' '.join(words))}" if words else _NOTHING
     return _is(column, value)
 
@@ -210,43 +207,50 @@ def _not_of(name: str, expected: str) -> Problem:
 
 # --- the caller's own query ---
 
-# As Temporal's parser sees them; what it may read in another way (comments, `x'41'`, `@@a'`, NUL) is no token here.
+# As Temporal's parser sees them; what it may read in another way (comments, `x'41'`, `@@a'`) is no token here.
 _TOKEN = re.compile(
     r"""
       [ \t\r\n]+
-    | '(?:[^'\\\0]|\\[^0\0]|'')*+'
-    | "(?:[^"\\\0]|\\[^0\0]|"")*+"
-    | `[^`\0]++`(?!`)
+    | (?P<text>'(?:[^'\\]|\\.|'')*+'|"(?:[^"\\]|\\.|"")*+")
+    | `[^`]++`(?!`)
     | (?P<word>(?![xXbB]')[A-Za-z_][A-Za-z0-9_]*+)
     | \d++(?:\.\d++)?(?:[eE][+-]?\d++)?(?![A-Za-z_])
     | (?P<parenthesis>[()])
     | -(?!-) | [=<>,+*%] | !=
     """,
-    re.VERBOSE | re.DOTALL,
+    re.VERBOSE | re.DOTALL | re.ASCII,
 )
+_ESCAPES = {"0": "\0", "b": "\b", "n": "\n", "r": "\r", "t": "\t", "Z": "\x1a"}
+_CLAUSES = {"order": "ORDER BY", "group": "GROUP BY", "limit": "LIMIT"}
 
 
 def _checked(query: str) -> str:
     """A query that stays in the parentheses that it is put into. Raises Problem: `invalid_query`."""
     position, depth = 0, 0
-    while position < len(query):
+    while position < len(query) and depth >= 0:
         token = _TOKEN.match(query, position)
         if token is None:
             raise _refused(
                 f"Cannot read it from {query[position : position + 20]!r} on; comments are not possible here"
             )
-        if (token["word"] or "").lower() in ("order", "group", "limit"):
-            raise _refused(f"{token['word'].upper()} is not possible here; name a column of that name in backticks")
+        if clause := _CLAUSES.get((token["word"] or "").lower()):
+            raise _refused(f"{clause} is not possible here (a search attribute of that name goes in backticks)")
+        if token["text"] and _UNFINDABLE.search(text := _meant(token["text"])):
+            raise _refused(f"Temporal's index cannot look for the text {text!r}")
         if token["parenthesis"]:
             depth += 1 if token[0] == "(" else -1
-            if depth < 0:
-                break
         position = token.end()
     if depth:
         raise _refused("The parentheses do not match")
     if not query.strip(" \t\r\n"):
         raise _refused("Expected a condition, such as ExecutionStatus = 'Running'")
     return query
+
+
+def _meant(text: str) -> str:
+    """The text between the quotes, as Temporal's parser reads it."""
+    escaped = rf"\\(.)|{text[0]}{text[0]}"
+    return re.sub(escaped, lambda e: _ESCAPES.get(e[1], e[1]) if e[1] else text[0], text[1:-1], flags=re.DOTALL)
 
 
 def _refused(message: str) -> Problem:
