@@ -20,6 +20,7 @@ from temporal_api.controllers import docs
 from temporal_api.controllers.codec import CodecController
 from temporal_api.controllers.health import HealthCheck, HealthController
 from temporal_api.controllers.orders import OrderController
+from temporal_api.controllers.workflow_control import WorkflowControlController
 from temporal_api.controllers.workflow_history import WorkflowHistoryController
 from temporal_api.controllers.workflow_list import WorkflowListController
 from temporal_api.controllers.workflow_start import WorkflowStartController
@@ -38,6 +39,7 @@ RESOURCES = [
     WorkflowListController,
     WorkflowController,
     WorkflowHistoryController,
+    WorkflowControlController,
     CodecController,
 ]
 

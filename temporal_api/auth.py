@@ -6,6 +6,7 @@ Every route handler names the scope it needs (`@get(..., scope="orders:read")`);
 import asyncio
 import logging
 import time
+import urllib.request
 from collections.abc import Iterable
 from typing import Any
 
@@ -14,7 +15,7 @@ import msgspec
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import ec, ed448, ed25519, rsa
 from cryptography.hazmat.primitives.serialization import load_pem_public_key
-from jwt import PyJWK, PyJWKClient, PyJWKSet
+from jwt import PyJWK, PyJWKSet
 from litestar import Request
 from litestar.di import NamedDependency, Provide
 from litestar.params import SkipValidation
@@ -32,6 +33,7 @@ JWKS_REFRESH_SECONDS = 240.0
 JWKS_COOLDOWN_SECONDS = 30.0
 """However many tokens with unknown key ids come, the JWKS is asked at most this often."""
 JWKS_TIMEOUT_SECONDS = 5.0
+JWKS_MAX_BYTES = 1_000_000
 TOKEN_MAX_CHARS = 16_384
 
 log = logging.getLogger(__name__)
@@ -49,7 +51,7 @@ class JWKS:
     """The keys of an issuer. Known keys go on working while the issuer is away; the event loop never waits for it."""
 
     def __init__(self, url: str) -> None:
-        self._client = PyJWKClient(url, cache_jwk_set=False, timeout=JWKS_TIMEOUT_SECONDS)
+        self._url = url
         self._keys: dict[str | None, PyJWK] = {}
         self._tried_at = self._fetched_at = float("-inf")
         self._away = False
@@ -79,11 +81,11 @@ class JWKS:
 
     async def _fetch_keys(self) -> None:
         try:
-            async with asyncio.timeout(JWKS_TIMEOUT_SECONDS):  # the client's own is for each read
-                answer = await asyncio.to_thread(self._client.fetch_data)
+            async with asyncio.timeout(JWKS_TIMEOUT_SECONDS):  # finding the host's address has no other
+                answer = await asyncio.to_thread(_get, self._url)
             keys = {
                 k.key_id: k
-                for k in PyJWKSet.from_dict(answer).keys
+                for k in PyJWKSet.from_json(answer).keys
                 if k.public_key_use in (None, "sig") and k.key_type != "oct" and isinstance(k.key_id, str | None)
             }
         except Exception as error:  # whatever the issuer sends: the old keys stay
@@ -93,6 +95,25 @@ class JWKS:
             self._keys, self._fetched_at, self._away = keys, time.monotonic(), False
         finally:
             self._fetching = None
+
+
+class _NoRedirects(urllib.request.HTTPRedirectHandler):
+    """Keys come from where the settings say, or not at all."""
+
+    def redirect_request(self, *_: object) -> None:
+        """Leave the redirect as the failure that it is."""
+
+
+def _get(url: str) -> str:
+    """The body at that address, read in a thread that always ends: the process waits for it when it exits."""
+    deadline = time.monotonic() + JWKS_TIMEOUT_SECONDS
+    body = b""
+    with urllib.request.build_opener(_NoRedirects).open(url, timeout=JWKS_TIMEOUT_SECONDS) as answer:
+        while piece := answer.read1(65_536):
+            body += piece
+            if len(body) > JWKS_MAX_BYTES or time.monotonic() > deadline:
+                raise TimeoutError("its answer does not end")
+    return body.decode()
 
 
 class Verifier:

@@ -14,7 +14,7 @@ from typing import Any
 
 import msgspec
 from litestar import Request, Response
-from litestar.exceptions import HTTPException
+from litestar.exceptions import HTTPException, NotFoundException
 from litestar.openapi.datastructures import ResponseSpec
 from litestar.openapi.spec import Example
 
@@ -161,6 +161,11 @@ def on_http_exception(request: Request[Any, Any, Any], error: HTTPException) -> 
     elif code == "payload_too_large":
         message = "The body is larger than this service takes."
     return _response(request, Problem(code, message, error.headers))
+
+
+def on_no_file(request: Request[Any, Any, Any], error: Exception) -> Response[bytes]:
+    """There can be no file of that name."""
+    return on_http_exception(request, NotFoundException())
 
 
 def on_exception(request: Request[Any, Any, Any], error: Exception) -> Response[bytes]:

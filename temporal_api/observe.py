@@ -46,6 +46,7 @@ GZIP_MIN_BYTES = 1000
 
 disable_created_metrics()  # type: ignore[no-untyped-call] # one more series beside each counter, which nobody reads
 
+log = logging.getLogger(__name__)
 access_log = logging.getLogger("temporal_api.access")
 
 
@@ -205,11 +206,13 @@ class Observe:
                 trace_id = found[1].decode()
         if request_id is None:
             request_id = os.urandom(16).hex().encode()
-        context: Any = scope
-        context["request_id"] = request_id.decode()
         method = scope["method"]
-        if method == "HEAD":  # RFC 9110 9.3.2: as GET, without the content, which the server leaves out
-            context["method"] = "GET"
+        if method == "HEAD":
+            # RFC 9110 9.3.2: as GET without the content, which the server leaves out by its own scope: hence a copy.
+            scope = {**scope, "method": "GET"}
+        context: Any = scope
+        context["head"] = method == "HEAD"
+        context["request_id"] = request_id.decode()
         keep_encoded_slashes(scope)
 
         status = 0
@@ -239,8 +242,7 @@ class Observe:
         try:
             await self._app(scope, receive, observed_send)
         except Exception as error:
-            log_defect = logging.getLogger(__name__)
-            log_defect.error("unhandled exception", exc_info=error, extra={"fields": {"request_id": request_id}})
+            log.error("unhandled exception", exc_info=error, extra={"fields": {"request_id": context["request_id"]}})
             if status == 0:
                 problem = errors.internal()
                 content = errors.body(problem, context["request_id"])

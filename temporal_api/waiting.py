@@ -159,6 +159,7 @@ class EventStream(Response[bytes]):
         """The stream as an ASGI application."""
         request.scope["waits"] = True  # type: ignore[typeddict-unknown-key] # kept out of the duration metric
         self._request_id = str(request.scope.get("request_id"))
+        self._headers_only = bool(request.scope.get("head"))
         return self._stream
 
     async def _stream(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -168,6 +169,10 @@ class EventStream(Response[bytes]):
             (b"x-accel-buffering", b"no"),
         ]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
+        if self._headers_only:
+            await self._events.aclose()
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
+            return
         gone = asyncio.ensure_future(_gone(receive))
         ending = asyncio.ensure_future(self._waits.draining.wait())
         following = asyncio.ensure_future(anext(self._events, None))

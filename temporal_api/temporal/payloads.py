@@ -68,7 +68,7 @@ def raw_json(payload: Payload) -> msgspec.Raw:
     encoding = payload.metadata.get("encoding")
     if encoding == b"binary/null":
         return msgspec.Raw(b"null")
-    if encoding == b"json/plain":
+    if encoding in (b"json/plain", b"json/protobuf"):
         try:  # a Python worker may have written NaN, or bytes that are not UTF-8
             payload.data.decode()
             msgspec.json.decode(payload.data, type=msgspec.Raw)

@@ -1,0 +1,402 @@
+"""The public pages: the OpenAPI contract, its two viewers, the metrics."""
+
+import json
+import re
+import uuid
+from collections.abc import Iterator
+from html.parser import HTMLParser
+from importlib import import_module
+from pkgutil import iter_modules
+from typing import Any
+
+import httpx
+import msgspec
+import pytest
+from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
+from prometheus_client.parser import text_string_to_metric_families as parse_text
+
+from api import assert_problem, eventually
+from temporal_api import __version__, controllers, errors
+
+pytestmark = pytest.mark.anyio
+
+OPENMETRICS = "application/openmetrics-text;version=1.0.0;q=0.5,text/plain;version=0.0.4;q=0.3,*/*;q=0.1"
+MODULES = [errors, *(import_module(f"{controllers.__name__}.{m.name}") for m in iter_modules(controllers.__path__))]
+STRUCTS = {
+    name: value
+    for module in MODULES
+    for name, value in vars(module).items()
+    if isinstance(value, type) and issubclass(value, msgspec.Struct)
+}
+
+
+@pytest.fixture
+async def contract(http: httpx.AsyncClient) -> dict[str, Any]:
+    """The OpenAPI document as it is served."""
+    return json.loads((await http.get("/openapi.json")).content)
+
+
+def operations(contract: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Every operation, with its path."""
+    for path, item in contract["paths"].items():
+        for operation in item.values():
+            yield path, operation
+
+
+def answers(contract: dict[str, Any]) -> Iterator[tuple[str, str, dict[str, Any]]]:
+    """Every answer of every operation, with its path and status."""
+    for path, operation in operations(contract):
+        for status, answer in operation["responses"].items():
+            yield path, status, answer
+
+
+def everything_in(value: Any) -> Iterator[dict[str, Any]]:
+    """Every object of the document, at any depth."""
+    if isinstance(value, dict):
+        yield value
+        for child in value.values():
+            yield from everything_in(child)
+    elif isinstance(value, list):
+        for child in value:
+            yield from everything_in(child)
+
+
+def examples(body: dict[str, Any]) -> Iterator[tuple[type[msgspec.Struct], Any]]:
+    """Every example of a JSON body, with the struct that it is one of."""
+    for kind, content in body.get("content", {}).items():
+        if kind == "text/event-stream":
+            assert {"type": "string"} == content["schema"]
+            continue
+        schema = content["schema"].get("oneOf", [content["schema"]])[0]
+        struct = STRUCTS[schema["$ref"].removeprefix("#/components/schemas/")]
+        values = [example["value"] for example in content["examples"].values()] if "examples" in content else []
+        for value in values or [content["example"]]:
+            yield struct, value
+
+
+@pytest.mark.parametrize("path", ["/", "/docs", "/redoc", "/openapi.json", "/metrics"])
+async def test_the_pages_are_public(http: httpx.AsyncClient, path: str) -> None:
+    """Each page answers without a token, with or without a trailing slash."""
+    response = await http.get(path)
+
+    assert 200 == response.status_code
+    assert 200 == (await http.get(f"{path.rstrip('/')}/")).status_code
+
+
+async def test_the_root_says_what_answers(http: httpx.AsyncClient) -> None:
+    """GET / is the service's name and version."""
+    assert {"message": "Temporal Enterprise API", "version": __version__} == (await http.get("/")).json()
+
+
+async def test_the_contract_is_openapi_3_1(http: httpx.AsyncClient, contract: dict[str, Any]) -> None:
+    """The contract is JSON, says its version, and is in the order of its paths."""
+    response = await http.get("/openapi.json")
+
+    assert "application/json" == response.headers["content-type"]
+    assert "3.1.0" == contract["openapi"]
+    assert __version__ == contract["info"]["version"]
+    assert sorted(contract["paths"]) == list(contract["paths"])
+
+
+async def test_the_framework_serves_no_pages_of_its_own(http: httpx.AsyncClient) -> None:
+    """There is one contract and one 404."""
+    for path in ("/openapi", "/openapi/openapi.json", "/openapi/swagger", "/schema"):
+        assert_problem(await http.get(path), 404, "not_found")
+
+
+async def test_every_operation_is_named_and_described(contract: dict[str, Any]) -> None:
+    """Unique operation ids, a summary of a few words, a description, and one declared tag."""
+    ids = [operation["operationId"] for _, operation in operations(contract)]
+    tags = {tag["name"] for tag in contract["tags"]}
+
+    assert len(set(ids)) == len(ids)
+    for _, operation in operations(contract):
+        assert re.fullmatch("[a-z]+([A-Z][a-z]+)+", operation["operationId"])
+        assert 3 < len(operation["summary"]) < 50
+        assert not operation["summary"].endswith(".")
+        assert operation["description"].endswith(".")
+        assert 1 == len(operation["tags"])
+        assert operation["tags"][0] in tags
+
+
+async def test_what_is_under_api_v1_needs_a_bearer_token(contract: dict[str, Any]) -> None:
+    """Each operation under /api/v1 names the scopes that open it; the others need nothing."""
+    assert {"bearer": {"type": "http", "scheme": "bearer", "bearerFormat": "JWT"}} == contract["components"][
+        "securitySchemes"
+    ]
+    for path, operation in operations(contract):
+        scopes = [scope for way in operation.get("security", ()) for scope in way["bearer"]]
+        assert path.startswith("/api/v1/") == bool(scopes), path
+        assert all(re.fullmatch("[a-z]+:(read|write|admin|decode)", scope) for scope in scopes)
+
+
+async def test_every_error_is_the_one_body_and_names_its_codes(contract: dict[str, Any]) -> None:
+    """Each status of 400 and above is a problem whose description and examples are the codes of that status."""
+    seen = 0
+    for path, status, answer in answers(contract):
+        if int(status) >= 400 and not path.startswith("/health"):
+            content = answer["content"]["application/problem+json"]
+            codes = re.findall("`([a-z_]+)`", answer["description"])
+            assert {"$ref": "#/components/schemas/ProblemDetails"} == content["schema"]
+            assert codes
+            assert codes == list(content["examples"])
+            for code in codes:
+                example = content["examples"][code]["value"]
+                assert int(status) == errors.STATUS[code]
+                assert (code, int(status)) == (example["error"], example["status"])
+            seen += 1
+    assert seen > 50
+
+
+async def test_every_operation_tells_the_errors_it_can_answer(contract: dict[str, Any]) -> None:
+    """What the token, the body, Temporal or a defect can cause is declared where it can happen."""
+    for path, operation in operations(contract):
+        if path.startswith("/api/v1/"):
+            expected = {"400", "401", "403", "429", "500", "502", "503", "504"}
+            if "requestBody" in operation:
+                expected |= {"413", "415"}
+            if "{" in path:
+                expected |= {"404"}
+            assert expected <= set(operation["responses"]), path
+
+
+async def test_every_header_that_an_answer_carries_is_declared(contract: dict[str, Any]) -> None:
+    """X-Request-ID everywhere; what was made where, what is wrong with the token, when to ask again, what is known."""
+    needed = {"201": "Location", "304": "ETag", "401": "WWW-Authenticate", "429": "Retry-After", "503": "Retry-After"}
+    optional = {"Prefer": "Preference-Applied", "Idempotency-Key": "Idempotent-Replayed"}
+    for path, operation in operations(contract):
+        statuses = operation["responses"]
+        for status, answer in statuses.items():
+            expected = {"X-Request-ID"}
+            if status in needed and not path.startswith("/health"):
+                expected.add(needed[status])
+            if status == "200" and "304" in statuses:
+                expected.add("ETag")
+            if status == "202" and "200" in statuses:
+                expected.add("Retry-After")
+            for parameter in operation.get("parameters", ()):
+                if int(status) < 400 and parameter["name"] in optional:
+                    expected.add(optional[parameter["name"]])
+            assert expected == set(answer["headers"]), (path, status)
+    for name, header in contract["components"]["headers"].items():
+        assert header["description"]
+        assert (name in optional.values()) != header["required"]
+        assert header["schema"]["type"] in ("string", "integer")
+
+
+async def test_every_parameter_is_declared_and_described(contract: dict[str, Any]) -> None:
+    """A path's parameters are those of its template; each parameter says what it is, and that is never null."""
+    for path, operation in operations(contract):
+        parameters = operation.get("parameters", [])
+        assert set(re.findall(r"{(\w+)}", path)) == {p["name"] for p in parameters if p["in"] == "path"}
+        assert all(parameter["description"] for parameter in parameters)
+        assert all(isinstance(parameter["schema"]["type"], str) for parameter in parameters)
+
+
+async def test_schemas_resolve_and_none_is_degenerate(contract: dict[str, Any]) -> None:
+    """Every reference leads somewhere, and no choice has one alternative."""
+    for thing in everything_in(contract):
+        for choice in ("oneOf", "anyOf", "allOf"):
+            assert not isinstance(thing.get(choice), list) or len(thing[choice]) > 1, thing
+        if isinstance(reference := thing.get("$ref"), str):
+            kind, name = reference.removeprefix("#/components/").split("/")
+            assert name in contract["components"][kind]
+
+
+def named_in(value: Any, schemas: dict[str, Any]) -> set[str]:
+    """The schemas that something refers to, directly or through others."""
+    names: set[str] = set()
+    waiting = [value]
+    while waiting:
+        references = [thing["$ref"] for thing in everything_in(waiting.pop()) if isinstance(thing.get("$ref"), str)]
+        found = {r.removeprefix("#/components/schemas/") for r in references} & schemas.keys() - names
+        names |= found
+        waiting += [schemas[name] for name in found]
+    return names
+
+
+async def test_every_body_is_described_and_requests_are_closed(contract: dict[str, Any]) -> None:
+    """Each schema says what it is; a request's refuses fields that it does not name, as the service does."""
+    schemas = contract["components"]["schemas"]
+    sent = named_in([operation.get("requestBody") for _, operation in operations(contract)], schemas)
+
+    assert {"CreateOrderRequest", "OrderItem", "WorkflowExecutionRequest", "SignalRequest", "QueryRequest"} <= sent
+    for name, schema in schemas.items():
+        assert schema["description"].endswith("."), name
+        # What we write may grow; what Temporal's codec protocol sends is Temporal's.
+        is_open = name not in sent or name.startswith("Codec")
+        assert is_open == (schema.get("additionalProperties") is not False), name
+
+
+async def test_bounds_are_told_as_they_are_enforced(contract: dict[str, Any]) -> None:
+    """Numbers, lengths and the price's two forms are in the contract; untouched JSON is any JSON."""
+    schemas = contract["components"]["schemas"]
+    item, start = schemas["OrderItem"]["properties"], schemas["WorkflowExecutionRequest"]["properties"]
+    price, quantity = item["unit_price"], item["quantity"]
+
+    assert ["number", "string"] == price["type"]
+    assert (0, 10**12) == (price["minimum"], price["maximum"])
+    assert re.fullmatch(price["pattern"], "19.990000")
+    assert not re.fullmatch(price["pattern"], "19.9900001")
+    assert ("integer", 1, 10**6) == (quantity["type"], quantity["minimum"], quantity["maximum"])
+    assert {"minItems": 1, "maxItems": 1000}.items() <= schemas["CreateOrderRequest"]["properties"]["items"].items()
+    timeout, null = start["execution_timeout_seconds"]["anyOf"]
+    assert ("number", 315_360_000, {"type": "null"}) == (timeout["type"], timeout["maximum"], null)
+    assert {} == {k: v for k, v in start["input_data"].items() if k not in ("description", "examples")}
+    assert "date-time" == schemas["OrderResponse"]["properties"]["created_at"]["format"]
+
+
+async def test_every_body_has_an_example_that_is_one(contract: dict[str, Any]) -> None:
+    """Each example of a request or an answer, decoded strictly, is what its schema says."""
+    requests = [operation["requestBody"] for _, operation in operations(contract) if "requestBody" in operation]
+    shown = [example for body in requests for example in examples(body)]
+    answered = [example for _, _, answer in answers(contract) for example in examples(answer)]
+
+    assert len(requests) == len(shown)
+    assert len(answered) > 50
+    for struct, value in shown + answered:
+        msgspec.json.decode(json.dumps(value), type=struct)
+
+
+async def test_the_examples_of_requests_are_accepted(alice: httpx.AsyncClient, contract: dict[str, Any]) -> None:
+    """What the contract shows works when sent: a full order, a workflow start, a signal."""
+    shown = {
+        operation["operationId"]: operation["requestBody"]["content"]["application/json"]["example"]
+        for _, operation in operations(contract)
+        if "requestBody" in operation
+    }
+    workflow_id = str(uuid.uuid4())
+    order = await alice.post("/api/v1/orders", json=shown["createOrder"])
+    start = await alice.post("/api/v1/workflows", json={**shown["startWorkflow"], "workflow_id": workflow_id})
+    signal = await alice.post(f"/api/v1/workflows/{workflow_id}/signal", json=shown["signalWorkflow"])
+    cancel = await alice.post(f"{order.headers['location']}/cancel", json=shown["cancelOrder"])
+
+    assert [201, 201, 202, 204] == [r.status_code for r in (order, start, signal, cancel)]
+    assert "39.98" == order.json()["total_amount"]
+    assert {"customer_id", "items", "shipping_address", "payment_method", "payment_details"} == set(
+        shown["createOrder"]
+    )
+
+
+async def test_only_an_optional_body_may_be_left_out(alice: httpx.AsyncClient, contract: dict[str, Any]) -> None:
+    """The contract asks for a body exactly where the service does."""
+    required = {o["operationId"]: o["requestBody"]["required"] for _, o in operations(contract) if "requestBody" in o}
+
+    assert ["cancelOrder"] == [name for name, needed in required.items() if not needed]
+    assert_problem(await alice.post("/api/v1/orders/none/cancel"), 404, "order_not_found")
+    assert_problem(await alice.post("/api/v1/workflows"), 400, "validation_error")
+
+
+class Page(HTMLParser):
+    """An HTML page: every address in it, and its scripts' text."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.addresses: list[str] = []
+        self.script = ""
+        self.feed(html)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        """Keep the addresses."""
+        self.addresses += [value or "" for name, value in attrs if name in ("src", "href", "action", "data")]
+        self._in_script = tag == "script"
+
+    def handle_data(self, data: str) -> None:
+        """Keep the scripts."""
+        self.script += data if self._in_script else ""
+
+
+@pytest.mark.parametrize(("path", "assets"), [("/docs", 3), ("/redoc", 1)])
+async def test_a_viewer_shows_the_contract_and_asks_nobody_else(
+    http: httpx.AsyncClient, contract: dict[str, Any], path: str, assets: int
+) -> None:
+    """The page holds the contract; every address in it is the service's own and answers what it should."""
+    response = await http.get(path)
+    page = Page(response.text)
+    fetched = [address for address in page.addresses if not address.startswith("data:")]
+
+    assert "text/html; charset=utf-8" == response.headers["content-type"]
+    assert assets == len(fetched)
+    for address in fetched:
+        asset = await http.get(address)
+        kind = "text/css" if address.endswith(".css") else "text/javascript"
+        assert (200, f"{kind}; charset=utf-8") == (asset.status_code, asset.headers["content-type"])
+        assert address.startswith("/docs/")
+        assert asset.headers["cache-control"] == "max-age=86400, public"
+    assert "://" not in response.text
+    shown, _ = json.JSONDecoder().raw_decode(page.script, page.script.index('{"info"'))
+    assert contract == shown
+
+
+@pytest.mark.parametrize("path", ["/docs", "/redoc"])
+async def test_a_viewer_may_ask_only_this_service(http: httpx.AsyncClient, path: str) -> None:
+    """The Content-Security-Policy names no other place, and nobody may frame the page."""
+    policy = (await http.get(path)).headers["content-security-policy"]
+    directives = {name: values for name, *values in map(str.split, policy.split(";"))}
+
+    assert ["'none'"] == directives["default-src"]
+    assert ["'none'"] == directives["frame-ancestors"]
+    allowed = {"'none'", "'self'", "'unsafe-inline'", "data:", "blob:"}
+    assert {value for values in directives.values() for value in values} <= allowed
+    assert {"data:", "blob:"}.isdisjoint(directives["script-src"])
+
+
+async def test_redoc_takes_its_logo_from_the_service(http: httpx.AsyncClient) -> None:
+    """The bundled script would fetch a picture from its maker's server; here it asks this one, which has it."""
+    script = (await http.get("/docs/redoc.js")).text
+
+    assert "cdn.redoc.ly" not in script
+    logo = re.search(r'"(/docs/assets/redoc/[^"]+\.svg)"', script)
+    assert logo
+    assert (await http.get(logo[1])).headers["content-type"].startswith("image/svg+xml")
+
+
+async def test_assets_do_not_lead_out_of_their_folder(http: httpx.AsyncClient) -> None:
+    """A path that climbs is a 404."""
+    for path in ("..%2f__init__.py", "%2e%2e/__init__.py", "nothing.js", ""):
+        assert_problem(await http.get(f"/docs/assets/swagger_ui/{path}"), 404, "not_found")
+
+
+def lint(families: Any) -> dict[str, Any]:
+    """The families by name, after the checks that Prometheus's own linter makes."""
+    by_name = {}
+    for family in families:
+        assert family.documentation, family.name
+        assert family.type in ("counter", "gauge", "histogram"), family.name
+        assert re.fullmatch("[a-z][a-z0-9_]*", family.name)
+        assert not family.name.endswith(("_total", "_count", "_sum", "_bucket"))
+        assert family.name not in by_name
+        series = [(sample.name, tuple(sorted(sample.labels.items()))) for sample in family.samples]
+        assert len(set(series)) == len(series)
+        if family.type == "counter":
+            assert all(sample.name == f"{family.name}_total" for sample in family.samples)
+        by_name[family.name] = family
+    return by_name
+
+
+@pytest.mark.parametrize(
+    ("accept", "media_type", "parse", "openmetrics"),
+    [
+        ("*/*", "text/plain; version=1.0.0; charset=utf-8", parse_text, False),
+        ("text/plain;version=0.0.4", "text/plain; version=1.0.0; charset=utf-8", parse_text, False),
+        (OPENMETRICS, "application/openmetrics-text; version=1.0.0; charset=utf-8", parse_openmetrics, True),
+    ],
+)
+async def test_metrics_are_what_prometheus_asked_for(
+    alice: httpx.AsyncClient, accept: str, media_type: str, parse: Any, openmetrics: bool
+) -> None:
+    """Well-formed in either format: HTTP, process, and the Temporal SDK's own metrics in one scrape."""
+    await alice.get("/api/v1/orders/none")
+
+    async def scrape() -> dict[str, Any] | None:
+        response = await alice.get("/metrics", headers={"Accept": accept})
+        assert media_type == response.headers["content-type"]
+        assert openmetrics == response.text.endswith("# EOF\n")
+        families = lint(parse(response.text))
+        return families if "temporal_request" in families else None
+
+    families = await eventually(scrape)
+    expected = {"http_requests", "http_request_duration_seconds", "http_requests_in_progress", "temporal_api_info"}
+    assert expected <= families.keys()
+    assert {"temporal_request_latency_seconds", "process_resident_memory_bytes"} <= families.keys()
+    assert {"version": __version__} == families["temporal_api_info"].samples[0].labels

@@ -1,0 +1,286 @@
+"""Temporal away, frozen, killed and back; the service told to stop. Every server here is the test's own."""
+
+import asyncio
+import os
+import signal
+import uuid
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from temporalio.client import Client, WorkflowExecution
+
+from api import SECRET, assert_problem, bearer, eventually, order, service
+from commands import temporal_api
+from temporal_api.devserver import DevServer, dev_server, free_port
+from temporal_api.temporal import DATA_CONVERTER
+from temporal_api.worker import create_worker
+
+pytestmark = pytest.mark.anyio
+
+IN_TIME = timedelta(seconds=3)
+"""RPC_TIMEOUT_SECONDS of these tests' services, and the one second that an answer may take on top of it."""
+
+
+@asynccontextmanager
+async def impatient(port: int, task_queue: str = "nobody-polls-this") -> AsyncIterator[httpx.AsyncClient]:
+    """A service that gives Temporal, to be found at that port, two seconds for a call."""
+    async with service(
+        TEMPORAL_ADDRESS=f"127.0.0.1:{port}", RPC_TIMEOUT_SECONDS="2", ORDERS_TASK_QUEUE=task_queue
+    ) as http:
+        yield http
+
+
+async def every_call(http: httpx.AsyncClient, order_id: str, workflow_id: str) -> dict[str, httpx.Response]:
+    """Each kind of call at once: two that start something, two on an order, three on a workflow."""
+    at_order, at_workflow = f"/api/v1/orders/{order_id}", f"/api/v1/workflows/{workflow_id}"
+    calls = {
+        "place": http.post("/api/v1/orders", json=order()),
+        "start": http.post("/api/v1/workflows", json={"workflow_type": "any", "workflow_id": workflow_id}),
+        "read": http.get(at_order),
+        "cancel": http.post(at_order + "/cancel"),
+        "get": http.get(at_workflow),
+        "signal": http.post(at_workflow + "/signal", json={"signal_name": "any"}),
+        "query": http.post(at_workflow + "/query", json={"query_name": "any"}),
+    }
+    return dict(zip(calls, await asyncio.gather(*calls.values()), strict=True))
+
+
+def assert_temporal_is_away(answers: dict[str, httpx.Response], *errors: str) -> None:
+    """Every call ended in time with one of these errors, which names whom it is about."""
+    for name, response in answers.items():
+        error = response.json()["error"]
+        assert error in errors, f"{name}: {response.text}"
+        problem = assert_problem(response, 503 if error == "temporal_connection_error" else 504, error)
+        assert problem["details"]["workflow_id"], name
+        assert response.elapsed < IN_TIME, name
+
+
+async def state(http: httpx.AsyncClient) -> list[int]:
+    """What the probes say: live, ready, health."""
+    answers = await asyncio.gather(*(http.get(f"/health{path}") for path in ("/live", "/ready", "")))
+    assert max(answer.elapsed for answer in answers) < timedelta(seconds=2.5)
+    return [answer.status_code for answer in answers]
+
+
+async def recovered(http: httpx.AsyncClient) -> None:
+    """Wait until the service is ready."""
+
+    async def ready() -> bool:
+        return (await http.get("/health/ready")).is_success
+
+    await eventually(ready)
+
+
+async def place(http: httpx.AsyncClient) -> dict[str, Any]:
+    """Place an order."""
+    response = await http.post("/api/v1/orders", json=order())
+    assert 201 == response.status_code, response.text
+    body: dict[str, Any] = response.json()
+    return body
+
+
+async def runs(server: DevServer) -> dict[str, list[str]]:
+    """Every run of the server by workflow id, as of now."""
+    client = await Client.connect(server.address)
+    marker = await client.start_workflow("marker", id=f"marker-{uuid.uuid4()}", task_queue="nobody-polls-this")
+
+    async def listed() -> list[WorkflowExecution]:
+        found = [run async for run in client.list_workflows()]
+        return found if marker.id in [run.id for run in found] else []
+
+    by_id: dict[str, list[str]] = {}
+    for run in await eventually(listed):
+        if not run.id.startswith("marker-"):
+            by_id.setdefault(run.id, []).append(run.run_id)
+    return by_id
+
+
+async def test_the_service_starts_before_temporal() -> None:
+    """Alive and not ready while Temporal is not there; once it comes, the same service works, with no restart."""
+    port = free_port()
+    async with impatient(port) as http:
+        before = await state(http)
+        away = await every_call(http, "none", "none")
+        async with dev_server(port=port):
+            await recovered(http)
+            placed = await place(http)
+            found = await http.get(f"/api/v1/orders/{placed['id']}")
+            after = await state(http)
+
+    assert [200, 503, 503] == before
+    assert_temporal_is_away(away, "temporal_connection_error", "temporal_timeout")
+    assert placed == found.json()["order"]
+    assert [200, 200, 200] == after
+
+
+async def test_an_address_that_accepts_and_says_nothing() -> None:
+    """Connecting is part of the deadline; a connection that was given up on does not stand in the way of the next."""
+    connections: list[asyncio.StreamWriter] = []
+    silent = await asyncio.start_server(lambda _, writer: connections.append(writer), "127.0.0.1", free_port())
+    port = silent.sockets[0].getsockname()[1]
+    async with impatient(port) as http:
+        hung, away = await asyncio.gather(state(http), every_call(http, "none", "none"))
+        assert connections
+        silent.close()
+        for connection in connections:
+            connection.transport.abort()
+        async with dev_server(port=port):
+            await recovered(http)
+            await place(http)
+
+    assert [200, 503, 503] == hung
+    assert_temporal_is_away(away, "temporal_connection_error", "temporal_timeout")
+
+
+async def test_temporal_is_killed_and_comes_back(tmp_path: Path, task_queue: str) -> None:
+    """Calls under way and after it end in 503 or 504 in time; back again, all is as it was and nothing ran twice."""
+    port, db = free_port(), str(tmp_path / "temporal.db")
+    ids = [f"crossing-{n}" for n in range(20)]
+    async with impatient(port, task_queue) as http:
+        async with dev_server(port=port, db_filename=db) as server:
+            await recovered(http)
+            placed = await place(http)
+            crossing = [http.post("/api/v1/workflows", json={"workflow_type": "any", "workflow_id": i}) for i in ids]
+            under_way = [asyncio.ensure_future(call) for call in crossing]
+            await asyncio.wait(under_way, return_when=asyncio.FIRST_COMPLETED)
+            os.kill(server.pid, signal.SIGKILL)
+            crossed = dict(zip(ids, await asyncio.gather(*under_way), strict=True))
+        away = await every_call(http, placed["id"], "away")
+        state_away = await state(http)
+        async with dev_server(port=port, db_filename=db) as server:
+            await recovered(http)
+            again = {
+                i: await http.post("/api/v1/workflows", json={"workflow_type": "any", "workflow_id": i}) for i in ids
+            }
+            found = await http.get(f"/api/v1/orders/{placed['id']}")
+            there = await runs(server)
+            client = await Client.connect(server.address, data_converter=DATA_CONVERTER)
+
+            async def delivered() -> bool:
+                answer = (await http.get(f"/api/v1/orders/{placed['id']}")).json()
+                return bool(answer["order"]["status"] == "delivered")
+
+            async with create_worker(client, task_queue):
+                await eventually(delivered)
+
+    assert_temporal_is_away(away, "temporal_connection_error", "temporal_timeout")
+    assert [200, 503, 503] == state_away
+    assert placed == found.json()["order"]
+    assert {placed["workflow_id"], *ids} == there.keys()
+    assert {1} == {len(of_id) for of_id in there.values()}
+    for workflow_id, first in crossed.items():
+        assert first.elapsed < IN_TIME
+        if first.status_code == 201:  # what was promised was kept
+            assert there[workflow_id] == [first.json()["run_id"]]
+            assert_problem(again[workflow_id], 409, "workflow_already_exists")
+        else:
+            assert_temporal_is_away({workflow_id: first}, "temporal_connection_error", "temporal_timeout")
+            assert again[workflow_id].status_code in (201, 409)
+
+
+async def test_temporal_freezes_and_thaws() -> None:
+    """A Temporal that hangs is a 504 in time, and not ready; afterwards all goes on, and a start ran at most once."""
+    async with dev_server() as server, impatient(int(server.address.rpartition(":")[2])) as http:
+        await recovered(http)
+        placed = await place(http)
+        os.kill(server.pid, signal.SIGSTOP)
+        try:
+            frozen = await every_call(http, placed["id"], "frozen")
+            state_frozen = await state(http)
+        finally:
+            os.kill(server.pid, signal.SIGCONT)
+        await recovered(http)
+        again = await http.post("/api/v1/workflows", json={"workflow_type": "any", "workflow_id": "frozen"})
+        after = await every_call(http, placed["id"], "frozen")
+        there = await runs(server)
+
+    assert_temporal_is_away(frozen, "temporal_timeout")
+    assert [200, 503, 503] == state_frozen
+    assert again.status_code in (201, 409)
+    statuses = {name: response.status_code for name, response in after.items() if name != "query"}
+    assert {"place": 201, "start": 409, "read": 200, "get": 200, "signal": 202, "cancel": 204} == statuses
+    assert {1} == {len(of_id) for of_id in there.values()}
+    assert "frozen" in there
+
+
+async def test_serve_finishes_what_is_under_way(dev_server: DevServer, client: Client, task_queue: str) -> None:
+    """SIGTERM: no new connection is taken, the request under way is answered, and the exit code is 0."""
+    port = free_port()
+    url = f"http://127.0.0.1:{port}"
+    environ = {"TEMPORAL_ADDRESS": dev_server.address, "ORDERS_TASK_QUEUE": task_queue, "JWT_SECRET": SECRET}
+    headers = bearer(scope="orders:write orders:admin workflows:read")
+    async with (
+        temporal_api("serve", PORT=str(port), **environ) as process,
+        httpx.AsyncClient(base_url=url, headers=headers, timeout=30) as http,
+    ):
+
+        async def listening() -> bool:
+            try:
+                return (await http.get("/health/live")).is_success
+            except httpx.ConnectError:
+                return False
+
+        async def under_way() -> bool:
+            return "\nhttp_requests_in_progress 2.0\n" in (await http.get("/metrics")).text
+
+        async def closed() -> bool:
+            async with httpx.AsyncClient() as stranger:
+                try:
+                    await stranger.get(url)
+                except httpx.TransportError:
+                    return True
+            return False
+
+        await eventually(listening, 30)
+        placed = await place(http)
+        path = f"/api/v1/workflows/{placed['workflow_id']}/query"
+        asked = asyncio.ensure_future(http.post(path, json={"query_name": "status"}))
+        await eventually(under_way)
+        process.process.send_signal(signal.SIGTERM)
+        await eventually(closed)
+        assert not asked.done()
+        async with create_worker(client, task_queue):  # now somebody is there to answer
+            answer = await asked
+        code = await process.end(seconds=10)
+
+    assert (200, ["status", "reason"]) == (answer.status_code, list(answer.json()["result"]))
+    assert 0 == code
+    assert "Traceback" not in process.output
+
+
+async def test_worker_stops_when_told(dev_server: DevServer, task_queue: str) -> None:
+    """`temporal-api worker` processes orders, and ends with 0 when it is told to."""
+    environ = {"TEMPORAL_ADDRESS": dev_server.address, "ORDERS_TASK_QUEUE": task_queue}
+    async with service(**environ) as http, temporal_api("worker", **environ) as process:
+        placed = await place(http)
+
+        async def delivered() -> bool:
+            answer = (await http.get(f"/api/v1/orders/{placed['id']}")).json()
+            return bool(answer["order"]["status"] == "delivered")
+
+        await eventually(delivered, 30)
+        code = await process.end(signal.SIGTERM, seconds=15)
+
+    assert 0 == code, process.output
+    assert "Traceback" not in process.output
+
+
+async def test_worker_waits_for_temporal(task_queue: str) -> None:
+    """`temporal-api worker` may be started before Temporal: it tries again, works once it can, and stops when told."""
+    port = free_port()
+    environ = {"TEMPORAL_ADDRESS": f"127.0.0.1:{port}", "ORDERS_TASK_QUEUE": task_queue}
+    async with temporal_api("worker", **environ) as first, temporal_api("worker", **environ) as second:
+        await first.until("trying again", 30)
+        await second.until("trying again", 30)
+        code = await first.end(signal.SIGTERM, seconds=15)
+        async with dev_server(port=port):
+            await second.until(f"worker polls {task_queue}", 30)
+            codes = code, await second.end(signal.SIGTERM, seconds=15)
+
+    assert (0, 0) == codes, first.output + second.output
+    assert "Traceback" not in first.output + second.output

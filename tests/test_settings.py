@@ -1,0 +1,503 @@
+"""Settings: what each variable means, and that a wrong or unsafe one stops the start in one line."""
+
+import asyncio
+import os
+import subprocess
+import sys
+from base64 import b64decode
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa, x25519
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from temporalio.service import TLSConfig
+
+from commands import temporal_api
+from temporal_api.app import create_app
+from temporal_api.settings import ASYMMETRIC_ALGORITHMS, HMAC_ALGORITHMS, Settings, SettingsError, from_env
+
+SECRET = "hunter2-" * 4
+JWKS = {"JWT_JWKS_URL": "https://issuer.example/jwks", "JWT_ISSUER": "https://issuer.example", "JWT_AUDIENCE": "orders"}
+CERTIFICATE = "-----BEGIN CERTIFICATE-----\nhunter2\n-----END CERTIFICATE-----\n"
+KEY = "-----BEGIN PRIVATE KEY-----\nhunter2\n-----END PRIVATE KEY-----\n"
+
+FIELDS = {field.encode_name: field for field in msgspec.structs.fields(Settings) if field.encode_name}
+TEMPORAL = ("ADDRESS", "NAMESPACE", "API_KEY", "TLS", "TLS_SERVER_NAME", "PROFILE", "CONFIG_FILE")
+
+
+def pem(key: Any) -> str:
+    """The public half as PEM text."""
+    return str(key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo).decode())
+
+
+@cache
+def rsa_pem(bits: int = 2048) -> str:
+    """An RSA public key."""
+    return pem(rsa.generate_private_key(65537, bits))
+
+
+def read(**environ: str) -> Settings:
+    """The settings of a service that has a secret, unless it is given as empty."""
+    return from_env({"JWT_SECRET": SECRET, **environ})
+
+
+def refusal(environ: Mapping[str, str]) -> str:
+    """What is said of settings that must not start; `hunter2` stands for all that is secret."""
+    with pytest.raises(SettingsError) as caught:
+        create_app(from_env(environ))
+    told = str(caught.value)
+
+    assert 1 == len(told.splitlines()), told
+    assert "hunter2" not in told
+    return told
+
+
+def test_the_defaults_are_those_of_the_contract() -> None:
+    """Every setting of the service, and what it is when nothing is said."""
+    assert {
+        "HOST": "127.0.0.1",
+        "PORT": 8000,
+        "JWT_JWKS_URL": None,
+        "JWT_PUBLIC_KEY": None,
+        "JWT_SECRET": None,
+        "JWT_ALGORITHMS": (),
+        "JWT_ISSUER": None,
+        "JWT_AUDIENCE": None,
+        "JWT_SCOPES_CLAIM": "scope",
+        "JWT_LEEWAY_SECONDS": 30,
+        "ALLOWED_ORIGINS": (),
+        "LOG_LEVEL": "info",
+        "LOG_FORMAT": "json",
+        "ORDERS_TASK_QUEUE": "temporal-product-queue",
+        "ORDERS_EXECUTION_TIMEOUT_SECONDS": 7200,
+        "ALLOWED_WORKFLOW_TYPES": (),
+        "ALLOWED_TASK_QUEUES": (),
+        "PAYLOAD_ENCRYPTION_KEYS": (),
+        "RPC_TIMEOUT_SECONDS": 10,
+        "MAX_WAIT_SECONDS": 60,
+        "MAX_OPEN_WAITS": 200,
+        "SHUTDOWN_DELAY_SECONDS": 0,
+        "MAX_BODY_BYTES": 2_097_152,
+    } == {name: field.default for name, field in FIELDS.items()}
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "value"),
+    [
+        ("HOST", "0.0.0.0", "0.0.0.0"),  # noqa: S104
+        ("PORT", "0", 0),
+        ("PORT", "65535", 65535),
+        ("JWT_ALGORITHMS", "HS256, HS256", ("HS256", "HS256")),
+        ("JWT_ISSUER", "null", "null"),
+        ("JWT_AUDIENCE", "a,b", "a,b"),
+        ("JWT_SCOPES_CLAIM", "realm_access.roles", "realm_access.roles"),
+        ("JWT_LEEWAY_SECONDS", "0", 0),
+        ("JWT_LEEWAY_SECONDS", "2.5", 2.5),
+        ("ALLOWED_ORIGINS", "https://shop.example", ("https://shop.example",)),
+        (
+            "ALLOWED_ORIGINS",
+            " http://localhost:3000 , ,https://shop.example:8443,",
+            ("http://localhost:3000", "https://shop.example:8443"),
+        ),
+        ("LOG_LEVEL", "WARNING", "warning"),
+        ("LOG_FORMAT", "Console", "console"),
+        ("ORDERS_TASK_QUEUE", "orders one", "orders one"),
+        ("ORDERS_EXECUTION_TIMEOUT_SECONDS", "1", 1),
+        ("ALLOWED_WORKFLOW_TYPES", "a, b c", ("a", "b c")),
+        ("ALLOWED_TASK_QUEUES", "q", ("q",)),
+        ("RPC_TIMEOUT_SECONDS", "0.5", 0.5),
+        ("MAX_WAIT_SECONDS", "0", 0),
+        ("MAX_OPEN_WAITS", "0", 0),
+        ("SHUTDOWN_DELAY_SECONDS", "1.5", 1.5),
+        ("MAX_BODY_BYTES", "1024", 1024),
+    ],
+)
+def test_a_setting_is_read(name: str, text: str, value: object) -> None:
+    """A variable's text becomes the setting's value."""
+    assert value == getattr(read(**{name: text}), name.lower())
+
+
+@pytest.mark.parametrize("blank", ["", " ", "\n"])
+def test_an_empty_variable_counts_as_unset(blank: str) -> None:
+    """Compose files and charts pass empty variables: all of them together change nothing, Temporal's included."""
+    names = {*FIELDS, *(f"TEMPORAL_{name}" for name in TEMPORAL)} - {"JWT_SECRET"}
+
+    assert read() == read(**dict.fromkeys(names, blank))
+
+
+def test_other_variables_are_nobody_s_business() -> None:
+    """What else is in the environment is not read, whatever its bytes."""
+    assert read() == read(LS_COLORS="\udcff", TEMPORALLY="x", port="1")
+
+
+def test_settings_say_nothing_and_never_change() -> None:
+    """A settings struct in a log line tells no secret, and nobody alters it under way."""
+    settings = read()
+
+    assert "Settings(...)" == repr(settings) == f"{settings}"
+    with pytest.raises(AttributeError):
+        settings.jwt_secret = None  # type: ignore[misc]
+
+
+WHOLE = "a whole number"
+SEALED = "hunter2".ljust(43, "A") + "="
+KEYS = "expected id:base64,id:base64, each key 32 random bytes in base64"
+ORIGINS = "expected origins such as https://shop.example"
+HTTP = "expected an http or https address"
+EXACTLY_ONE = "set exactly one, found "
+
+
+@pytest.mark.parametrize(
+    ("environ", "name", "right"),
+    [
+        *(({"PORT": text}, "PORT", WHOLE) for text in ("http", "-1", "65536", "80.5", "0x50", "null", "8_000")),
+        *(
+            ({name: text}, name, "a number")
+            for name, texts in {
+                "JWT_LEEWAY_SECONDS": ("-1", "601", "nan", "inf", "30s"),
+                "RPC_TIMEOUT_SECONDS": ("0", "-1", "1e-9", "nan", "inf", "86401", "10s"),
+                "MAX_WAIT_SECONDS": ("-1", "nan", "86401", "1m"),
+                "SHUTDOWN_DELAY_SECONDS": ("-1", "nan", "86401", "1m"),
+            }.items()
+            for text in texts
+        ),
+        *(
+            ({"ORDERS_EXECUTION_TIMEOUT_SECONDS": text}, "ORDERS_EXECUTION_TIMEOUT_SECONDS", WHOLE)
+            for text in ("0", "1.5", "99999999999999", "forever")
+        ),
+        *(
+            ({"PAYLOAD_ENCRYPTION_KEYS": text}, "PAYLOAD_ENCRYPTION_KEYS", KEYS)
+            for text in (
+                SEALED,
+                f":{SEALED}",
+                f"a:{SEALED},hunter2",
+                f"a b:{SEALED}",
+                f"a:{SEALED[1:]}",
+                f"a:-{SEALED[1:]}",
+            )
+        ),
+        (
+            {"PAYLOAD_ENCRYPTION_KEYS": f"a:{SEALED},a:B{SEALED[1:]}"},
+            "PAYLOAD_ENCRYPTION_KEYS",
+            "two keys have the same id",
+        ),
+        *(({"MAX_OPEN_WAITS": text}, "MAX_OPEN_WAITS", WHOLE) for text in ("-1", "1.5", "many")),
+        ({"MAX_BODY_BYTES": "1023"}, "MAX_BODY_BYTES", ">= 1024"),
+        ({"MAX_BODY_BYTES": "2MB"}, "MAX_BODY_BYTES", WHOLE),
+        ({"LOG_LEVEL": "loud"}, "LOG_LEVEL", "expected debug, info, warning or error"),
+        ({"LOG_FORMAT": "xml"}, "LOG_FORMAT", "expected json or console"),
+        *(
+            ({"ALLOWED_ORIGINS": text}, "ALLOWED_ORIGINS", ORIGINS)
+            for text in (
+                "*",
+                "null",
+                "shop.example",
+                "https://*.example",
+                "https://shop.example/",
+                "https://shop.example,*",
+                "https://Shop.example",
+                "https://user:hunter2@shop.example",
+                "https://a b",
+                "ftp://shop.example",
+            )
+        ),
+        # Which key, and that it is strong enough
+        ({"JWT_SECRET": ""}, "JWT_JWKS_URL, JWT_PUBLIC_KEY or JWT_SECRET", EXACTLY_ONE + "none"),
+        ({"JWT_SECRET": " " * 40}, "JWT_JWKS_URL, JWT_PUBLIC_KEY or JWT_SECRET", EXACTLY_ONE + "none"),
+        (JWKS, "JWT_JWKS_URL, JWT_PUBLIC_KEY or JWT_SECRET", EXACTLY_ONE + "JWT_JWKS_URL and JWT_SECRET"),
+        ({"JWT_SECRET": "hunter2"}, "JWT_SECRET", "expected 32 random bytes or more"),
+        ({"JWT_SECRET": "hunter2-" * 4, "JWT_ALGORITHMS": "HS384"}, "JWT_SECRET", "use 48 random bytes or more"),
+        ({"JWT_SECRET": "hunter2-" * 7, "JWT_ALGORITHMS": "HS256,HS512"}, "JWT_SECRET", "use 64 random bytes"),
+        ({"JWT_SECRET": SECRET + "\udcff"}, "JWT_SECRET", "expected text in UTF-8"),
+        ({"JWT_ISSUER": "\udcff"}, "JWT_ISSUER", "expected text in UTF-8"),
+        # A JWKS
+        *(
+            ({**JWKS, "JWT_SECRET": "", "JWT_JWKS_URL": url}, "JWT_JWKS_URL", HTTP)
+            for url in (
+                "issuer.example/jwks",
+                "file:///etc/passwd",
+                "data:application/json,{}",
+                "ftp://issuer.example",
+                "http://",
+                "http://?x",
+                "http://[half",
+                "http://issuer.example:port/",
+                "http://issuer.example:99999/",
+                "http://issuer.example:0/",
+                "http://issuer.example/a b",
+                "http://issuer.example\n/",
+                "http://issuer.example/é",
+                "https://user:hunter2@issuer.example/",
+            )
+        ),
+        ({**JWKS, "JWT_SECRET": "", "JWT_ISSUER": ""}, "JWT_ISSUER", "required with JWT_JWKS_URL"),
+        ({**JWKS, "JWT_SECRET": "", "JWT_AUDIENCE": " "}, "JWT_AUDIENCE", "required with JWT_JWKS_URL"),
+        # Temporal
+        *(
+            ({"TEMPORAL_ADDRESS": text}, "TEMPORAL_ADDRESS", "expected host:port, such as localhost:7233")
+            for text in (
+                "temporal",
+                ":7233",
+                "temporal:",
+                "temporal:0",
+                "temporal:65536",
+                "temporal:²",
+                "http://temporal:7233",
+                "temporal:7233/",
+                "::1:7233",
+                "[::1:7233",
+                "two words:7233",
+                "user@temporal:7233",
+            )
+        ),
+        ({"TEMPORAL_TLS": "maybe"}, "TEMPORAL_TLS", "expected true or false"),
+        ({"TEMPORAL_API_KEY": "hunter2\n"}, "TEMPORAL_API_KEY", "no line break"),
+        ({"TEMPORAL_API_KEY": "hunter2-é"}, "TEMPORAL_API_KEY", "visible ASCII"),
+        ({"TEMPORAL_GRPC_META_X_TENANT": "hunter2\r\n"}, "TEMPORAL_GRPC_META_X_TENANT", "a header can carry"),
+        ({"TEMPORAL_GRPC_META_X_BIN": "hunter2"}, "TEMPORAL_GRPC_META_X_BIN", "a header can carry"),
+        ({"TEMPORAL_CONFIG_FILE": "/hunter2"}, "TEMPORAL_CONFIG_FILE", "there is no such file"),
+        ({"TEMPORAL_CONFIG_FILE": "hunter2" * 1000}, "TEMPORAL_CONFIG_FILE", "there is no such file"),
+        ({"TEMPORAL_TLS_SERVER_CA_CERT_PATH": "/hunter2"}, "TEMPORAL_TLS_SERVER_CA_CERT_PATH", "cannot read"),
+        # A key where its file's name belongs
+        ({"TEMPORAL_TLS_CLIENT_KEY_PATH": KEY}, "TEMPORAL_TLS_CLIENT_KEY_PATH", "cannot read"),
+        ({"TEMPORAL_TLS_CLIENT_KEY_PATH": "/"}, "TEMPORAL_TLS_CLIENT_KEY_PATH", "Is a directory"),
+        ({"TEMPORAL_TLS_SERVER_CA_CERT_DATA": "hunter2"}, "TEMPORAL_TLS_SERVER_CA_CERT_DATA", "a certificate in PEM"),
+        (
+            {"TEMPORAL_TLS_CLIENT_CERT_DATA": KEY, "TEMPORAL_TLS_CLIENT_KEY_DATA": CERTIFICATE},
+            "TEMPORAL_TLS_CLIENT_CERT_DATA",
+            "expected a certificate in PEM",
+        ),
+        (
+            {
+                "TEMPORAL_TLS_CLIENT_CERT_DATA": CERTIFICATE,
+                "TEMPORAL_TLS_CLIENT_KEY_DATA": KEY.replace("PRIVATE", "ENCRYPTED PRIVATE"),
+            },
+            "TEMPORAL_TLS_CLIENT_KEY_DATA",
+            "expected an unencrypted private key in PEM",
+        ),
+        ({"TEMPORAL_TLS_CLIENT_CERT_DATA": CERTIFICATE}, "TEMPORAL_TLS_CLIENT_KEY_PATH", "required with a client"),
+        ({"TEMPORAL_TLS_CLIENT_KEY_DATA": KEY}, "TEMPORAL_TLS_CLIENT_CERT_PATH", "required with a client key"),
+        (
+            {"TEMPORAL_TLS_CLIENT_CERT_DATA": CERTIFICATE, "TEMPORAL_TLS_CLIENT_CERT_PATH": "/hunter2"},
+            "TEMPORAL_TLS_CLIENT_CERT_PATH",
+            "Cannot specify both",
+        ),
+    ],
+    ids=lambda value: "&".join(f"{k}={v:.20}" for k, v in value.items()) if isinstance(value, dict) else "",
+)
+def test_a_wrong_value_is_refused(environ: dict[str, str], name: str, right: str) -> None:
+    """One line that begins with the variable and says what would be right, never the secret itself."""
+    told = refusal({"JWT_SECRET": SECRET, **environ})
+
+    assert told.startswith(f"{name}: "), told
+    assert right in told
+
+
+@pytest.mark.parametrize("key", ["secret", "PEM", "JWKS"])
+@pytest.mark.parametrize("algorithm", ["none", "hs256", "", *HMAC_ALGORITHMS, *ASYMMETRIC_ALGORITHMS])
+def test_algorithms_of_a_secret_and_of_public_keys_never_mix(key: str, algorithm: str) -> None:
+    """Each kind of key takes its own algorithms and no other: nothing to confuse them by. Empty is the default."""
+    environ = {"secret": {"JWT_SECRET": SECRET * 2}, "PEM": {"JWT_PUBLIC_KEY": rsa_pem()}, "JWKS": JWKS}[key]
+    fitting = HMAC_ALGORITHMS if key == "secret" else ASYMMETRIC_ALGORITHMS
+
+    if algorithm in fitting or not algorithm:
+        assert ((algorithm,) if algorithm else ()) == from_env({**environ, "JWT_ALGORITHMS": algorithm}).jwt_algorithms
+    else:
+        for algorithms in (algorithm, f"{fitting[0]},{algorithm}", f"{algorithm}\n,{fitting[0]}"):
+            told = refusal({**environ, "JWT_ALGORITHMS": algorithms})
+            assert told.startswith(f"JWT_ALGORITHMS: {algorithm!r} does not go with JWT_"), told
+            assert ", ".join(fitting) in told
+
+
+def test_a_public_key_is_its_text_or_its_file(tmp_path: Path) -> None:
+    """The PEM itself, or the name of a file with it: the same setting."""
+    file = tmp_path / "key.pem"
+    file.write_text(rsa_pem())
+
+    text, named = read(JWT_SECRET="", JWT_PUBLIC_KEY=rsa_pem()), read(JWT_SECRET="", JWT_PUBLIC_KEY=str(file))
+
+    assert rsa_pem() == text.jwt_public_key == named.jwt_public_key
+
+
+UNFIT = {
+    "nowhere": (lambda: "/nowhere/hunter2.pem", "a readable file"),
+    "a folder": (lambda: "/", "a readable file"),
+    "too long": (lambda: "hunter2" * 1000, "a readable file"),
+    "binary": (lambda: sys.executable, "a readable file"),
+    "no PEM": (lambda: __file__, "not a PEM public key"),
+    "a private key": (lambda: KEY, "not a PEM public key"),
+    "a certificate": (lambda: CERTIFICATE, "not a PEM public key"),
+    "junk": (lambda: KEY.replace("PRIVATE", "PUBLIC"), "not a PEM public key"),
+    "RSA of 1024 bits": (lambda: rsa_pem(1024), "2048 bits or more"),
+    "secp256k1": (lambda: pem(ec.generate_private_key(ec.SECP256K1())), "an RSA, P-256, P-384, P-521 or Ed25519 key"),
+    "X25519": (lambda: pem(x25519.X25519PrivateKey.generate()), "an RSA, P-256, P-384, P-521 or Ed25519 key"),
+}
+
+
+@pytest.mark.parametrize(("value", "right"), UNFIT.values(), ids=UNFIT)
+def test_an_unfit_public_key_is_refused(value: Any, right: str) -> None:
+    """What is no public key, or a weak or unknown one, is said at the start and not at the first token."""
+    told = refusal({"JWT_PUBLIC_KEY": value()})
+
+    assert told.startswith("JWT_PUBLIC_KEY: "), told
+    assert right in told
+
+
+@pytest.mark.parametrize(
+    ("key", "algorithms"),
+    [
+        (rsa_pem, "ES256,EdDSA"),
+        (lambda: pem(ec.generate_private_key(ec.SECP256R1())), "ES384"),
+        (lambda: pem(ec.generate_private_key(ec.SECP384R1())), ""),  # P-384 is not among the defaults
+        (lambda: pem(ed25519.Ed25519PrivateKey.generate()), "RS256"),
+    ],
+    ids=["rsa", "p256", "p384", "ed25519"],
+)
+def test_algorithms_that_the_public_key_cannot_do_are_refused(key: Any, algorithms: str) -> None:
+    """A service that could accept no token at all does not start."""
+    told = refusal({"JWT_PUBLIC_KEY": key(), "JWT_ALGORITHMS": algorithms})
+
+    assert told.startswith("JWT_ALGORITHMS: none of them goes with this JWT_PUBLIC_KEY"), told
+
+
+def test_only_what_checks_tokens_needs_a_key() -> None:
+    """The worker and `setup` start without one; their other settings are checked all the same."""
+    assert from_env({}, keys_needed=False).jwt_secret is None
+    with pytest.raises(SettingsError, match=r"^PORT: "):
+        from_env({"PORT": "x"}, keys_needed=False)
+
+
+def test_encryption_keys_are_read_in_their_order() -> None:
+    """The first is the one that encrypts; an id may have what names have, dots and dashes."""
+    settings = read(PAYLOAD_ENCRYPTION_KEYS=f" new-1.b:{'A' * 43}= , old_0:{'/+' * 21}8=")
+
+    assert [("new-1.b", bytes(32)), ("old_0", b64decode("/+" * 21 + "8="))] == settings.encryption_keys
+
+
+def test_temporal_s_own_settings_are_read_by_its_sdk() -> None:
+    """Address, namespace and headers arrive as the SDK's `Client.connect` takes them."""
+    assert {"target_host": "localhost:7233"} == read().temporal
+    assert {
+        "target_host": "[::1]:7234",
+        "namespace": "shop",
+        "rpc_metadata": {"x-tenant": "a"},
+    } == read(TEMPORAL_ADDRESS="[::1]:7234", TEMPORAL_NAMESPACE="shop", TEMPORAL_GRPC_META_X_TENANT="a").temporal
+
+
+@pytest.mark.parametrize(
+    ("environ", "tls"),
+    [
+        ({}, None),
+        ({"TEMPORAL_API_KEY": "hunter2"}, True),
+        ({"TEMPORAL_TLS": "true"}, TLSConfig()),
+        ({"TEMPORAL_TLS": "0"}, False),
+        ({"TEMPORAL_TLS_SERVER_NAME": "temporal.example"}, TLSConfig(domain="temporal.example")),
+    ],
+)
+def test_tls_is_on_when_something_calls_for_it(environ: dict[str, str], tls: object) -> None:
+    """An API key never travels in the clear unless TLS is turned off by name."""
+    assert tls == read(**environ).temporal.get("tls")
+
+
+@pytest.mark.parametrize("kind", ["PATH", "DATA"])
+def test_mutual_tls_by_files_or_by_text(tmp_path: Path, kind: str) -> None:
+    """CA, client certificate and key reach the SDK, byte for byte."""
+    pems = {"SERVER_CA_CERT": CERTIFICATE + CERTIFICATE, "CLIENT_CERT": CERTIFICATE, "CLIENT_KEY": KEY}
+    environ = {}
+    for name, text in pems.items():
+        (tmp_path / name).write_text(text)
+        environ[f"TEMPORAL_TLS_{name}_{kind}"] = text if kind == "DATA" else f"{tmp_path}//{name}"
+
+    assert (
+        TLSConfig(
+            server_root_ca_cert=(CERTIFICATE + CERTIFICATE).encode(),
+            client_cert=CERTIFICATE.encode(),
+            client_private_key=KEY.encode(),
+        )
+        == read(**environ).temporal["tls"]
+    )
+
+
+def test_a_profile_file(tmp_path: Path) -> None:
+    """The SDK's profile file is read when named, its profile chosen by name, and variables outrank it."""
+    file = tmp_path / "temporal.toml"
+    file.write_text(
+        '[profile.default]\naddress = "one:7233"\nnamespace = "shop"\n'
+        '[profile.cloud]\naddress = "cloud:7233"\napi_key = "hunter2"\n'
+    )
+    named = {"TEMPORAL_CONFIG_FILE": str(file)}
+
+    assert {"target_host": "one:7233", "namespace": "shop"} == read(**named).temporal
+    assert {"target_host": "cloud:7233", "api_key": "hunter2", "tls": True} == read(
+        **named, TEMPORAL_PROFILE="cloud"
+    ).temporal
+    assert {"target_host": "two:7233", "namespace": "shop"} == read(**named, TEMPORAL_ADDRESS="two:7233").temporal
+
+
+@pytest.mark.parametrize(
+    ("text", "environ", "name"),
+    [
+        ('[profile.default]\napi_key = "hunter2\n', {}, "TEMPORAL_CONFIG_FILE"),
+        ('[profile.default]\ntls = "hunter2"\n', {}, "TEMPORAL_CONFIG_FILE"),
+        ("\0", {}, "TEMPORAL_CONFIG_FILE"),
+        ('[profile.default.tls]\nclient_cert_path = "/hunter2"\n', {}, "TEMPORAL_CONFIG_FILE"),
+        ('[profile.default.tls]\nserver_ca_cert_data = "hunter2"\n', {}, "TEMPORAL_CONFIG_FILE"),
+        ('[profile.default]\naddress = "one"\n', {}, "TEMPORAL_ADDRESS"),
+        ("[profile.default]\n", {"TEMPORAL_PROFILE": "nobody"}, "TEMPORAL_PROFILE"),
+    ],
+    ids=["syntax", "type", "binary", "unreadable", "not-pem", "address", "profile"],
+)
+def test_a_broken_profile_file_is_refused(tmp_path: Path, text: str, environ: dict[str, str], name: str) -> None:
+    """The variable to look at is named; what the file holds is not repeated."""
+    file = tmp_path / "temporal.toml"
+    file.write_text(text)
+
+    told = refusal({"JWT_SECRET": SECRET, "TEMPORAL_CONFIG_FILE": str(file), **environ})
+
+    assert told.startswith(f"{name}: "), told
+
+
+@pytest.mark.anyio
+async def test_the_command_line_ends_2_with_one_line() -> None:
+    """Whatever command meets a wrong setting: exit code 2, one line, no traceback, no secret."""
+    cases = [
+        ("serve", {}, "JWT_JWKS_URL, JWT_PUBLIC_KEY or JWT_SECRET: set exactly one, found none; "),
+        ("serve", {"JWT_PUBLIC_KEY": rsa_pem(1024)}, "JWT_PUBLIC_KEY: an RSA key of 2048 bits or more is needed"),
+        ("worker", {"TEMPORAL_CONFIG_FILE": "/hunter2"}, "TEMPORAL_CONFIG_FILE: there is no such file"),
+    ]
+
+    async def told(command: str, environ: dict[str, str]) -> tuple[int, str]:
+        async with temporal_api(command, **environ) as process:
+            return await process.end(), process.output
+
+    outcomes = await asyncio.gather(*(told(command, environ) for command, environ, _ in cases))
+
+    for (code, output), (_, _, begin) in zip(outcomes, cases, strict=True):
+        assert output.startswith(f"temporal-api: {begin}"), output
+        assert (2, 1) == (code, output.count("\n")), output
+        assert "hunter2" not in output
+
+
+def test_the_module_is_the_command_and_speaks_on_standard_error(tmp_path: Path) -> None:
+    """`python -m temporal_api` does the same; a broken profile file below the home folder is found and named."""
+    folder = tmp_path / ".config/temporalio"
+    folder.mkdir(parents=True)
+    (folder / "temporal.toml").write_text('api_key = "hunter2')
+    environ = {k: v for k, v in os.environ.items() if not k.startswith(("TEMPORAL_", "JWT_", "XDG_"))}
+
+    ended = subprocess.run(
+        [sys.executable, "-m", "temporal_api", "serve"],
+        env={**environ, "HOME": str(tmp_path), "JWT_SECRET": SECRET},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    assert (2, "") == (ended.returncode, ended.stdout)
+    assert ended.stderr.startswith("temporal-api: TEMPORAL_CONFIG_FILE: ")
+    assert 1 == ended.stderr.count("\n"), ended.stderr
+    assert "hunter2" not in ended.stderr

@@ -1,0 +1,358 @@
+"""What lies between HTTP and Temporal: payloads, failures, what its errors mean, and ways to connect."""
+
+import asyncio
+import datetime
+import ipaddress
+import json
+import ssl
+import uuid
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from google.protobuf.message import Message
+from temporalio.api.common.v1 import Payload, Payloads
+from temporalio.api.failure.v1 import (
+    ActivityFailureInfo,
+    ApplicationFailureInfo,
+    CanceledFailureInfo,
+    ChildWorkflowExecutionFailureInfo,
+    Failure,
+    ServerFailureInfo,
+    TerminatedFailureInfo,
+    TimeoutFailureInfo,
+)
+from temporalio.client import Client
+from temporalio.service import RPCError, RPCStatusCode
+
+from api import assert_problem, order, service
+from temporal_api.devserver import DevServer
+from temporal_api.temporal import DATA_CONVERTER, Temporal, raw_json
+from temporal_api.temporal.failures import problem_of
+
+pytestmark = pytest.mark.anyio
+
+CONVERTER = DATA_CONVERTER.payload_converter
+
+
+def payload(data: bytes, encoding: str = "json/plain", **metadata: bytes) -> Payload:
+    """A payload as some worker may have written it."""
+    return Payload(metadata={"encoding": encoding.encode(), **metadata}, data=data)
+
+
+# --- payloads ---
+
+
+class Line(msgspec.Struct):
+    """Something that workflows are given."""
+
+    name: str
+    price: Decimal
+
+
+@pytest.mark.parametrize(
+    ("value", "data", "kind"),
+    [
+        (Line("ü", Decimal("0.10")), '{"name":"ü","price":0.10}'.encode(), Line),
+        (Decimal("12345678901234567890.10"), b"12345678901234567890.10", Decimal),
+        ({"a": [1, None, "x"]}, b'{"a":[1,null,"x"]}', dict),
+        (msgspec.Raw(b'{ "a" : 1.10 }'), b'{ "a" : 1.10 }', msgspec.Raw),
+        ([Line("a", Decimal(2))], b'[{"name":"a","price":2}]', list[Line]),
+    ],
+)
+def test_json_payloads(value: object, data: bytes, kind: Any) -> None:
+    """Structs, decimals and raw JSON go in without losing a digit, and come out as the type that is asked for."""
+    encoded = CONVERTER.to_payload(value)
+
+    assert (data, {"encoding": b"json/plain"}) == (encoded.data, encoded.metadata)
+    assert value == CONVERTER.from_payload(encoded, kind)
+
+
+@pytest.mark.parametrize(("value", "encoding"), [(None, b"binary/null"), (b"\x00", b"binary/plain")])
+def test_what_is_no_json_stays_with_the_sdk(value: object, encoding: bytes) -> None:
+    """Nothing and bytes are encoded as every other Temporal client does it."""
+    encoded = CONVERTER.to_payload(value)
+
+    assert encoding == encoded.metadata["encoding"]
+    assert value == CONVERTER.from_payload(encoded)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"1.10",
+        b"1e400",
+        b"-0",
+        b"9" * 6000,
+        b' {"a" :\n1} ',
+        '"ü\\u00fc"'.encode(),
+        b'{"a":1,"a":2}',
+        b"null",
+        b'""',
+    ],
+    ids=lambda data: data[:20].decode(),
+)
+def test_json_is_handed_on_as_it_is(data: bytes) -> None:
+    """Whatever JSON a worker wrote is the answer's, byte for byte, a number however large included."""
+    assert data == bytes(raw_json(payload(data)))
+
+
+def test_a_protobuf_message_as_json_is_json() -> None:
+    """What the SDKs write for a protobuf message is JSON, and handed on as such."""
+    data = b'{"seconds": "1"}'
+
+    assert data == bytes(raw_json(payload(data, "json/protobuf", messageType=b"my.Message")))
+
+
+@pytest.mark.parametrize(
+    ("given", "metadata", "data"),
+    [
+        (payload(b"NaN"), {"encoding": "json/plain"}, "TmFO"),
+        (payload(b'{"a":-Infinity}'), {"encoding": "json/plain"}, "eyJhIjotSW5maW5pdHl9"),
+        (payload(b'"\xff"'), {"encoding": "json/plain"}, "Iv8i"),
+        (payload(b""), {"encoding": "json/plain"}, ""),
+        (payload(b"1 2"), {"encoding": "json/plain"}, "MSAy"),
+        (payload(b"{}", "binary/plain"), {"encoding": "binary/plain"}, "e30="),
+        (payload(b"\x01", "binary/encrypted", key=b"\xff"), {"encoding": "binary/encrypted", "key": "\ufffd"}, "AQ=="),
+        (Payload(data=b"1"), {}, "MQ=="),
+    ],
+)
+def test_what_json_cannot_carry(given: Payload, metadata: dict[str, str], data: str) -> None:
+    """Any other payload comes as its metadata and its bytes in base64."""
+    assert {"metadata": metadata, "data": data} == json.loads(bytes(raw_json(given)))
+
+
+def test_a_deeply_nested_result_harms_nobody() -> None:
+    """JSON nested deeper than a parser takes is handed on as bytes."""
+    data = b"[" * 100_000 + b"]" * 100_000
+
+    assert {"metadata", "data"} == json.loads(bytes(raw_json(payload(data)))).keys()
+
+
+@pytest.mark.parametrize(
+    ("payloads", "expected"),
+    [([], b"null"), ([payload(b"1.10")], b"1.10"), ([payload(b"1.10"), payload(b"", "binary/null")], b"[1.10,null]")],
+)
+async def test_results(client: Client, payloads: list[Payload], expected: bytes) -> None:
+    """No payload is null, one is itself, several are a list."""
+    assert expected == bytes(await Temporal(client, 5).result(payloads))
+
+
+# --- failures ---
+
+SECRET_TRACE = '  File "/srv/secret.py", line 1, in charge'
+KINDS = [
+    ("application_failure_info", ApplicationFailureInfo(type="Luck"), "Luck"),
+    ("application_failure_info", ApplicationFailureInfo(), "ApplicationError"),
+    ("timeout_failure_info", TimeoutFailureInfo(), "Timeout"),
+    ("canceled_failure_info", CanceledFailureInfo(), "Canceled"),
+    ("terminated_failure_info", TerminatedFailureInfo(), "Terminated"),
+    ("server_failure_info", ServerFailureInfo(), "Server"),
+    ("activity_failure_info", ActivityFailureInfo(), "Activity"),
+    ("child_workflow_execution_failure_info", ChildWorkflowExecutionFailureInfo(), "ChildWorkflowExecution"),
+    (None, None, "Failure"),
+]
+
+
+@pytest.mark.parametrize(("field", "info", "kind"), KINDS)
+async def test_kinds_of_failure(client: Client, field: str | None, info: Message | None, kind: str) -> None:
+    """Each kind of failure has a word of its own, and no kind shows a stack trace."""
+    given = Failure(message="m", stack_trace=SECRET_TRACE, **({field: info} if field else {}))
+    told = msgspec.to_builtins(await Temporal(client, 5).failure(given))
+
+    assert {"type": kind, "message": "m"} == told
+
+
+async def test_a_chain_of_failures(client: Client) -> None:
+    """Every cause is told with its details, and the stack trace of none."""
+    details = Payloads(payloads=[payload(b'{"left": 1.10}'), payload(b"\x00", "binary/plain")])
+    given = Failure(message="0", stack_trace=SECRET_TRACE, activity_failure_info=ActivityFailureInfo(identity="worker"))
+    cause = given
+    for n in range(1, 30):
+        cause = cause.cause
+        cause.message, cause.stack_trace = str(n), SECRET_TRACE
+        cause.application_failure_info.type = f"Type{n}"
+        cause.application_failure_info.details.CopyFrom(details)
+    text = msgspec.json.encode(await Temporal(client, 5).failure(given)).decode()
+    told = json.loads(text)
+
+    assert "secret" not in text
+    assert "worker" not in text
+    assert ("Activity", "0") == (told["type"], told["message"])
+    for n in range(1, 30):
+        told = told["cause"]
+        assert (f"Type{n}", str(n)) == (told["type"], told["message"])
+        assert [{"left": 1.1}, {"metadata": {"encoding": "binary/plain"}, "data": "AA=="}] == told["details"]
+    assert "cause" not in told
+    assert text.count('{"left": 1.10}') == 29
+
+
+# --- what Temporal's errors mean ---
+
+MEANINGS = [
+    (RPCStatusCode.CANCELLED, "Timeout expired", "temporal_timeout"),
+    (RPCStatusCode.DEADLINE_EXCEEDED, "context deadline exceeded", "temporal_timeout"),
+    (RPCStatusCode.UNAVAILABLE, "tcp connect error", "temporal_connection_error"),
+    (RPCStatusCode.NOT_FOUND, "workflow not found for ID: w", "workflow_not_found"),
+    (RPCStatusCode.ALREADY_EXISTS, "already started", "workflow_already_exists"),
+    (RPCStatusCode.RESOURCE_EXHAUSTED, "namespace rate limit exceeded", "temporal_overloaded"),
+    (RPCStatusCode.RESOURCE_EXHAUSTED, "grpc: received message larger than max (9 vs. 4)", "payload_too_large"),
+    (RPCStatusCode.INVALID_ARGUMENT, "Blob data size exceeds limit.", "payload_too_large"),
+    (RPCStatusCode.INVALID_ARGUMENT, "WorkflowId length exceeds limit.", "validation_error"),
+    (RPCStatusCode.FAILED_PRECONDITION, "no poller seen for task queue recently", "no_worker"),
+    (
+        RPCStatusCode.FAILED_PRECONDITION,
+        "Unable to query workflow due to Workflow Task in failed state.",
+        "workflow_task_failing",
+    ),
+    (RPCStatusCode.FAILED_PRECONDITION, "anything else", "temporal_error"),
+    (RPCStatusCode.PERMISSION_DENIED, "Request unauthorized.", "temporal_error"),
+    (RPCStatusCode.UNAUTHENTICATED, "bad key", "temporal_error"),
+    (RPCStatusCode.INTERNAL, "shard 7 at 10.0.0.9 is broken", "temporal_error"),
+    (RPCStatusCode.UNKNOWN, "?", "temporal_error"),
+    (RPCStatusCode.UNIMPLEMENTED, "unknown method", "temporal_error"),
+    (RPCStatusCode.DATA_LOSS, "gone", "temporal_error"),
+    (RPCStatusCode.ABORTED, "try later", "temporal_error"),
+    (RPCStatusCode.OUT_OF_RANGE, "far", "temporal_error"),
+]
+
+
+@pytest.mark.parametrize(("status", "message", "code"), MEANINGS)
+def test_what_temporals_errors_mean(status: RPCStatusCode, message: str, code: str) -> None:
+    """Each of Temporal's errors is one of ours; what only operators can mend is not shown to callers."""
+    problem = problem_of(RPCError(message, status, b""), "w", "r")
+
+    assert code == problem.code
+    assert ("temporal", "w", "r") == tuple(problem.details[name] for name in ("source", "workflow_id", "run_id"))
+    assert problem.message
+    if problem.status >= 429:
+        assert message not in problem.message
+
+
+async def test_a_wrong_namespace_is_not_the_callers_mistake(dev_server: DevServer) -> None:
+    """With a namespace that does not exist, no call says that the caller's id does not: it is a 502."""
+    async with service(TEMPORAL_ADDRESS=dev_server.address, TEMPORAL_NAMESPACE=f"no-{uuid.uuid4()}") as http:
+        answers = await asyncio.gather(
+            http.post("/api/v1/orders", json=order()),
+            http.get("/api/v1/orders/any"),
+            http.post("/api/v1/orders/any/cancel"),
+            http.post("/api/v1/workflows", json={"workflow_type": "any"}),
+            http.get("/api/v1/workflows/any"),
+            http.post("/api/v1/workflows/any/signal", json={"signal_name": "any"}),
+            http.post("/api/v1/workflows/any/query", json={"query_name": "any"}),
+        )
+
+    for answer in answers:
+        assert_problem(answer, 502, "temporal_error")
+        assert "no-" not in answer.text
+
+
+# --- connecting ---
+
+
+async def test_tls_where_there_is_none(dev_server: DevServer) -> None:
+    """A server without TLS, asked by TLS, cannot be reached: 503, and the service stays alive."""
+    async with service(TEMPORAL_ADDRESS=dev_server.address, TEMPORAL_TLS="true", RPC_TIMEOUT_SECONDS="2") as http:
+        placed, ready, live = await asyncio.gather(
+            http.post("/api/v1/orders", json=order()), http.get("/health/ready"), http.get("/health/live")
+        )
+
+    assert_problem(placed, 503, "temporal_connection_error")
+    assert [503, 200] == [ready.status_code, live.status_code]
+
+
+@pytest.fixture(scope="module")
+def pki(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with an authority, and certificates by it for a server at 127.0.0.1 and for a client."""
+    folder = tmp_path_factory.mktemp("pki")
+    now = datetime.datetime.now(datetime.UTC)
+    authority = ec.generate_private_key(ec.SECP256R1())
+    for name in ("ca", "server", "client"):
+        key = authority if name == "ca" else ec.generate_private_key(ec.SECP256R1())
+        subject, issuer = (x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, n)]) for n in (name, "ca"))
+        builder = x509.CertificateBuilder(issuer, subject, key.public_key(), x509.random_serial_number())
+        builder = builder.not_valid_before(now - datetime.timedelta(1)).not_valid_after(now + datetime.timedelta(1))
+        builder = builder.add_extension(x509.BasicConstraints(name == "ca", None), critical=True)
+        address = x509.IPAddress(ipaddress.ip_address("127.0.0.1"))
+        builder = builder.add_extension(x509.SubjectAlternativeName([address]), critical=False)
+        certificate = builder.sign(authority, hashes.SHA256())
+        folder.joinpath(f"{name}.pem").write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
+        folder.joinpath(f"{name}.key").write_bytes(
+            key.private_bytes(
+                serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+            )
+        )
+    return folder
+
+
+@asynccontextmanager
+async def behind_tls(address: str, pki: Path, *, client_certificate: bool) -> AsyncIterator[str]:
+    """The dev server behind a proxy that speaks TLS, and may ask for a client's certificate; gives its address."""
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=pki / "ca.pem")
+    context.load_cert_chain(pki / "server.pem", pki / "server.key")
+    context.set_alpn_protocols(["h2"])
+    context.verify_mode = ssl.CERT_REQUIRED if client_certificate else ssl.CERT_NONE
+    host, _, port = address.rpartition(":")
+
+    async def copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            while data := await reader.read(65536):
+                writer.write(data)
+        except OSError:
+            pass
+        finally:
+            writer.transport.abort()
+
+    async def forward(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        inner_reader, inner_writer = await asyncio.open_connection(host, int(port))
+        await asyncio.gather(copy(reader, inner_writer), copy(inner_reader, writer))
+
+    server = await asyncio.start_server(forward, "127.0.0.1", 0, ssl=context)
+    try:
+        yield f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    finally:
+        server.close()
+
+
+async def answered(address: str, **environ: str) -> tuple[int, int]:
+    """How a service with these settings places an order, and whether it is ready."""
+    async with service(TEMPORAL_ADDRESS=address, RPC_TIMEOUT_SECONDS="5", **environ) as http:
+        placed = await http.post("/api/v1/orders", json=order())
+        if placed.status_code != 201:
+            assert_problem(placed, 503, "temporal_connection_error")
+        return placed.status_code, (await http.get("/health/ready")).status_code
+
+
+async def test_tls(dev_server: DevServer, pki: Path) -> None:
+    """TLS works with the authority of the settings, as a file or as text; a server of another authority is refused."""
+    ca = pki / "ca.pem"
+    async with behind_tls(dev_server.address, pki, client_certificate=False) as address:
+        by_path = await answered(address, TEMPORAL_TLS_SERVER_CA_CERT_PATH=str(ca))
+        by_text = await answered(address, TEMPORAL_TLS_SERVER_CA_CERT_DATA=ca.read_text(), TEMPORAL_API_KEY="any")
+        unknown = await answered(address, TEMPORAL_TLS="true")
+        plain = await answered(address)
+
+    assert [(201, 200), (201, 200)] == [by_path, by_text]
+    assert [(503, 503), (503, 503)] == [unknown, plain]
+
+
+async def test_mutual_tls(dev_server: DevServer, pki: Path) -> None:
+    """A server that wants a client's certificate gets that of the settings, and refuses a service without one."""
+    ca = {"TEMPORAL_TLS_SERVER_CA_CERT_PATH": str(pki / "ca.pem")}
+    own = {
+        "TEMPORAL_TLS_CLIENT_CERT_PATH": str(pki / "client.pem"),
+        "TEMPORAL_TLS_CLIENT_KEY_PATH": str(pki / "client.key"),
+    }
+    async with behind_tls(dev_server.address, pki, client_certificate=True) as address:
+        with_one = await answered(address, **ca, **own)
+        without = await answered(address, **ca)
+
+    assert (201, 200) == with_one
+    assert (503, 503) == without
