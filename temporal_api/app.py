@@ -19,6 +19,7 @@ from temporal_api.auth import USER, Authenticate, Verifier
 from temporal_api.controllers import docs
 from temporal_api.controllers.codec import CodecController
 from temporal_api.controllers.health import HealthCheck, HealthController
+from temporal_api.controllers.order_list import OrderListController
 from temporal_api.controllers.orders import OrderController
 from temporal_api.controllers.workflow_control import WorkflowControlController
 from temporal_api.controllers.workflow_history import WorkflowHistoryController
@@ -35,6 +36,7 @@ from temporal_api.waiting import Waits
 
 RESOURCES = [
     OrderController,
+    OrderListController,
     WorkflowStartController,
     WorkflowListController,
     WorkflowController,

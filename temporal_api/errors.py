@@ -47,6 +47,7 @@ STATUS = {
     "query_failed": 422,
     "temporal_overloaded": 429,
     "internal_server_error": 500,
+    "search_attributes_missing": 501,
     "temporal_error": 502,
     "payload_undecodable": 502,
     "temporal_connection_error": 503,

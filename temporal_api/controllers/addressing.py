@@ -7,7 +7,7 @@ from litestar.params import PathParameter, QueryParameter
 from msgspec import Meta, Raw, UnsetType
 
 from temporal_api.auth import User
-from temporal_api.controllers import orders
+from temporal_api.controllers import order_runs
 from temporal_api.errors import Problem, invalid
 
 NonEmpty = Annotated[str, Meta(min_length=1, max_length=1000)]
@@ -40,5 +40,5 @@ def arguments(names: tuple[str, str], one: Argument, many: Arguments) -> list[Ra
 
 def check_reserved(user: User, workflow_id: str) -> None:
     """Ids of orders are not for everyone who may read workflows: to others they do not exist."""
-    if workflow_id.startswith(orders.ID_PREFIX) and orders.ADMIN not in user.scopes:
+    if workflow_id.startswith(order_runs.ID_PREFIX) and order_runs.ADMIN not in user.scopes:
         raise Problem("workflow_not_found", f"There is no workflow {workflow_id!r}.", workflow_id=workflow_id)

@@ -1,14 +1,12 @@
 """Orders: the worked business resource. An order is a run of `order_processing`; Temporal keeps all there is of it.
 
-Everything an answer needs lies in the run's memo, so it is right with no worker up and after the end. Payment details
-go into the workflow's input and nowhere else: no answer, memo, log line or search attribute holds them.
+Payment details go into the workflow's input and nowhere else: no answer, memo, log line or search attribute holds them.
 """
 
 import uuid
-from collections.abc import AsyncGenerator
 from datetime import UTC, datetime
 from decimal import Decimal
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import msgspec
 from litestar import Controller, Request, get, post
@@ -16,16 +14,26 @@ from litestar.datastructures import State
 from litestar.params import JSONBody, PathParameter
 from msgspec import Meta, Raw
 from temporalio.api.enums.v1 import WorkflowIdReusePolicy
-from temporalio.api.workflow.v1 import WorkflowExecutionInfo
 
 from temporal_api import idempotency
 from temporal_api.auth import CurrentUser, User
+from temporal_api.controllers.order_runs import (
+    ADMIN,
+    ID_PREFIX,
+    ORDER_MEMO,
+    PENDING,
+    STATUS_MEMO,
+    WORKFLOW_TYPE,
+    OrderMemo,
+    OrderResponse,
+    read_order,
+    status_events,
+)
 from temporal_api.errors import Problem, responses
 from temporal_api.idempotency import REPLAYED, IdempotencyKey, check_key, check_same, derived_id, fingerprint
 from temporal_api.money import Price, check_price, exact
 from temporal_api.requests import NOT_MODIFIED, JSONResponse, unchanged
-from temporal_api.temporal import COMPLETED, RUNNING, STATUS, TemporalClient, seconds_between
-from temporal_api.temporal.history import CLOSING, Feeds
+from temporal_api.temporal import RUNNING, STATUS, TemporalClient, seconds_between
 from temporal_api.waiting import (
     EventStream,
     IfNoneMatch,
@@ -36,14 +44,8 @@ from temporal_api.waiting import (
     etag,
     preferred_wait,
     resume,
-    sse,
 )
 
-WORKFLOW_TYPE = "order_processing"
-ID_PREFIX = "order-"
-ADMIN = "orders:admin"
-
-OrderStatus = Literal["pending", "confirmed", "processing", "shipped", "delivered", "cancelled"]
 NonEmpty = Annotated[str, Meta(min_length=1, max_length=1000)]
 OrderId = Annotated[str, PathParameter(description="The order's `id`.")]
 _ID = "0b9f3c1e-5d3c-4c56-9d0a-1f2f6b8f7a55"
@@ -79,18 +81,6 @@ class CancelOrderRequest(msgspec.Struct, forbid_unknown_fields=True):
     reason: Annotated[str, Meta(min_length=1, max_length=500, examples=["ordered twice"])] = "customer_request"
 
 
-class OrderResponse(msgspec.Struct, omit_defaults=True):
-    """An order as it is now. `total_amount` is an exact decimal string; `reason` tells why it was cancelled."""
-
-    id: Annotated[str, Meta(examples=[_ID])]
-    customer_id: Annotated[str, Meta(examples=["cust_123"])]
-    status: Annotated[OrderStatus, Meta(examples=["pending"])]
-    total_amount: Annotated[str, Meta(pattern=r"^\d+(\.\d+)?$", examples=["39.98"])]
-    created_at: Annotated[datetime, Meta(tz=True, examples=["2026-01-31T12:00:00.123456Z"])]
-    workflow_id: Annotated[str, Meta(examples=[ID_PREFIX + _ID])]
-    reason: str | None = None
-
-
 class OrderStatusResponse(msgspec.Struct):
     """An order with the state of its run; `execution_time_seconds` is null while it runs."""
 
@@ -114,77 +104,7 @@ class OrderInput(msgspec.Struct):
     payment_details: dict[str, Raw]
 
 
-class OrderMemo(msgspec.Struct):
-    """Memo `temporal_api.order`: what never changes of an order."""
-
-    owner: str
-    customer_id: str
-    total_amount: str
-    created_at: datetime
-
-
-class StatusMemo(msgspec.Struct):
-    """Memo `temporal_api.status`: written at the start, and by the workflow at every change."""
-
-    status: OrderStatus
-    reason: str | None = None
-
-
-ORDER_MEMO = "temporal_api.order"
-STATUS_MEMO = "temporal_api.status"
-_PENDING = StatusMemo("pending")
 _TOO_LATE = ("shipped", "delivered", "cancelled")
-
-
-def _not_found(order_id: str) -> Problem:
-    return Problem("order_not_found", f"There is no order {order_id!r}.")
-
-
-def _unsaid(run: WorkflowExecutionInfo, kept: StatusMemo) -> StatusMemo | None:
-    """How an order ended whose run did not say so: terminated, timed out, or of a worker that keeps no memo."""
-    if run.status == RUNNING or kept.status in ("delivered", "cancelled"):
-        return None
-    return StatusMemo("delivered") if run.status == COMPLETED else StatusMemo("cancelled", STATUS[run.status])
-
-
-async def _read(temporal: TemporalClient, user: User, order_id: str) -> tuple[OrderResponse, Any]:
-    """The order and its run, or `order_not_found`: another caller's order does not exist."""
-    workflow_id = ID_PREFIX + order_id
-    try:
-        run = (await temporal.describe(workflow_id)).workflow_execution_info
-    except Problem as problem:
-        # An id that Temporal does not take is the id of no order.
-        raise _not_found(order_id) if problem.status in (400, 404) else problem from None
-    order: OrderMemo | None = await temporal.memo(run.memo, ORDER_MEMO, OrderMemo)
-    if order is None or not (order.owner == user.sub or ADMIN in user.scopes):
-        raise _not_found(order_id)
-    kept: StatusMemo = await temporal.memo(run.memo, STATUS_MEMO, StatusMemo) or _PENDING
-    now = _unsaid(run, kept) or kept
-    return (
-        OrderResponse(
-            order_id, order.customer_id, now.status, order.total_amount, order.created_at, workflow_id, now.reason
-        ),
-        run,
-    )
-
-
-async def _statuses(
-    temporal: TemporalClient, feeds: Feeds, order: OrderResponse, run: WorkflowExecutionInfo, seen: int
-) -> AsyncGenerator[bytes, None]:
-    """The statuses that the workflow keeps in its memo, as its history tells them."""
-    run_id = run.execution.run_id
-    async for events in feeds.events(order.workflow_id, run_id, seen, run.history_length):
-        for event in events:
-            started = event.workflow_execution_started_event_attributes
-            changed = event.workflow_properties_modified_event_attributes
-            memo = changed.upserted_memo if changed.HasField("upserted_memo") else started.memo
-            now = await temporal.memo(memo, STATUS_MEMO, StatusMemo)
-            if event.event_type in CLOSING:
-                ended = (await temporal.describe(order.workflow_id, run_id)).workflow_execution_info
-                now = _unsaid(ended, await temporal.memo(ended.memo, STATUS_MEMO, StatusMemo) or _PENDING)
-            if now is not None:
-                yield sse(now, event="status", event_id=f"{run_id}:{event.event_id}")
-    yield sse({"workflow_id": order.workflow_id}, event="done")
 
 
 class OrderController(Controller):
@@ -216,7 +136,7 @@ class OrderController(Controller):
         # 1000 lines of at most 10^6 x 10^12 with 6 decimals fit into Decimal's 28 digits: the sum is exact.
         total = format(sum((item.quantity * exact(item.unit_price) for item in data.items), Decimal("0.00")), "f")
         order = OrderMemo(user.sub, data.customer_id, total, datetime.now(UTC))
-        memo = {ORDER_MEMO: order, STATUS_MEMO: _PENDING}
+        memo = {ORDER_MEMO: order, STATUS_MEMO: PENDING}
         start = await temporal.start_request(
             WORKFLOW_TYPE,
             workflow_id=workflow_id,
@@ -232,7 +152,7 @@ class OrderController(Controller):
         except Problem as problem:
             if key is None or problem.code != "workflow_already_exists":
                 raise
-            placed, run = await _read(temporal, user, order_id)
+            placed, run = await read_order(temporal, user, order_id)
             check_same(key, data, await temporal.memo(run.memo, idempotency.MEMO, str))
             return JSONResponse(placed, headers=headers | REPLAYED)
         return JSONResponse(
@@ -261,9 +181,9 @@ class OrderController(Controller):
         With `If-None-Match` it is a 304 while nothing changed; with `Prefer: wait` too, it answers when something does.
         """
         seconds = preferred_wait(request, state.settings.max_wait_seconds) if if_none_match else 0
-        order, run = await _read(temporal, user, order_id)
+        order, run = await read_order(temporal, user, order_id)
         if await changes(state.waits, state.feeds, run, if_none_match, seconds):
-            order, run = await _read(temporal, user, order_id)
+            order, run = await read_order(temporal, user, order_id)
         headers = {"ETag": etag(run), **applied(seconds)}
         if headers["ETag"] == if_none_match:
             return unchanged(headers)
@@ -294,8 +214,8 @@ class OrderController(Controller):
     ) -> EventStream:
         """Server-sent events: `status` at each change, from the first one on, then `done`."""
         _, seen = resume(last_event_id)
-        order, run = await _read(temporal, user, order_id)
-        return EventStream(state.waits, _statuses(temporal, state.feeds, order, run, seen), user.expires_at)
+        _, run = await read_order(temporal, user, order_id)
+        return EventStream(state.waits, status_events(temporal, state.feeds, run, seen), user.expires_at)
 
     @post(
         "/{order_id:str}/cancel",
@@ -313,7 +233,7 @@ class OrderController(Controller):
         data: JSONBody[CancelOrderRequest | None] = None,
     ) -> None:
         """Asks the workflow, which undoes what was done. Too late (409) once shipped, delivered or closed."""
-        order, run = await _read(temporal, user, order_id)
+        order, run = await read_order(temporal, user, order_id)
         if order.status in _TOO_LATE or run.status != RUNNING:
             raise _not_cancellable(order)
         try:
@@ -322,7 +242,7 @@ class OrderController(Controller):
             if problem.code != "workflow_completed":
                 raise
             # It closed just now; say how.
-            order, _ = await _read(temporal, user, order_id)
+            order, _ = await read_order(temporal, user, order_id)
             raise _not_cancellable(order) from None
 
 

@@ -17,7 +17,7 @@ from msgspec import Meta, Raw
 from temporalio.api.workflow.v1 import WorkflowExecutionInfo
 
 from temporal_api.auth import CurrentUser, User
-from temporal_api.controllers import orders
+from temporal_api.controllers import order_runs
 from temporal_api.errors import FieldError, Problem, invalid, responses
 from temporal_api.requests import JSONResponse
 from temporal_api.temporal import RUNNING, STATUS, TemporalClient, raw_json, seconds_between
@@ -74,10 +74,11 @@ _EXACT = (
     "exactly. Temporal's index cannot look for a text with a double quote, a backslash or a control character in it, "
     "or a single quote at an end: such a one matches nothing."
 )
+_QUERY_LENGTH = 10_000
 
 
-def _text(description: str, max_length: int = 1000) -> QueryParameter:
-    return QueryParameter(description=description, min_length=1, max_length=max_length)
+def _text(description: str) -> QueryParameter:
+    return QueryParameter(description=description, min_length=1, max_length=1000)
 
 
 def _moment(description: str) -> QueryParameter:
@@ -116,11 +117,13 @@ def provide_filters(
                 "A condition in Temporal's visibility query language, such as `ExecutionDuration > '1h'`; "
                 "the other filters hold beside it. No ORDER BY, no GROUP BY, no comments."
             ),
-            max_length=10_000,
+            schema_extra={"maxLength": _QUERY_LENGTH},
         ),
     ] = None,
 ) -> Filters:
     """The filters that the list and the count share."""
+    if where is not None and len(where) > _QUERY_LENGTH:  # Litestar itself would blame `where`
+        raise invalid("query", f"Expected at most {_QUERY_LENGTH} characters")
     filters = Filters(
         workflow_type=workflow_type,
         status=status or (),
@@ -162,7 +165,7 @@ def _check_parameters(request: Request[User, Any, Any], known: Iterable[str]) ->
 
 def _hidden(user: User) -> str | None:
     """Ids of orders are not for everyone who may read workflows: to others they do not exist."""
-    return None if orders.ADMIN in user.scopes else orders.ID_PREFIX
+    return None if order_runs.ADMIN in user.scopes else order_runs.ID_PREFIX
 
 
 def _summary(run: WorkflowExecutionInfo) -> WorkflowSummary:

@@ -56,9 +56,9 @@ async def compiled(temporal: Temporal, filters: Filters, *, without_prefix: str 
     terms = [f"({_checked(filters.query)})"] if filters.query is not None else []
     for column, value in (("WorkflowType", filters.workflow_type), ("TaskQueue", filters.task_queue)):
         if value is not None:
-            terms.append(_is(column, value))
+            terms.append(equal(column, value))
     if filters.workflow_id_prefix is not None:
-        terms.append(_is("WorkflowId", filters.workflow_id_prefix, "STARTS_WITH"))
+        terms.append(equal("WorkflowId", filters.workflow_id_prefix, "STARTS_WITH"))
     if filters.status:
         terms.append(f"ExecutionStatus IN ({', '.join(sorted({_text(_QUERY_STATUS[s]) for s in filters.status}))})")
     terms += _window("StartTime", filters.started_from, filters.started_to)
@@ -117,7 +117,8 @@ def _text(value: str) -> str:
     return "'" + value.replace("'", "''") + "'"
 
 
-def _is(column: str, value: str, operator: str = "=") -> str:
+def equal(column: str, value: str, operator: str = "=") -> str:
+    """A term in which the value is data, whatever it holds."""
     return _NOTHING if _UNFINDABLE.search(value) else f"{column} {operator} {_text(value)}"
 
 
@@ -186,7 +187,7 @@ def _attribute(name: str, kind: str, value: str) -> str:
             # Any of the words, in every store; what is between them is syntax to some.
             words = re.sub(r"[^\w\u0080-\U0010ffff]+", " ", value).split()
             return f"{column} = {_text(' '.join(words))}" if words else _NOTHING
-    return _is(column, value)
+    return equal(column, value)
 
 
 def _double(name: str, value: str) -> str:
