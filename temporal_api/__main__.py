@@ -1,6 +1,17 @@
 """`python -m temporal_api` is `temporal-api`."""
 
-from temporal_api.cli import main
+import signal
+import sys
+
+
+def main() -> None:
+    """Run the command line; told to end before it runs, end well: imports take a second, and PID 1 has no default."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+
+    from temporal_api.cli import main as run
+
+    run()
+
 
 if __name__ == "__main__":
     main()

@@ -68,8 +68,7 @@ def serve() -> None:
     settings = from_env(os.environ)
     configure_logging(settings.log_level, settings.log_format)
     app = create_app(settings)
-    # uvicorn raises the signal again after its graceful end, and the process would be "killed": exit code 143.
-    signal.signal(signal.SIGTERM, lambda *_: None)
+    # uvicorn raises the signal again after its graceful end: what `__main__` does on it makes that exit code 0.
     _DrainingServer(_config(app, settings.host, settings.port), settings.shutdown_delay_seconds).run()
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import httpx
 import msgspec
 import pytest
+import yaml
 
 from api import assert_problem, order, token
 from commands import Process, curl, temporal_api
@@ -85,3 +86,16 @@ def test_the_two_commands_are_the_ones_that_the_gate_runs() -> None:
         "python3 -m venv .venv && .venv/bin/pip install -e '.[test]' && .venv/bin/pytest",
     ] == commands
     assert "'python3 -m venv .venv && .*pytest' README.md" in (Path(__file__).parent.parent / ".ci/run").read_text()
+
+
+def test_the_manifest_probes_what_there_is() -> None:
+    """The Kubernetes manifest parses, its probes are the service's, its variables the service's settings."""
+    (text,) = re.findall(r"```yaml\n(.*?)```", README, re.DOTALL)
+    deployment, service = yaml.safe_load_all(text)
+    (container,) = deployment["spec"]["template"]["spec"]["containers"]
+    probes = {name: container[f"{name}Probe"]["httpGet"]["path"] for name in ("startup", "liveness", "readiness")}
+    settings = {field.encode_name for field in msgspec.structs.fields(Settings)}
+
+    assert {"startup": "/health/live", "liveness": "/health/live", "readiness": "/health/ready"} == probes
+    assert {variable["name"] for variable in container["env"]} <= settings | {"TEMPORAL_ADDRESS"}
+    assert service["spec"]["selector"] == deployment["spec"]["template"]["metadata"]["labels"]

@@ -154,15 +154,22 @@ def _make_contract(app: Litestar) -> dict[str, Any]:
                 schema = body["content"]["application/json"]["schema"]
                 body["required"] = {"type": "null"} not in schema.get("oneOf", ())
             for parameter in operation.get("parameters", ()):
-                schema = parameter["schema"]
-                if {"type": "null"} in schema.get("oneOf", ()):  # what is left out of a request is not null
-                    schema.update(schema.pop("oneOf")[0])
+                _forbid_null(parameter["schema"])
             operation["responses"] = dict(sorted(operation["responses"].items()))
             for status, response in operation["responses"].items():
                 _add_example(response, schemas)
                 names = _headers(operation, status, response)
                 response["headers"] = {name: {"$ref": f"#/components/headers/{name}"} for name in names}
     return document  # type: ignore[no-any-return]
+
+
+def _forbid_null(schema: Any) -> None:
+    """A parameter that is left out is not null."""
+    if {"type": "null"} in schema.get("oneOf", ()):
+        schema.update(schema.pop("oneOf")[0])
+    if isinstance(schema.get("type"), list):
+        schema["type"] = next(kind for kind in schema["type"] if kind != "null")
+        schema["enum"] = [value for value in schema["enum"] if value is not None]
 
 
 def _headers(operation: Any, status: str, response: Any) -> Iterator[str]:
