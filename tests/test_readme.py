@@ -19,21 +19,27 @@ BASH = re.findall(r"```bash\n(.*?)```", README, re.DOTALL)
 
 
 async def test_every_curl_line_works_as_written(dev: Process) -> None:
-    """Pasted one after the other into a shell with the token that `dev` printed, each is accepted."""
+    """Pasted one after the other into a shell with the token that `dev` printed, each does what the text says."""
     bearer = (await dev.until(r"export TOKEN=(\S+)"))[1]
     api = (await dev.until(r"API +(\S+)"))[1]
     lines = re.findall(r"^curl (?:.*\\\n|[^\n]*'\{[^']*\n)*.*$", "\n".join(BASH), re.MULTILINE)
     order_id, statuses = "", []
 
     for line in lines:
-        response = await curl(line.replace("http://127.0.0.1:8000", api), TOKEN=bearer, ORDER_ID=order_id)
+        response = await curl(
+            line.replace("http://127.0.0.1:8000", api), TOKEN=bearer, ORDER_ID=order_id, W=f"{api}/api/v1/workflows"
+        )
         statuses.append(response.status_code)
         if not order_id:
             order_id = response.json()["id"]
             assert "39.98" == response.json()["total_amount"]
             assert f"/api/v1/orders/{order_id}" == response.headers["location"]
+        elif line.partition(" -d")[0].endswith("/update"):
+            assert_problem(response, 503, "no_worker")
 
-    assert [201, 200, 204, 201, 200, 202] == statuses
+    orders = [201, 200, 204, 200, 200]
+    steering = [201, 503, 202, 204, 204]
+    assert [*orders, 201, 200, 200, 202, 200, 200, 200, 200, 200, *steering] == statuses
 
 
 async def test_the_token_command_works_as_written() -> None:
