@@ -8,6 +8,7 @@ from graphlib import TopologicalSorter
 from importlib import import_module
 from pathlib import Path
 from pkgutil import iter_modules, walk_packages
+
 import pytest
 from litestar import Controller, get
 from litestar.routes import HTTPRoute

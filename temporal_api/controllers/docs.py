@@ -9,6 +9,7 @@ import prometheus_client.exposition
 import prometheus_client.openmetrics.exposition
 from litestar import Litestar, Request, Response, Router, get
 from litestar.datastructures import CacheControlHeader, State
+from litestar.exceptions import InternalServerException
 from litestar.handlers import HTTPRouteHandler
 from litestar.openapi import OpenAPIConfig
 from litestar.openapi.plugins import RedocRenderPlugin, SwaggerRenderPlugin
@@ -94,8 +95,8 @@ ASSETS = [
         cache_control=_A_DAY,
         include_in_schema=False,
         name=name,
-        # Names that no file system takes: a NUL byte, a thousand letters.
-        exception_handlers={ValueError: on_no_file, OSError: on_no_file},
+        # Names that no file system takes: a NUL byte, a thousand letters (an OSError, or Litestar's word for one).
+        exception_handlers=dict.fromkeys((ValueError, OSError, InternalServerException), on_no_file),
     )
     for name in ("swagger_ui", "redoc")
 ]

@@ -29,7 +29,7 @@ from temporal_api.controllers.order_runs import (
     read_order,
     status_events,
 )
-from temporal_api.errors import Problem, responses
+from temporal_api.errors import Problem, invalid, responses
 from temporal_api.idempotency import REPLAYED, IdempotencyKey, check_key, check_same, derived_id, fingerprint
 from temporal_api.money import Price, check_price, exact
 from temporal_api.requests import NOT_MODIFIED, JSONResponse, unchanged
@@ -93,17 +93,6 @@ class OrderStatusResponse(msgspec.Struct):
     order: OrderResponse
 
 
-class OrderInput(msgspec.Struct):
-    """What the workflow is started with."""
-
-    id: str
-    customer_id: str
-    items: list[OrderItem]
-    shipping_address: dict[str, str]
-    payment_method: str
-    payment_details: dict[str, Raw]
-
-
 _TOO_LATE = ("shipped", "delivered", "cancelled")
 
 
@@ -141,7 +130,7 @@ class OrderController(Controller):
             WORKFLOW_TYPE,
             workflow_id=workflow_id,
             task_queue=state.settings.orders_task_queue,
-            args=[OrderInput(order_id, *msgspec.structs.astuple(data))],
+            args=[{"id": order_id, **msgspec.structs.asdict(data)}],
             memo={**memo, idempotency.MEMO: fingerprint(key, data)} if key else memo,
             execution_timeout_seconds=state.settings.orders_execution_timeout_seconds,
         )
@@ -213,8 +202,10 @@ class OrderController(Controller):
         last_event_id: LastEventId = None,
     ) -> EventStream:
         """Server-sent events: `status` at each change, from the first one on, then `done`."""
-        _, seen = resume(last_event_id)
+        run_id, seen = resume(last_event_id)
         _, run = await read_order(temporal, user, order_id)
+        if seen > run.history_length or run_id not in ("", run.execution.run_id):
+            raise invalid("Last-Event-ID", "Expected the id of an event of this order")
         return EventStream(state.waits, status_events(temporal, state.feeds, run, seen), user.expires_at)
 
     @post(
@@ -234,7 +225,7 @@ class OrderController(Controller):
     ) -> None:
         """Asks the workflow, which undoes what was done. Too late (409) once shipped, delivered or closed."""
         order, run = await read_order(temporal, user, order_id)
-        if order.status in _TOO_LATE or run.status != RUNNING:
+        if order.status in _TOO_LATE:
             raise _not_cancellable(order)
         try:
             await temporal.signal(order.workflow_id, run.execution.run_id, "cancel", [data or CancelOrderRequest()])

@@ -351,7 +351,7 @@ class WorkflowControlController(Controller):
     async def delete_workflow(
         self, workflow_id: PathId, user: CurrentUser, temporal: TemporalClient, run_id: RunId = ""
     ) -> None:
-        """With its history, soon and for good; one that still runs is terminated."""
+        """With its history, for good; one that still runs is terminated. Temporal may take a minute to do it."""
         check_reserved(user, workflow_id)
         await temporal.call(
             temporal.service.delete_workflow_execution,
