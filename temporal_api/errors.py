@@ -14,7 +14,7 @@ from typing import Any
 
 import msgspec
 from litestar import Request, Response
-from litestar.exceptions import HTTPException, NotFoundException
+from litestar.exceptions import HTTPException, InternalServerException, NotFoundException
 from litestar.openapi.datastructures import ResponseSpec
 from litestar.openapi.spec import Example
 
@@ -115,6 +115,17 @@ class Problem(Exception):  # noqa: N818 - RFC 9457's word
             self.details.setdefault("retryable", True)
 
 
+# msgspec's words for what JSON calls otherwise.
+_JSON_WORDS = {"`int`": "an integer", "`float`": "a number", "`str`": "a string", "`bool`": "a boolean", "`": ""}
+
+
+def in_json_words(message: str) -> str:
+    """What msgspec says of a value, with no Python name in it."""
+    for word, replacement in _JSON_WORDS.items():
+        message = message.replace(word, replacement)
+    return message
+
+
 def invalid(key: str, message: str) -> Problem:
     """A 400 for one wrong field; `key` is its path in the body, or the parameter's name."""
     return Problem("validation_error", f"{key}: {message}" if key else message, errors=[FieldError(key, message)])
@@ -146,6 +157,9 @@ def on_problem(request: Request[Any, Any, Any], problem: Problem) -> Response[by
 
 def on_http_exception(request: Request[Any, Any, Any], error: HTTPException) -> Response[bytes]:
     """Put Litestar's own refusals under our codes."""
+    if isinstance(error, InternalServerException) and "disconnect" in error.detail:
+        request.scope["gone"] = True  # type: ignore[typeddict-unknown-key] # nobody's defect, and nobody reads this
+        return _response(request, internal())
     code = _HTTP_CODES.get(error.status_code)
     if code is None:
         return on_exception(request, error)
@@ -154,7 +168,7 @@ def on_http_exception(request: Request[Any, Any, Any], error: HTTPException) -> 
         first = error.extra[0]  # msgspec stops at the first
         if first["key"] == "data":  # Litestar's name for a body that is not there
             return _response(request, invalid("", "Expected a JSON body; there is none."))
-        return _response(request, invalid(first["key"], first["message"]))
+        return _response(request, invalid(first["key"], in_json_words(first["message"])))
     if code == "not_found":
         message = f"There is nothing at {request.scope['path']}. /openapi.json lists every path."
     elif code == "method_not_allowed":

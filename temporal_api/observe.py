@@ -5,6 +5,7 @@ It wraps the whole application (`app.asgi_handler = Observe(app.asgi_handler, ..
 """
 
 import asyncio
+import functools
 import logging
 import os
 import re
@@ -40,9 +41,11 @@ from temporal_api import errors
 from temporal_api.requests import keep_encoded_slashes
 
 REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
-TRACE_ID = re.compile(rb"[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}")  # W3C traceparent
+# W3C Trace Context: a version that is not ff, a trace and a parent that are not all zeros.
+TRACE_ID = re.compile(rb"(?!ff)[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 GZIP_MIN_BYTES = 1000
+_REFUSED = re.compile(rb"q=0(\.0*)?")
 
 disable_created_metrics()  # type: ignore[no-untyped-call] # one more series beside each counter, which nobody reads
 
@@ -72,12 +75,18 @@ class ConsoleFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         """Write one record."""
-        fields = " ".join(f"{k}={v}" for k, v in getattr(record, "fields", {}).items() if v is not None)
+        fields = " ".join(f"{k}={_line(v)}" for k, v in getattr(record, "fields", {}).items() if v is not None)
         clock = time.strftime("%H:%M:%S", time.localtime(record.created))
         line = f"{clock} {record.levelname.lower():7} {record.getMessage()} {fields}".rstrip()
         if record.exc_info and record.exc_info[1]:
             line += "\n" + "".join(traceback.format_exception(record.exc_info[1]))
         return line
+
+
+def _line(value: object) -> str:
+    """A value in one line, whatever a caller put into it."""
+    text = str(value)
+    return text if text.isprintable() else repr(text)[1:-1]
 
 
 def configure_logging(level: str, log_format: str) -> None:
@@ -196,12 +205,12 @@ class Observe:
             return
         began = time.perf_counter()
         request_id = trace_id = None
-        gzip_accepted = False
+        accepted = b""
         for name, value in scope["headers"]:
             if name == b"x-request-id" and REQUEST_ID.fullmatch(value):
                 request_id = value
             elif name == b"accept-encoding":
-                gzip_accepted = _accepts_gzip(value)
+                accepted += b"," + value
             elif name == b"traceparent" and (found := TRACE_ID.fullmatch(value)):
                 trace_id = found[1].decode()
         if request_id is None:
@@ -229,38 +238,34 @@ class Observe:
             if start is not None:
                 held, start = start, None
                 if (
-                    gzip_accepted
-                    and message["type"] == "http.response.body"
+                    message["type"] == "http.response.body"
                     and not message.get("more_body", False)
                     and len(message["body"]) >= GZIP_MIN_BYTES
                 ):
-                    message = _gzip(held, message)
+                    message = _encoded(held, message, _accepts_gzip(accepted))
                 await send(held)
             await send(message)
 
         self._metrics.in_progress.inc()
         try:
-            await self._app(scope, receive, observed_send)
-        except Exception as error:
-            log.error("unhandled exception", exc_info=error, extra={"fields": {"request_id": context["request_id"]}})
-            if status == 0:
-                problem = errors.internal()
-                content = errors.body(problem, context["request_id"])
-                headers = [
-                    (b"content-type", errors.PROBLEM_JSON.encode()),
-                    (b"content-length", str(len(content)).encode()),
-                ]
-                await observed_send({"type": "http.response.start", "status": problem.status, "headers": headers})
-                await observed_send({"type": "http.response.body", "body": content, "more_body": False})
+            try:
+                await self._app(scope, receive, observed_send)
+                if (status == 0 or start is not None) and "gone" not in context:
+                    raise RuntimeError("the application gave no answer")
+            except Exception as error:
+                fields = {"request_id": context["request_id"]}
+                log.error("unhandled exception", exc_info=error, extra={"fields": fields})
+                if status == 0 or start is not None:  # nothing of it was sent
+                    await _send_defect(observed_send, context["request_id"])
         finally:
             self._metrics.in_progress.dec()
             seconds = time.perf_counter() - began
             route = context.get("path_template") or "unmatched"
-            # 499: the caller left before there was an answer
+            if "gone" in context or status == 0:
+                status = 499  # the caller left before there was an answer
             measured = None if "waits" in context else seconds
-            self._metrics.count(method if method in METHODS else "OTHER", route, status or 499, measured)
+            self._metrics.count(method if method in METHODS else "OTHER", route, status, measured)
             if access_log.isEnabledFor(logging.INFO):
-                params = context.get("path_params") or {}
                 user = context.get("user")
                 fields = {
                     "request_id": context["request_id"],
@@ -268,34 +273,58 @@ class Observe:
                     "method": method,
                     "route": route,
                     "path": (scope.get("raw_path") or b"").decode("latin-1"),
-                    "status": status or 499,
+                    "status": status,
                     "duration_ms": round(seconds * 1e3, 3),
                     "user": user.sub if user else None,
-                    "workflow_id": context.get("workflow_id") or params.get("workflow_id"),
+                    "workflow_id": context.get("workflow_id") or _workflow_id(context),
                 }
                 access_log.info("request", extra={"fields": fields})
 
 
-def _accepts_gzip(value: bytes) -> bool:
-    """RFC 9110 12.5.3: `gzip;q=0` refuses it."""
-    for item in value.lower().split(b","):
+def _workflow_id(context: Any) -> str | None:
+    """The workflow that the path means; a controller whose ids are not the workflow's says what stands before them."""
+    params = context.get("path_params")
+    if not params or "route_handler" not in context:
+        return None
+    prefix = context["route_handler"].opt.get("workflow_id_prefix")
+    named: str | None = prefix + next(iter(params.values())) if prefix else params.get("workflow_id")
+    return named
+
+
+async def _send_defect(send: Send, request_id: str) -> None:
+    problem = errors.internal()
+    content = errors.body(problem, request_id)
+    headers = [
+        (b"content-type", errors.PROBLEM_JSON.encode()),
+        (b"content-length", str(len(content)).encode()),
+    ]
+    await send({"type": "http.response.start", "status": problem.status, "headers": headers})
+    await send({"type": "http.response.body", "body": content, "more_body": False})
+
+
+@functools.lru_cache(256)
+def _accepts_gzip(accepted: bytes) -> bool:
+    """RFC 9110 12.5.3: `q=0` refuses, and what is said of gzip counts more than what is said of `*`."""
+    said = {}
+    for item in accepted.lower().replace(b" ", b"").split(b","):
         coding, _, weight = item.partition(b";")
-        if coding.strip() in (b"gzip", b"*"):
-            return weight.replace(b" ", b"") not in (b"q=0", b"q=0.0", b"q=0.00", b"q=0.000")
-    return False
+        said[coding] = not _REFUSED.fullmatch(weight)
+    return said.get(b"gzip", said.get(b"*", False))
 
 
-def _gzip(start: Any, message: Any) -> Any:
-    """The complete body compressed; its headers are put right in `start`."""
-    if any(name.lower() == b"content-encoding" for name, _ in start["headers"]):
+def _encoded(start: Any, message: Any, gzip: bool) -> Any:
+    """The complete body, compressed for who accepts it; the headers in `start` tell caches that it depends on that."""
+    names = {name.lower() for name, _ in start["headers"]}
+    if b"content-encoding" in names:
+        return message
+    start["headers"].append((b"vary", b"Accept-Encoding"))
+    if not gzip:
         return message
     compressor = zlib.compressobj(5, zlib.DEFLATED, 31)
     content = compressor.compress(message["body"]) + compressor.flush()
-    headers = [(k, v) for k, v in start["headers"] if k.lower() != b"content-length"]
-    headers += [
-        (b"content-length", str(len(content)).encode()),
-        (b"content-encoding", b"gzip"),
-        (b"vary", b"Accept-Encoding"),
-    ]
-    start["headers"] = headers
+    kept = [(name, value) for name, value in start["headers"] if name.lower() not in (b"content-length", b"etag")]
+    # Other bytes, so no longer the same by a strong validator (RFC 9110 8.8.3).
+    tags = [(name, b"W/" + value.removeprefix(b"W/")) for name, value in start["headers"] if name.lower() == b"etag"]
+    length = (b"content-length", str(len(content)).encode())
+    start["headers"] = [*kept, *tags, length, (b"content-encoding", b"gzip")]
     return {**message, "body": content}

@@ -13,7 +13,7 @@ from litestar import Request, Response
 from litestar.openapi.datastructures import ResponseSpec
 from litestar.types import Receive, Scope, Send
 
-from temporal_api.errors import Problem, invalid
+from temporal_api.errors import Problem, in_json_words, invalid
 
 T = TypeVar("T")
 
@@ -87,8 +87,6 @@ def _malformed(why: str) -> Problem:
     return Problem("malformed_json", f"The body is not JSON: {why}.")
 
 
-# msgspec's words for what JSON calls otherwise.
-_JSON_WORDS = {"`int`": "an integer", "`float`": "a number", "`str`": "a string", "`bool`": "a boolean", "`": ""}
 # Both msgspec's own complaints about a field and those of a struct's `__post_init__` ("unit_price: Expected ...").
 _FIELD = re.compile(r"(?:Object (?:missing required|contains unknown) field `(?P<a>[^`]*)`|(?P<b>[a-z_]+): )")
 
@@ -100,9 +98,7 @@ def _field_error(text: str) -> Problem:
     if field := _FIELD.match(message):
         key = f"{key}.{field['a'] if field['b'] is None else field['b']}".removeprefix(".")
         message = message.removeprefix(f"{field['b']}: ")
-    for word, replacement in _JSON_WORDS.items():
-        message = message.replace(word, replacement)
-    return invalid(key, message)
+    return invalid(key, in_json_words(message))
 
 
 def keep_encoded_slashes(scope: Any) -> None:

@@ -78,6 +78,12 @@ async def chunks() -> Stream:
     return Stream(parts())
 
 
+@get("/encoded", media_type=MediaType.TEXT)
+async def encoded() -> Response[str]:
+    """A body that is encoded already."""
+    return Response("b" * 2000, headers={"Content-Encoding": "br", "Vary": "Accept-Encoding"})
+
+
 class Waiting:
     """A handler that answers when told to."""
 
@@ -112,7 +118,7 @@ async def app_url(dev_server: DevServer, waiting: Waiting) -> AsyncIterator[str]
             }
         )
     )
-    for handler in (boom, silent, half, sized, chunks, wait):
+    for handler in (boom, silent, half, sized, chunks, encoded, wait):
         app.register(handler)
     port = free_port()
     async with serving(app, "127.0.0.1", port):
@@ -404,6 +410,15 @@ async def test_a_body_in_chunks_is_sent_as_it_comes(web: httpx.AsyncClient) -> N
 
     assert b"c" * 6000 == body
     assert "content-encoding" not in response.headers
+
+
+async def test_an_encoded_body_is_not_encoded_again(web: httpx.AsyncClient) -> None:
+    """What a handler encoded itself is sent as it made it."""
+    response, body = await get_raw(web, "/encoded", "gzip, br")
+
+    assert b"b" * 2000 == body
+    assert "br" == response.headers["content-encoding"]
+    assert ["Accept-Encoding"] == response.headers.get_list("vary")
 
 
 @pytest.mark.parametrize("accept", ["identity", "gzip"])

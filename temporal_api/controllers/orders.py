@@ -101,6 +101,7 @@ class OrderController(Controller):
 
     path = "/orders"
     tags = ["orders"]  # noqa: RUF012 - Litestar's way
+    opt = {"workflow_id_prefix": ID_PREFIX}  # noqa: RUF012 - for the access log
 
     @post(
         scope=("orders:write", ADMIN),

@@ -169,7 +169,9 @@ class WorkflowController(Controller):
         status_code=200,
         operation_id="queryWorkflow",
         summary="Ask a workflow",
-        responses=responses("workflow_not_found", "query_failed", "no_worker", "workflow_task_failing", body=True),
+        responses=responses(
+            "workflow_not_found", "workflow_completed", "query_failed", "no_worker", "workflow_task_failing", body=True
+        ),
     )
     async def query_workflow(
         self,
