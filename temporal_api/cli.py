@@ -38,6 +38,8 @@ DEV_ORDER = {
     "payment_method": "card",
     "payment_details": {"card_token": "tok_visa"},
 }
+READ_SECONDS = 0.3
+"""At the end, how long requests that are on their way have to be read."""
 GRACE_SECONDS = 8
 """How long Temporal has to answer requests that are under way at the end; then they get 503."""
 
@@ -91,7 +93,10 @@ class _DrainingServer(uvicorn.Server):
 
     def _close(self, sig: int, frame: FrameType | None) -> None:
         self._state.temporal.hurry(GRACE_SECONDS)
-        super().handle_exit(sig, frame)
+        # No new connections; those that have just sent a request, not read yet, look idle and would be closed with it.
+        for listener in self.servers:
+            listener.close()
+        asyncio.get_running_loop().call_later(READ_SECONDS, super().handle_exit, sig, frame)
 
 
 def _config(app: Litestar, host: str, port: int) -> uvicorn.Config:

@@ -844,6 +844,9 @@ async def test_no_route_is_open(http: httpx.AsyncClient, settings: Settings) -> 
         path = re.sub(r"\{[^}]*\}", "x", template)
         assert_problem(await http.request(method, path), 401, "missing_token")
         response = await http.request(method, path, headers=powerless)
+        if method == "OPTIONS":  # which methods there are is no secret from who has a token
+            assert 204 == response.status_code
+            continue
         assert_problem(response, 403, "insufficient_scope")
         assert CHALLENGE.fullmatch(response.headers["www-authenticate"])
 

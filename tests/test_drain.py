@@ -17,12 +17,12 @@ from temporal_api.devserver import dev_server as run_dev_server
 pytestmark = pytest.mark.anyio
 
 
-async def test_sigterm_ends_streams_and_waits_and_answers_requests(dev_server: DevServer) -> None:
-    """Streams end with `retry:`, waits with a 202, creates with their order; the exit code is 0."""
+async def test_sigterm_ends_streams_and_waits_and_answers_requests() -> None:
+    """Streams end with `retry:`, waits with a 202, creates under way with their order; the exit code is 0."""
     port = free_port()
-    environ = {"TEMPORAL_ADDRESS": dev_server.address, "ORDERS_TASK_QUEUE": str(uuid.uuid4()), "PORT": str(port)}
     async with (
-        temporal_api("serve", JWT_SECRET=SECRET, **environ) as serve,
+        run_dev_server() as temporal,
+        temporal_api("serve", JWT_SECRET=SECRET, TEMPORAL_ADDRESS=temporal.address, PORT=str(port)) as serve,
         httpx.AsyncClient(
             base_url=f"http://127.0.0.1:{port}",
             headers=bearer(),
@@ -43,15 +43,18 @@ async def test_sigterm_ends_streams_and_waits_and_answers_requests(dev_server: D
         streams = [asyncio.create_task(stream()) for _ in range(30)]
         waits = [asyncio.create_task(alice.get(f"{path}/result", headers={"Prefer": "wait=30"})) for _ in range(20)]
 
-        async def all_open() -> bool:
-            return streaming[0] == 30 and "http_requests_in_progress 51.0" in (await alice.get("/metrics")).text
+        async def under_way(number: int) -> bool:
+            return f"http_requests_in_progress {number}.0" in (await alice.get("/metrics")).text
 
-        await eventually(all_open)
+        await eventually(lambda: under_way(51))
+        assert 30 == streaming[0]
+        os.kill(temporal.pid, signal.SIGSTOP)  # so that they are still under way when the end comes
         creates = [asyncio.create_task(alice.post("/api/v1/orders", json=order())) for _ in range(20)]
-        await asyncio.sleep(0)
-        await creates[0]
+        await eventually(lambda: under_way(71))
         began = time.monotonic()
         serve.process.send_signal(signal.SIGTERM)
+        await serve.until("Shutting down")
+        os.kill(temporal.pid, signal.SIGCONT)
         texts = await asyncio.gather(*streams)
         waited = await asyncio.gather(*waits)
         created = await asyncio.gather(*creates)
