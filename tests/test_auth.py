@@ -529,7 +529,8 @@ async def test_an_issuer_that_never_ends_is_given_up(
     monkeypatch.setattr(auth, "JWKS_TIMEOUT_SECONDS", 0.3 if drip == b" " else 10)
     issuer.drip, issuer.broken = drip, (200, {"Content-Length": None}, b"")
 
-    problem = await refused(issuer.verifier(), signed("RSA", "RS256"))
+    async with asyncio.timeout(5):
+        problem = await refused(issuer.verifier(), signed("RSA", "RS256"))
 
     assert ("auth_unavailable", {"Retry-After": "5"}) == (problem.code, problem.headers)
     assert await asyncio.to_thread(issuer.left.wait, 5)

@@ -87,6 +87,18 @@ async def test_not_one_byte_is_readable_in_temporal_s_own_database(tmp_path: Pat
     assert b"order_processing" in written
 
 
+async def test_a_failed_query_says_why(dev_server: DevServer, task_queue: str) -> None:
+    """Temporal passes on nothing of an encrypted refusal: the answer says so, instead of "Encoded failure"."""
+    async with shop(dev_server, NEW, task_queue) as alice:
+        placed = (await alice.post("/api/v1/orders", json=order())).json()
+        await ended(alice, placed["id"])
+        path = f"/api/v1/workflows/{placed['workflow_id']}/query"
+        response = await alice.post(path, json={"query_name": "no_such"}, headers=bearer(scope=CODEC))
+
+    problem = assert_problem(response, 422, "query_failed")
+    assert "encrypted" in problem["message"]
+
+
 async def test_keys_rotate_under_running_orders(dev_server: DevServer, task_queue: str) -> None:
     """An order sealed with the old key is read and finished when a new key comes first; without its key it is a 502."""
     old = {"TEMPORAL_ADDRESS": dev_server.address, "PAYLOAD_ENCRYPTION_KEYS": OLD, "ORDERS_TASK_QUEUE": task_queue}

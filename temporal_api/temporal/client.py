@@ -306,7 +306,10 @@ class Temporal:
             cause = problem.__cause__
             if not isinstance(cause, RPCError) or detail_of(cause, QueryFailedFailure) is None:
                 raise
-            raise Problem("query_failed", cause.message, source="workflow", workflow_id=workflow_id) from None
+            message = cause.message
+            if message == "Encoded failure":  # Temporal (1.29) passes on no more than that
+                message = "The workflow refused the query; its reason is encrypted, and only its worker's log tells it."
+            raise Problem("query_failed", message, source="workflow", workflow_id=workflow_id) from None
         return await self.result(response.query_result.payloads)
 
     async def result(self, payloads: Iterable[Payload]) -> msgspec.Raw:

@@ -8,6 +8,7 @@ is not sent: it matches nothing. What is sent matches exactly, but that on SQLit
 lists of keywords take ASCII letters of either case.
 """
 
+import asyncio
 import re
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
@@ -17,9 +18,10 @@ import msgspec
 from google.protobuf.message import Message
 from msgspec import Meta
 from temporalio.api.enums.v1 import IndexedValueType
-from temporalio.api.operatorservice.v1 import ListSearchAttributesRequest
 from temporalio.api.workflowservice.v1 import (
     CountWorkflowExecutionsRequest,
+    DescribeNamespaceRequest,
+    GetSearchAttributesRequest,
     ListWorkflowExecutionsRequest,
     ListWorkflowExecutionsResponse,
 )
@@ -140,13 +142,17 @@ def parse_time(key: str, text: str) -> datetime:
 
 
 async def _attribute_types(temporal: Temporal) -> dict[str, str]:
-    """The namespace's search attributes and Temporal's own, each with the name of its type."""
-    # Only this service knows the names by which this namespace calls its attributes.
-    operator = temporal.service._client.operator_service
-    response = await temporal.call(
-        operator.list_search_attributes, ListSearchAttributesRequest(namespace=temporal.namespace)
+    """The namespace's search attributes and Temporal's own, each with the name of its type.
+
+    Not by the operator service's ListSearchAttributes: over an SQL store each such call leaves Temporal's frontend
+    with a connection to itself that it forgets to close (server 1.29).
+    """
+    fields, described = await asyncio.gather(
+        temporal.call(temporal.service.get_search_attributes, GetSearchAttributesRequest()),
+        temporal.call(temporal.service.describe_namespace, DescribeNamespaceRequest(namespace=temporal.namespace)),
     )
-    types = {**response.system_attributes, **response.custom_attributes}
+    aliases = described.config.custom_search_attribute_aliases  # empty where the store has no numbered columns
+    types = {aliases.get(field, field): kind for field, kind in fields.keys.items()}
     return {name: IndexedValueType.Name(kind).removeprefix("INDEXED_VALUE_TYPE_") for name, kind in types.items()}
 
 
