@@ -76,12 +76,14 @@ class Waits:
         finally:
             self._open -= 1
 
-    async def within(self, seconds: float, work: Callable[[], Coroutine[Any, Any, T]]) -> T | None:
+    async def within(
+        self, seconds: float, work: Callable[[], Coroutine[Any, Any, T]], *, already_done: bool = False
+    ) -> T | None:
         """What the work gives, or None (and it is cancelled) when the time is over or the service ends.
 
-        Raises Problem: `too_many_waits`.
+        Raises Problem `too_many_waits`, unless something was `already_done` that a refusal now would lose.
         """
-        if not seconds or self.draining.is_set():
+        if not seconds or self.draining.is_set() or (already_done and self._open >= self._limit):
             return None
         self.check()
         async with self.slot():

@@ -11,6 +11,7 @@ import pytest
 from temporalio import workflow
 from temporalio.api.history.v1 import WorkflowExecutionStartedEventAttributes
 from temporalio.client import Client
+from temporalio.exceptions import ApplicationError
 from temporalio.worker import UnsandboxedWorkflowRunner, Worker
 
 from api import assert_problem, bearer
@@ -32,6 +33,14 @@ class Collect:
         """Wait for that many signals."""
         await workflow.wait_condition(lambda: len(self.sent) >= wanted)
         return self.sent
+
+    @workflow.update
+    def put(self, value: Any) -> int:
+        """Keep it, and tell how many there are."""
+        if value is None:
+            raise ApplicationError("nothing to put", type="Nothing")
+        self.sent.append(value)
+        return len(self.sent)
 
     @workflow.signal
     def send(self, *values: Any) -> None:
@@ -199,6 +208,41 @@ async def test_signal_with_start(alice: httpx.AsyncClient, queue: str) -> None:
     assert (201, 200) == (first.status_code, second.status_code)
     assert first.json()["run_id"] == second.json()["run_id"]
     assert [[1, "a"], [2]] == second.json()["result"]
+
+
+async def test_update_with_start(alice: httpx.AsyncClient, queue: str) -> None:
+    """One call starts it and has its update's result; the next one updates the run that is there."""
+    body = {"workflow_type": "collect", "task_queue": queue, "input_data": 9, "workflow_id": f"up-{uuid.uuid4()}"}
+    first = await alice.post(START, json={**body, "update": {"update_name": "put", "update_input": "a"}})
+    second = await alice.post(
+        START, json={**body, "update": {"update_name": "put", "update_args": ["b"], "update_id": "second"}}
+    )
+    found = await alice.get(f"{second.headers['location']}/updates/second")
+
+    assert (201, 200) == (first.status_code, second.status_code), first.text
+    assert first.json()["run_id"] == second.json()["run_id"]
+    assert (1, 2) == (first.json()["update"]["result"], second.json()["update"]["result"])
+    assert {"update_id": "second", "status": "COMPLETED", "result": 2} == second.json()["update"]
+    assert 2 == found.json()["result"]
+
+
+async def test_a_refused_update_leaves_the_workflow_started(alice: httpx.AsyncClient, queue: str) -> None:
+    """422 says why, and which run is there all the same; with nobody to answer it is a 503 soon."""
+    body = {"workflow_type": "collect", "task_queue": queue, "input_data": 1, "workflow_id": f"no-{uuid.uuid4()}"}
+    refused = await alice.post(START, json={**body, "update": {"update_name": "put", "update_input": None}})
+    problem = assert_problem(refused, 422, "update_rejected")
+    status = (await alice.get(f"{START}/{body['workflow_id']}")).json()
+
+    assert ("RUNNING", problem["details"]["run_id"]) == (status["status"], status["run_id"])
+    nobody = {**body, "task_queue": str(uuid.uuid4()), "workflow_id": f"nobody-{uuid.uuid4()}"}
+    update = {"update_name": "put", "update_input": 1}
+    async with asyncio.timeout(3):
+        assert_problem(await alice.post(START, json={**nobody, "update": update}), 503, "no_worker")
+    both = await alice.post(START, json={**body, "update": update, "signal": {"signal_name": "send"}})
+    assert_problem(both, 400, "validation_error")
+    with_bad = {**body, "update": update, "search_attributes": {"Nobody": {"type": "Keyword", "value": "x"}}}
+    with_bad["workflow_id"] = f"bad-{uuid.uuid4()}"
+    assert_problem(await alice.post(START, json=with_bad), 400, "workflow_start_error")
 
 
 async def test_a_key_starts_once(alice: httpx.AsyncClient, queue: str) -> None:

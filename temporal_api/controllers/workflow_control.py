@@ -179,13 +179,9 @@ class WorkflowControlController(Controller):
         until = now() + (seconds if preferred else state.settings.rpc_timeout_seconds)
         update = await updates.start(temporal, workflow_id, run_id, update_id, data.update_name, args)
         if update.result is None:
-            try:
-                left = max(0, until - now())
-                update = await state.waits.within(left, lambda: updates.done(temporal, update)) or update
-            except Problem as problem:
-                if problem.code != "too_many_waits":
-                    raise
-                seconds = 0  # it is accepted: to refuse it now would be to lose it
+            left = max(0, until - now())
+            done = await state.waits.within(left, lambda: updates.done(temporal, update), already_done=True)
+            update = done or update
         return _answer(update, seconds)
 
     @get(

@@ -21,7 +21,7 @@ from temporal_api.controllers.workflow_history import RETRY_AFTER_SECONDS, ended
 from temporal_api.errors import Problem, invalid, responses
 from temporal_api.idempotency import REPLAYED, IdempotencyKey, check_key, check_same, derived_id, fingerprint
 from temporal_api.requests import JSONResponse
-from temporal_api.temporal import STATUS, FailureInfo, TemporalClient
+from temporal_api.temporal import STATUS, FailureInfo, Started, TemporalClient, updates
 from temporal_api.temporal.payloads import typed_payload
 from temporal_api.waiting import Prefer, applied, preferred_wait
 
@@ -74,6 +74,23 @@ class StartSignal(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     signal_args: Arguments = UNSET
 
 
+class StartUpdate(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
+    """An update in the same call (update-with-start): the workflow is started unless it runs, and gets the update."""
+
+    update_name: NonEmpty
+    update_input: Argument = UNSET
+    update_args: Arguments = UNSET
+    update_id: NonEmpty | None = None
+
+
+class StartedUpdate(msgspec.Struct):
+    """The update that came with the start: done with its result, or accepted and found under its id."""
+
+    update_id: str
+    status: Literal["ACCEPTED", "COMPLETED"]
+    result: Annotated[Raw, Meta(description="Any JSON; null while it is at work.", examples=[None])]
+
+
 class WorkflowExecutionRequest(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     """A start. `input_data` is one argument; `args` is the argument list; neither: no argument."""
 
@@ -92,16 +109,20 @@ class WorkflowExecutionRequest(msgspec.Struct, forbid_unknown_fields=True, kw_on
     memo: dict[NonEmpty, Raw] = {}
     search_attributes: dict[NonEmpty, SearchAttribute] = {}
     signal: StartSignal | None = None
+    update: StartUpdate | None = None
 
     def __post_init__(self) -> None:
         """What does not go together."""
         for key in self.memo:
             if key.startswith(OWN_MEMO):
                 raise ValueError(f"memo: Expected keys of your own: {OWN_MEMO}* is this service's")
-        if self.signal and self.id_conflict_policy not in (None, "USE_EXISTING"):
-            raise ValueError("id_conflict_policy: Expected USE_EXISTING or none: a signal goes to the running one")
-        if self.signal and self.start_delay_seconds:
-            raise ValueError("start_delay_seconds: Expected none with a signal, which ends the delay")
+        if self.signal and self.update:
+            raise ValueError("update: Expected a signal or an update, not both")
+        message = self.signal or self.update
+        if message and self.id_conflict_policy not in (None, "USE_EXISTING"):
+            raise ValueError("id_conflict_policy: Expected USE_EXISTING or none: the message goes to the running one")
+        if message and self.start_delay_seconds:
+            raise ValueError("start_delay_seconds: Expected none with a signal or an update, which end the delay")
 
 
 class WorkflowExecutionResponse(msgspec.Struct, omit_defaults=True):
@@ -112,6 +133,7 @@ class WorkflowExecutionResponse(msgspec.Struct, omit_defaults=True):
     status: Annotated[str, Meta(description="Temporal's name of it, such as RUNNING.", examples=["RUNNING"])]
     result: Annotated[Raw, Meta(description="What it gave back: any JSON; null while it runs.", examples=[None])]
     failure: FailureInfo | None = None
+    update: StartedUpdate | None = None
 
 
 class WorkflowStartController(Controller):
@@ -133,7 +155,9 @@ class WorkflowStartController(Controller):
                 "workflow_already_exists",
                 "reserved_id",
                 "idempotency_key_reused",
-                "too_many_waits",
+                "update_rejected",
+                "no_worker",
+                "workflow_task_failing",
                 body=True,
             ),
         },
@@ -164,23 +188,28 @@ class WorkflowStartController(Controller):
         )
         _add_options(start, data)
         headers = {"Location": location(workflow_id)}
+        update = None
         try:
             if data.signal is not None:
                 names = ("signal.signal_input", "signal.signal_args")
                 signal_args = arguments(names, data.signal.signal_input, data.signal.signal_args)
                 run = await temporal.signal_with_start(start, data.signal.signal_name, signal_args)
+            elif data.update is not None:
+                run, update = await _update_with_start(temporal, state, start, data.update, seconds)
             else:
                 run = await temporal.start(start)
         except Problem as problem:
             if key is None or problem.code != "workflow_already_exists":
                 raise
             return await _replay(temporal, workflow_id, key, data, headers)
-        end = await state.waits.within(
-            seconds, lambda: ended(temporal, state.waits, workflow_id, run.run_id, follow=True)
-        )
+        end = None
+        if update is None:
+            end = await state.waits.within(
+                seconds, lambda: ended(temporal, state.waits, workflow_id, run.run_id, follow=True), already_done=True
+            )
         headers |= applied(seconds)
         if end is None:
-            answer = WorkflowExecutionResponse(workflow_id, run.run_id, "RUNNING", Raw(b"null"))
+            answer = WorkflowExecutionResponse(workflow_id, run.run_id, "RUNNING", Raw(b"null"), update=update)
             headers |= {"Retry-After": RETRY_AFTER_SECONDS} if seconds else {}
         else:
             answer = WorkflowExecutionResponse(workflow_id, end.run_id, end.status, end.result, end.failure)
@@ -189,9 +218,9 @@ class WorkflowStartController(Controller):
 
 def _workflow_id(user: User, data: WorkflowExecutionRequest, key: str | None) -> str:
     if key:
-        if data.workflow_id or data.id_reuse_policy or data.id_conflict_policy or data.signal:
+        if data.workflow_id or data.id_reuse_policy or data.id_conflict_policy or data.signal or data.update:
             raise invalid(
-                "Idempotency-Key", "Expected none with workflow_id, id policies or a signal: it stands for an id itself"
+                "Idempotency-Key", "Expected none with workflow_id, id policies, a signal or an update: it is an id too"
             )
         return derived_id("workflows", user, key)
     workflow_id = data.workflow_id or str(uuid.uuid4())
@@ -234,10 +263,28 @@ def _add_options(start: StartWorkflowExecutionRequest, data: WorkflowExecutionRe
     reuse = "REJECT_DUPLICATE" if idempotency.MEMO in start.memo.fields else data.id_reuse_policy
     if reuse:
         start.workflow_id_reuse_policy = WorkflowIdReusePolicy.Value(f"WORKFLOW_ID_REUSE_POLICY_{reuse}")
+    if data.update:  # Temporal wants it said
+        start.workflow_id_conflict_policy = WorkflowIdConflictPolicy.WORKFLOW_ID_CONFLICT_POLICY_USE_EXISTING
     if data.id_conflict_policy:
         start.workflow_id_conflict_policy = WorkflowIdConflictPolicy.Value(
             f"WORKFLOW_ID_CONFLICT_POLICY_{data.id_conflict_policy}"
         )
+
+
+async def _update_with_start(
+    temporal: TemporalClient, state: State, start: StartWorkflowExecutionRequest, asked: StartUpdate, seconds: float
+) -> tuple[Started, StartedUpdate]:
+    """The run, and the update when it is done, at the latest after the wait (without `Prefer`, that of any call)."""
+    args = arguments(("update.update_input", "update.update_args"), asked.update_input, asked.update_args)
+    update_id = asked.update_id or str(uuid.uuid4())
+    run, update = await updates.with_start(temporal, start, update_id, asked.update_name, args)
+    if update.result is None:
+        wait, accepted = seconds or state.settings.rpc_timeout_seconds, update
+        done = await state.waits.within(wait, lambda: updates.done(temporal, accepted), already_done=True)
+        update = done or update
+    if update.result is None:
+        return run, StartedUpdate(update_id, "ACCEPTED", Raw(b"null"))
+    return run, StartedUpdate(update_id, "COMPLETED", update.result)
 
 
 async def _replay(

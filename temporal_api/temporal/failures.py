@@ -7,8 +7,12 @@ from typing import TypeVar
 import msgspec
 from google.protobuf.message import Message
 from temporalio.api.common.v1 import Payload
-from temporalio.api.errordetails.v1 import NamespaceNotFoundFailure, WorkflowExecutionAlreadyStartedFailure
-from temporalio.api.failure.v1 import Failure
+from temporalio.api.errordetails.v1 import (
+    MultiOperationExecutionFailure,
+    NamespaceNotFoundFailure,
+    WorkflowExecutionAlreadyStartedFailure,
+)
+from temporalio.api.failure.v1 import Failure, MultiOperationExecutionAborted
 from temporalio.service import RPCError, RPCStatusCode
 
 from temporal_api.errors import Problem
@@ -97,6 +101,23 @@ def start_problem(problem: Problem) -> Problem:
     elif problem.code == "validation_error":
         return Problem("workflow_start_error", f"Temporal refuses this start: {problem.message}", **problem.details)
     return problem
+
+
+def multi_operation_problem(error: RPCError, workflow_id: str) -> Problem:
+    """What went wrong with a start and an update in one call: the one that failed, not the one given up for it."""
+    both = detail_of(error, MultiOperationExecutionFailure)
+    for position, status in enumerate(both.statuses if both else ()):
+        aborted = any(packed.Is(MultiOperationExecutionAborted.DESCRIPTOR) for packed in status.details)
+        if status.code and not aborted:
+            code = RPCStatusCode(status.code)
+            if position == 0 and code is RPCStatusCode.ALREADY_EXISTS:
+                message = f"The workflow {workflow_id!r} exists already; take another id."
+                return Problem("workflow_already_exists", message, source="temporal", workflow_id=workflow_id)
+            if code is RPCStatusCode.INVALID_ARGUMENT:
+                message = f"Temporal refuses this start: {status.message}"
+                return Problem("workflow_start_error", message, source="temporal", workflow_id=workflow_id)
+            return problem_of(RPCError(status.message, code, b""), workflow_id, None)
+    return problem_of(error, workflow_id, None)
 
 
 def failure_kind(failure: Failure) -> tuple[str, Iterable[Payload]]:

@@ -12,14 +12,19 @@ from temporalio.api.common.v1 import WorkflowExecution
 from temporalio.api.enums.v1 import UpdateWorkflowExecutionLifecycleStage as Stage
 from temporalio.api.update.v1 import Input, Meta, Request, UpdateRef, WaitPolicy
 from temporalio.api.workflowservice.v1 import (
+    ExecuteMultiOperationRequest,
+    ExecuteMultiOperationResponse,
     PollWorkflowExecutionUpdateRequest,
     PollWorkflowExecutionUpdateResponse,
+    StartWorkflowExecutionRequest,
     UpdateWorkflowExecutionRequest,
     UpdateWorkflowExecutionResponse,
 )
+from temporalio.service import RPCError
 
 from temporal_api.errors import Problem
-from temporal_api.temporal.client import Temporal
+from temporal_api.temporal.client import Started, Temporal
+from temporal_api.temporal.failures import multi_operation_problem
 from temporal_api.temporal.history import LONG_POLL_SECONDS, RETRY_SECONDS
 
 ACCEPTED = Stage.UPDATE_WORKFLOW_EXECUTION_LIFECYCLE_STAGE_ACCEPTED
@@ -52,15 +57,7 @@ async def start(
     Raises Problem: `workflow_not_found`, `workflow_completed`, `update_rejected`, `no_worker`,
     `workflow_task_failing`, `temporal_timeout`, ...; each with the update's id, to send it again.
     """
-    request = UpdateWorkflowExecutionRequest(
-        namespace=temporal.namespace,
-        workflow_execution=WorkflowExecution(workflow_id=workflow_id, run_id=run_id),
-        wait_policy=WaitPolicy(lifecycle_stage=ACCEPTED),
-        request=Request(
-            meta=Meta(update_id=update_id, identity=temporal.identity),
-            input=Input(name=name, args=await temporal.payloads(args)),
-        ),
-    )
+    request = await _request(temporal, workflow_id, run_id, update_id, name, args)
     rpc = temporal.workers.attended(_until_accepted(temporal.service.update_workflow_execution), workflow_id, run_id)
     try:
         return await _update(temporal, workflow_id, update_id, await temporal.call(rpc, request, workflow_id, run_id))
@@ -73,6 +70,54 @@ async def start(
         if problem.status in (503, 504):
             problem.message += " The update may still happen: sent again with the same update_id, it happens once."
         raise problem from problem.__cause__
+
+
+async def with_start(
+    temporal: Temporal, start_request: StartWorkflowExecutionRequest, update_id: str, name: str, args: Iterable[object]
+) -> tuple[Started, Update]:
+    """Start the workflow unless it runs, and send it the update, in one call (Temporal's update-with-start).
+
+    Raises Problem as the two do; a refused update leaves the workflow started.
+    """
+    workflow_id = start_request.workflow_id
+    operation = ExecuteMultiOperationRequest.Operation
+    both = ExecuteMultiOperationRequest(
+        namespace=temporal.namespace,
+        operations=[
+            operation(start_workflow=start_request),
+            operation(update_workflow=await _request(temporal, workflow_id, "", update_id, name, args)),
+        ],
+    )
+
+    async def accepted(request: ExecuteMultiOperationRequest, **options: Any) -> ExecuteMultiOperationResponse:
+        while True:
+            response = await temporal.service.execute_multi_operation(request, **options)
+            if response.responses[1].update_workflow.stage >= ACCEPTED:
+                return response
+            await asyncio.sleep(0.1)
+
+    try:
+        response = await temporal.call(temporal.workers.attended(accepted, workflow_id, ""), both, workflow_id)
+    except Problem as problem:
+        cause = problem.__cause__
+        raise (multi_operation_problem(cause, workflow_id) if isinstance(cause, RPCError) else problem) from cause
+    first, second = response.responses
+    started = Started(first.start_workflow.run_id, first.start_workflow.started)
+    return started, await _update(temporal, workflow_id, update_id, second.update_workflow)
+
+
+async def _request(
+    temporal: Temporal, workflow_id: str, run_id: str, update_id: str, name: str, args: Iterable[object]
+) -> UpdateWorkflowExecutionRequest:
+    return UpdateWorkflowExecutionRequest(
+        namespace=temporal.namespace,
+        workflow_execution=WorkflowExecution(workflow_id=workflow_id, run_id=run_id),
+        wait_policy=WaitPolicy(lifecycle_stage=ACCEPTED),
+        request=Request(
+            meta=Meta(update_id=update_id, identity=temporal.identity),
+            input=Input(name=name, args=await temporal.payloads(args)),
+        ),
+    )
 
 
 async def find(temporal: Temporal, workflow_id: str, run_id: str, update_id: str) -> Update:
