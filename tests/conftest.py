@@ -1,5 +1,6 @@
 """What every test shares: one Temporal dev server, one listening service, names that never collide."""
 
+import asyncio
 import uuid
 from collections.abc import AsyncIterator
 
@@ -11,10 +12,22 @@ from api import SECRET, bearer
 from commands import Process, temporal_api
 from temporal_api.app import create_app
 from temporal_api.cli import serving
-from temporal_api.devserver import DevServer, free_port
+from temporal_api.devserver import DevServer, find_temporal, free_port
 from temporal_api.devserver import dev_server as run_dev_server
 from temporal_api.settings import Settings, from_env
 from temporal_api.temporal import DATA_CONVERTER
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """Have Temporal before the first test, and say so: a build takes minutes, which no test may."""
+    if not session.config.option.collectonly:
+        reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+
+        def say(line: str) -> None:
+            reporter.write_line(line)
+            reporter.flush()
+
+        asyncio.run(find_temporal(say))
 
 
 @pytest.fixture(scope="session")

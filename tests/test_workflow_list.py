@@ -2,8 +2,10 @@
 
 import asyncio
 import string
+import sys
 import uuid
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -433,6 +435,19 @@ async def test_by_several_search_attributes(alice: httpx.AsyncClient, labels: st
     assert [] == await found(alice, search_attribute=[*either, "VisibleBool=true"])
     assert [labels + "list"] == await found(alice, search_attribute=either, workflow_id_prefix=labels + "list")
     assert [labels + "true"] == await found(alice, search_attribute=["VisibleBool=true", f"TaskQueue={labels}"])
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="counts open files in /proc")
+async def test_asking_for_attributes_costs_temporal_nothing(
+    alice: httpx.AsyncClient, labels: str, dev_server: DevServer
+) -> None:
+    """Looking up the types of attributes leaves no connection behind in Temporal, which would use it up."""
+    files = Path(f"/proc/{dev_server.pid}/fd")
+    before = len(list(files.iterdir()))
+    for _ in range(30):
+        await alice.get(COUNT, params={"search_attribute": "VisibleInt=-5"})
+
+    assert len(list(files.iterdir())) < before + 15
 
 
 @pytest.mark.parametrize(
