@@ -108,6 +108,8 @@ def _config(app: Litestar, host: str, port: int) -> uvicorn.Config:
         log_config=None,
         access_log=False,
         server_header=False,
+        # Longer than proxies and clients keep theirs (60 s, 5 s): who closes first must not be the one that is sent to.
+        timeout_keep_alive=75,
         timeout_graceful_shutdown=GRACE_SECONDS + 1,
     )
 
