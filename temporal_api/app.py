@@ -67,7 +67,6 @@ def create_app(settings: Settings) -> Litestar:
         exception_handlers=EXCEPTION_HANDLERS,
         cors_config=_cors(settings),
         openapi_config=docs.OPENAPI,
-        plugins=docs.PLUGINS,
         logging_config=None,  # observe.py logs requests, errors.py logs defects
         state=State({"settings": settings, "metrics": metrics, "page_tokens": PageTokens(settings)}),
     )

@@ -1,5 +1,6 @@
 """`GET /`, `/metrics`, `/openapi.json`, `/docs` and `/redoc`. Public, and nothing in them points outside."""
 
+import re
 from collections.abc import Callable, Iterable, Iterator
 from importlib.resources import files
 from typing import Annotated, Any
@@ -77,6 +78,7 @@ _CSP = (
 )
 
 _BUNDLES = files("openapi_ui_bundles")
+_REDOC_LOGO = re.compile(rb"https://[^/\"'\s]+/redoc/(?=logo)")
 _FAVICON = '<link rel="icon" href="data:,">'
 _SWAGGER = SwaggerRenderPlugin(
     js_url="/docs/assets/swagger_ui/swagger-ui-bundle.js",
@@ -287,13 +289,12 @@ def redoc(request: Request[Any, Any, Any], state: State) -> Response[bytes]:
 def redoc_script(state: State) -> Response[bytes]:
     """ReDoc's script, with its logo taken from here and not from its maker's server."""
     script = _BUNDLES / "redoc" / "vendor" / "redoc.standalone.js"
-    own = (b"https://cdn.redoc.ly/redoc/", b"/docs/assets/redoc/")
-    return Response(_once(state, "redoc.js", lambda: script.read_bytes().replace(*own)), media_type="text/javascript")
+    own = _once(state, "redoc.js", lambda: _REDOC_LOGO.sub(b"/docs/assets/redoc/", script.read_bytes()))
+    return Response(own, media_type="text/javascript")
 
 
 def _page(html: bytes) -> Response[bytes]:
     return Response(html, media_type="text/html", headers={"Content-Security-Policy": _CSP})
 
 
-PLUGINS: list[Any] = []
 HANDLERS: list[ControllerRouterHandler] = [root, metrics, openapi_json, swagger, redoc, redoc_script, *ASSETS]
