@@ -89,6 +89,11 @@ async def test_a_change_is_told_as_it_happens(dev_server: DevServer, client: Cli
 
         etag = await eventually(settled)
         assert 304 == (await alice.get(path, headers={"If-None-Match": etag})).status_code
+        admin = bearer("ops", "orders:admin workflows:read")
+        (activity,) = (await alice.get(f"/api/v1/workflows/order-{order_id}", headers=admin)).json()[
+            "pending_activities"
+        ]
+        assert ("reserve_inventory", "STARTED", 1) == tuple(activity[k] for k in ("activity_type", "state", "attempt"))
         waiting = asyncio.create_task(alice.get(path, headers={"If-None-Match": etag, "Prefer": "wait=20"}))
         gated.gate.release()
         changed = await waiting

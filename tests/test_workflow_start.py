@@ -86,7 +86,10 @@ async def test_every_option_reaches_temporal(alice: httpx.AsyncClient, client: C
     }
     workflow_id = (await alice.post(START, json=body)).json()["workflow_id"]
     asked = await attributes(client, workflow_id)
+    status = (await alice.get(f"{START}/{workflow_id}")).json()
 
+    assert ({"note": {"exact": 1}}, {"OrderStatus": "new"}) == (status["memo"], status["search_attributes"])
+    assert (None, []) == (status["parent_workflow_id"], status["pending_activities"])
     assert [b"1", b'{"two":2}'] == [p.data.replace(b" ", b"") for p in asked.input.payloads]
     assert 100 == asked.workflow_execution_timeout.ToTimedelta().total_seconds()
     assert 50.5 == asked.workflow_run_timeout.ToTimedelta().total_seconds()

@@ -12,6 +12,7 @@ from litestar import Controller, Request, get, post
 from litestar.datastructures import State
 from litestar.params import JSONBody
 from msgspec import UNSET, Meta, Raw, UnsetType
+from temporalio.api.enums.v1 import PendingActivityState
 
 from temporal_api.auth import CurrentUser, User
 from temporal_api.controllers.addressing import (
@@ -36,6 +37,16 @@ _Result = Annotated[Raw, Meta(description="What it gave back: any JSON; null whi
 _Time = Annotated[datetime, Meta(tz=True)]
 
 
+class PendingActivity(msgspec.Struct):
+    """An activity that is scheduled, running or waiting to be tried again. `state` in Temporal's words."""
+
+    activity_id: Annotated[str, Meta(examples=["1"])]
+    activity_type: Annotated[str, Meta(examples=["render_pdf"])]
+    state: Annotated[str, Meta(examples=["STARTED"])]
+    attempt: Annotated[int, Meta(examples=[1])]
+    last_failure: Annotated[FailureInfo | None, Meta(examples=[None])]
+
+
 class WorkflowStatusResponse(msgspec.Struct):
     """A run as Temporal has it now. `status` in Temporal's words; `execution_time_seconds` is null while it runs."""
 
@@ -50,6 +61,10 @@ class WorkflowStatusResponse(msgspec.Struct):
     start_time: Annotated[_Time, Meta(examples=["2026-01-31T12:00:00.123456Z"])]
     close_time: Annotated[_Time | None, Meta(examples=[None])]
     execution_time_seconds: Annotated[float | None, Meta(examples=[None])]
+    parent_workflow_id: Annotated[str | None, Meta(description="Whose child it is.", examples=[None])]
+    memo: Annotated[dict[str, Raw], Meta(examples=[{"note": "by hand"}])]
+    search_attributes: Annotated[dict[str, Raw], Meta(examples=[{"CustomerId": "cust_123"}])]
+    pending_activities: list[PendingActivity]
 
 
 class SignalRequest(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
@@ -116,9 +131,10 @@ class WorkflowController(Controller):
         """
         check_reserved(user, workflow_id)
         seconds = preferred_wait(request, state.settings.max_wait_seconds) if if_none_match else 0
-        run = (await temporal.describe(workflow_id, run_id)).workflow_execution_info
-        if await changes(state.waits, state.feeds, run, if_none_match, seconds):
-            run = (await temporal.describe(workflow_id, run_id)).workflow_execution_info
+        found = await temporal.describe(workflow_id, run_id)
+        if await changes(state.waits, state.feeds, found.workflow_execution_info, if_none_match, seconds):
+            found = await temporal.describe(workflow_id, run_id)
+        run = found.workflow_execution_info
         headers = {"ETag": etag(run), **applied(seconds)}
         if headers["ETag"] == if_none_match:
             return unchanged(headers)
@@ -138,6 +154,19 @@ class WorkflowController(Controller):
             start_time=run.start_time.ToDatetime(tzinfo=UTC),
             close_time=run.close_time.ToDatetime(tzinfo=UTC) if closed else None,
             execution_time_seconds=seconds_between(run.start_time, run.close_time) if closed else None,
+            parent_workflow_id=run.parent_execution.workflow_id or None,
+            memo=await temporal.values(run.memo.fields),
+            search_attributes=await temporal.values(run.search_attributes.indexed_fields),
+            pending_activities=[
+                PendingActivity(
+                    activity.activity_id,
+                    activity.activity_type.name,
+                    PendingActivityState.Name(activity.state).removeprefix("PENDING_ACTIVITY_STATE_"),
+                    activity.attempt,
+                    await temporal.failure(activity.last_failure) if activity.HasField("last_failure") else None,
+                )
+                for activity in found.pending_activities
+            ],
         )
         return JSONResponse(status, headers=headers)
 

@@ -257,6 +257,11 @@ class Temporal:
         events = response.history.events
         return events[-1] if events else None
 
+    async def values(self, fields: Mapping[str, Payload]) -> dict[str, msgspec.Raw]:
+        """Named payloads, a memo's or search attributes, as JSON in the order of their names."""
+        decoded = await self.decoded(fields[name] for name in sorted(fields))
+        return {name: raw_json(payload) for name, payload in zip(sorted(fields), decoded, strict=True)}
+
     async def outcome(self, closing: HistoryEvent | None) -> tuple[msgspec.Raw, FailureInfo | None]:
         """What a run gave back and why it failed, by its closing event."""
         if closing is None:
