@@ -24,7 +24,7 @@ from temporalio.api.operatorservice.v1 import AddSearchAttributesRequest, ListSe
 from temporalio.client import Client
 
 from temporal_api.app import create_app
-from temporal_api.devserver import SEARCH_ATTRIBUTES, TemporalNotFound, dev_server, free_port
+from temporal_api.devserver import SEARCH_ATTRIBUTES, TemporalNotFound, dev_server, find_temporal, free_port
 from temporal_api.observe import configure_logging
 from temporal_api.settings import Settings, SettingsError, from_env
 from temporal_api.temporal import data_converter
@@ -226,6 +226,7 @@ async def _dev(once: bool, delivered: list[bool]) -> None:
     async with AsyncExitStack() as stack:
         ui_url = None
         if not environ.get("TEMPORAL_ADDRESS"):
+            await find_temporal(click.echo)  # which may take minutes, so before the ports are looked for
             ports = _free("Temporal", 7233), _free("Temporal's UI", 8233)
             temporal = await stack.enter_async_context(dev_server(port=ports[0], ui_port=ports[1], say=click.echo))
             settings.temporal["target_host"], ui_url = temporal.address, temporal.ui_url
