@@ -60,11 +60,16 @@ class Waits:
         self._open = 0
         self._shared: dict[Hashable, tuple[asyncio.Task[Any], int]] = {}
 
+    @property
+    def full(self) -> bool:
+        """No more may wait now."""
+        return self._open >= self._limit
+
     def check(self) -> None:
         """Raises Problem: `too_many_waits`, `shutting_down`."""
         if self.draining.is_set():
             raise Problem("shutting_down", "This replica is ending; ask again, another one will answer.")
-        if self._open >= self._limit:
+        if self.full:
             raise Problem("too_many_waits", "Too many callers wait here; try again, or ask without waiting.")
 
     @asynccontextmanager
@@ -83,7 +88,7 @@ class Waits:
 
         Raises Problem `too_many_waits`, unless something was `already_done` that a refusal now would lose.
         """
-        if not seconds or self.draining.is_set() or (already_done and self._open >= self._limit):
+        if not seconds or self.draining.is_set() or (already_done and self.full):
             return None
         self.check()
         async with self.slot():

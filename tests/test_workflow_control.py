@@ -918,13 +918,13 @@ async def test_who_counts_as_a_worker(queue: tuple[float, ...], expected: bool) 
 @pytest.mark.parametrize(
     ("describe", "queue", "last", "code"),
     [
-        (run(), pollers(), None, "no_worker"),
-        (run(attempt=3), pollers(), None, "no_worker"),
-        (run(attempt=2), pollers(1), history("WORKFLOW_TASK_FAILED"), "workflow_task_failing"),
-        (run(attempt=2), pollers(1), history("WORKFLOW_EXECUTION_SIGNALED"), "workflow_task_failing"),
-        (run(attempt=2), pollers(1), history("WORKFLOW_TASK_TIMED_OUT"), "temporal_timeout"),
-        (run(), pollers(1), None, "temporal_timeout"),
-        (RPCError("away", RPCStatusCode.UNAVAILABLE, b""), pollers(), None, "temporal_timeout"),
+        (run(), (), None, "no_worker"),
+        (run(attempt=3), (), None, "no_worker"),
+        (run(attempt=2), (1,), history("WORKFLOW_TASK_FAILED"), "workflow_task_failing"),
+        (run(attempt=2), (1,), history("WORKFLOW_EXECUTION_SIGNALED"), "workflow_task_failing"),
+        (run(attempt=2), (1,), history("WORKFLOW_TASK_TIMED_OUT"), "temporal_timeout"),
+        (run(), (1,), None, "temporal_timeout"),
+        (RPCError("away", RPCStatusCode.UNAVAILABLE, b""), (), None, "temporal_timeout"),
     ],
 )
 async def test_what_silence_means(
@@ -935,7 +935,7 @@ async def test_what_silence_means(
     monkeypatch.setattr(workers, "LOOK_EVERY_SECONDS", 0.01)
     temporal, _ = scripted(
         describe_workflow_execution=[describe],
-        describe_task_queue=[queue],
+        describe_task_queue=[pollers(*queue)],
         get_workflow_execution_history_reverse=[last],
     )
     temporal._timeout = timedelta(seconds=0.2)

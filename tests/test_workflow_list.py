@@ -550,7 +550,9 @@ async def test_an_injection_finds_nothing_and_breaks_nothing(
         {"search_attribute": f"VisibleText={attack}"},
         {"search_attribute": f"WorkflowId={attack}"},
     ):
-        assert [] == await found(alice, **params), params
+        # Other tests' workflows have odd ids, some of which do begin so.
+        begins_so = attack if "workflow_id_prefix" in params else "\0"
+        assert [] == [name for name in await found(alice, **params) if not name.startswith(begins_so)], params
     assert len(STATUSES) + 1 == len(await found(alice, task_queue=shelf.queue))
 
 

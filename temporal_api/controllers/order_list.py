@@ -1,17 +1,21 @@
 """Whose orders there are: the caller's own, or for an operator everyone's."""
 
+import logging
 from typing import Annotated
 
 import msgspec
 from litestar import Controller, get
 from litestar.datastructures import State
 from litestar.params import QueryParameter
+from temporalio.api.workflow.v1 import WorkflowExecutionInfo
 
 from temporal_api.auth import CurrentUser
 from temporal_api.controllers.order_runs import ADMIN, WORKFLOW_TYPE, OrderResponse, OrderStatus, order_of
 from temporal_api.errors import Problem, responses
-from temporal_api.temporal import TemporalClient
+from temporal_api.temporal import Temporal, TemporalClient
 from temporal_api.temporal.visibility import equal, listed
+
+log = logging.getLogger(__name__)
 
 
 class OrderListResponse(msgspec.Struct):
@@ -67,8 +71,19 @@ class OrderListController(Controller):
                 raise
             message = "The namespace lacks the search attributes of orders: its operators run temporal-api setup."
             raise Problem("search_attributes_missing", message) from None
-        found = [await order_of(temporal, run) for run in page.executions]
+        found = [await _readable(temporal, run) for run in page.executions]
         return OrderListResponse(
             [order for order, _ in filter(None, found)],
             state.page_tokens.seal(page.next_page_token, "orders", query),
         )
+
+
+async def _readable(temporal: Temporal, run: WorkflowExecutionInfo) -> tuple[OrderResponse, str] | None:
+    """One order whose key is gone must not hide all the others; read by itself, it tells."""
+    try:
+        return await order_of(temporal, run)
+    except Problem as problem:
+        if problem.code != "payload_undecodable":
+            raise
+        log.warning("order %s is left out of a list: %s", run.execution.workflow_id, problem.message)
+        return None

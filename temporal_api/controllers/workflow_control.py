@@ -180,6 +180,7 @@ class WorkflowControlController(Controller):
         update = await updates.start(temporal, workflow_id, run_id, update_id, data.update_name, args)
         if update.result is None:
             left = max(0, until - now())
+            seconds = 0 if state.waits.full else seconds
             done = await state.waits.within(left, lambda: updates.done(temporal, update), already_done=True)
             update = done or update
         return _answer(update, seconds)

@@ -203,6 +203,7 @@ class WorkflowStartController(Controller):
                 raise
             return await _replay(temporal, workflow_id, key, data, headers)
         end = None
+        seconds = 0 if state.waits.full else seconds
         if update is None:
             end = await state.waits.within(
                 seconds, lambda: ended(temporal, state.waits, workflow_id, run.run_id, follow=True), already_done=True
