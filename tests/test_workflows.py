@@ -493,16 +493,20 @@ async def test_a_workflow_from_running_to_completed(alice: httpx.AsyncClient, qu
     begun, end = (datetime.fromisoformat(ended[name]) for name in ("start_time", "close_time"))
 
     same = {"workflow_id": body["workflow_id"], "run_id": body["run_id"], "workflow_type": "listen"}
-    same |= {"task_queue": queue, "failure": None, "start_time": ended["start_time"]}
+    same |= {"task_queue": queue, "failure": None, "start_time": ended["start_time"], "parent_workflow_id": None}
+    same |= {"memo": {}, "pending_activities": []}
     assert {**same, "status": "RUNNING", "result": None, "close_time": None, "execution_time_seconds": None} == {
-        k: v for k, v in running.items() if k != "history_length"
+        k: v for k, v in running.items() if k not in ("history_length", "search_attributes")
     }
     assert {**same, "status": "COMPLETED", "result": {"a": 1}} == {
-        k: v for k, v in ended.items() if k not in ("history_length", "close_time", "execution_time_seconds")
+        k: v
+        for k, v in ended.items()
+        if k not in ("history_length", "close_time", "execution_time_seconds", "search_attributes")
     }
     assert before <= begun < end <= datetime.now(UTC)
     assert (end - begun).total_seconds() == pytest.approx(ended["execution_time_seconds"], abs=1e-5)
     assert 0 < running["history_length"] < ended["history_length"]
+    assert [] == [name for name in ended["search_attributes"] if name != "BuildIds"]  # Temporal's own
 
 
 @pytest.mark.parametrize(
