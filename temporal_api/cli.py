@@ -19,12 +19,10 @@ import click
 import jwt
 import uvicorn
 from litestar import Litestar
-from temporalio.api.enums.v1 import IndexedValueType
-from temporalio.api.operatorservice.v1 import AddSearchAttributesRequest, ListSearchAttributesRequest
 from temporalio.client import Client
 
 from temporal_api.app import create_app
-from temporal_api.devserver import SEARCH_ATTRIBUTES, TemporalNotFound, dev_server, find_temporal, free_port
+from temporal_api.devserver import TemporalNotFound, add_search_attributes, dev_server, find_temporal, free_port
 from temporal_api.observe import configure_logging
 from temporal_api.settings import Settings, SettingsError, from_env
 from temporal_api.temporal import data_converter
@@ -162,20 +160,6 @@ def setup() -> None:
             click.echo(f"added {name}")
 
     _run(add())
-
-
-async def add_search_attributes(client: Client) -> list[str]:
-    """Those that were missing."""
-    present = await client.operator_service.list_search_attributes(
-        ListSearchAttributesRequest(namespace=client.namespace)
-    )
-    missing = [name for name in SEARCH_ATTRIBUTES if name not in present.custom_attributes]
-    if missing:
-        keyword = IndexedValueType.INDEXED_VALUE_TYPE_KEYWORD
-        await client.operator_service.add_search_attributes(
-            AddSearchAttributesRequest(namespace=client.namespace, search_attributes=dict.fromkeys(missing, keyword))
-        )
-    return missing
 
 
 @cli.command()

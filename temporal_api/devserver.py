@@ -295,16 +295,23 @@ async def _answers(address: str) -> None:
     while True:
         with suppress(RuntimeError, RPCError):
             client = await Client.connect(address)
-            request = ListSearchAttributesRequest(namespace="default")
-            known = (await client.operator_service.list_search_attributes(request)).custom_attributes
-            if missing := [name for name in SEARCH_ATTRIBUTES if name not in known]:
-                # A database from before: the server's own flag does not touch a namespace that is there.
-                keywords = dict.fromkeys(missing, IndexedValueType.INDEXED_VALUE_TYPE_KEYWORD)
-                add = AddSearchAttributesRequest(namespace="default", search_attributes=keywords)
-                await client.operator_service.add_search_attributes(add)
+            # In a database from before: the server's own flag does not touch a namespace that is there.
+            await add_search_attributes(client)
             await client.count_workflows(" AND ".join(f"{name} = ''" for name in SEARCH_ATTRIBUTES))
             return
         await asyncio.sleep(0.05)
+
+
+async def add_search_attributes(client: Client) -> list[str]:
+    """Give the client's namespace the search attributes of orders; those that were missing."""
+    request = ListSearchAttributesRequest(namespace=client.namespace)
+    known = (await client.operator_service.list_search_attributes(request)).custom_attributes
+    missing = [name for name in SEARCH_ATTRIBUTES if name not in known]
+    if missing:
+        keywords = dict.fromkeys(missing, IndexedValueType.INDEXED_VALUE_TYPE_KEYWORD)
+        add = AddSearchAttributesRequest(namespace=client.namespace, search_attributes=keywords)
+        await client.operator_service.add_search_attributes(add)
+    return missing
 
 
 # --- processes ---

@@ -74,7 +74,7 @@ class HealthCheck:
             async with asyncio.timeout(CHECK_TIMEOUT_SECONDS):
                 await self._temporal.check()
                 temporal = "healthy"
-                workers = "polling" if await self._temporal.has_pollers(self._queue) else "none"
+                workers = "polling" if await self._temporal.workers.polled(self._queue) else "none"
         except (TimeoutError, Problem) as error:  # a question about workers that fails is told, and no more
             if temporal != "healthy" and isinstance(error, Problem):
                 temporal = f"unhealthy: {error.code}"

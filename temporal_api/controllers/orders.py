@@ -34,6 +34,7 @@ from temporal_api.idempotency import REPLAYED, IdempotencyKey, check_key, check_
 from temporal_api.money import Price, check_price, exact
 from temporal_api.requests import NOT_MODIFIED, JSONResponse, unchanged
 from temporal_api.temporal import RUNNING, STATUS, TemporalClient, seconds_between
+from temporal_api.temporal.history import close_event
 from temporal_api.waiting import (
     EventStream,
     IfNoneMatch,
@@ -180,7 +181,7 @@ class OrderController(Controller):
         lasted, event = None, None
         if run.status != RUNNING:
             lasted = seconds_between(run.start_time, run.close_time)
-            event = await temporal.close_event(order.workflow_id, run.execution.run_id)
+            event = await close_event(temporal, order.workflow_id, run.execution.run_id)
         result, _ = await temporal.outcome(event)
         status, run_id = STATUS[run.status], run.execution.run_id
         answer = OrderStatusResponse(order.workflow_id, run_id, status, result, run.history_length, lasted, order)

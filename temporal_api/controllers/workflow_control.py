@@ -35,6 +35,7 @@ from temporal_api.errors import Problem, invalid, responses
 from temporal_api.idempotency import check_key
 from temporal_api.requests import JSONResponse
 from temporal_api.temporal import RUNNING, TemporalClient, updates
+from temporal_api.temporal.failures import completed_problem
 from temporal_api.temporal.history import page
 from temporal_api.temporal.updates import Update
 from temporal_api.waiting import Prefer, applied, preferred_wait
@@ -241,7 +242,7 @@ class WorkflowControlController(Controller):
         check_reserved(user, workflow_id)
         # Temporal says yes to a closed one too.
         if (await temporal.describe(workflow_id, run_id)).workflow_execution_info.status != RUNNING:
-            raise updates.completed(workflow_id, run_id)
+            raise completed_problem(workflow_id, run_id)
         await temporal.call(
             temporal.service.request_cancel_workflow_execution,
             RequestCancelWorkflowExecutionRequest(
@@ -288,10 +289,7 @@ class WorkflowControlController(Controller):
                 run_id,
             )
         except Problem as problem:
-            if problem.code != "workflow_not_found":
-                raise
-            await temporal.describe(workflow_id, run_id)
-            raise updates.completed(workflow_id, run_id) from None
+            raise await temporal.told_apart(problem, workflow_id, run_id) from problem.__cause__
 
     @post(
         "/{workflow_id:str}/reset",

@@ -22,6 +22,7 @@ from temporal_api.errors import Problem, invalid, responses
 from temporal_api.idempotency import REPLAYED, IdempotencyKey, check_key, check_same, derived_id, fingerprint
 from temporal_api.requests import JSONResponse
 from temporal_api.temporal import STATUS, FailureInfo, Started, TemporalClient, updates
+from temporal_api.temporal.history import close_event
 from temporal_api.temporal.payloads import typed_payload
 from temporal_api.waiting import Prefer, applied, preferred_wait
 
@@ -294,7 +295,7 @@ async def _replay(
     """The run that this key has started, as it is now."""
     run = (await temporal.describe(workflow_id)).workflow_execution_info
     check_same(key, data, await temporal.memo(run.memo, idempotency.MEMO, str))
-    event = await temporal.close_event(workflow_id, run.execution.run_id)
+    event = await close_event(temporal, workflow_id, run.execution.run_id)
     result, failure = await temporal.outcome(event)
     answer = WorkflowExecutionResponse(workflow_id, run.execution.run_id, STATUS[run.status], result, failure)
     return JSONResponse(answer, status_code=201, headers=headers | REPLAYED)

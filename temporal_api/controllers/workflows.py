@@ -27,6 +27,7 @@ from temporal_api.controllers.addressing import (
 from temporal_api.errors import Problem, responses
 from temporal_api.requests import NOT_MODIFIED, JSONResponse, unchanged
 from temporal_api.temporal import RUNNING, STATUS, FailureInfo, TemporalClient, seconds_between
+from temporal_api.temporal.history import close_event
 from temporal_api.waiting import IfNoneMatch, Prefer, applied, changes, etag, preferred_wait
 
 # Fields of answers, with the examples that the documentation shows.
@@ -140,7 +141,7 @@ class WorkflowController(Controller):
             return unchanged(headers)
         closed = run.status != RUNNING
         result, failure = await temporal.outcome(
-            await temporal.close_event(workflow_id, run.execution.run_id) if closed else None
+            await close_event(temporal, workflow_id, run.execution.run_id) if closed else None
         )
         status = WorkflowStatusResponse(
             workflow_id=workflow_id,

@@ -15,24 +15,16 @@ from litestar.datastructures import State
 from litestar.di import NamedDependency, Provide
 from litestar.params import SkipValidation
 from temporalio.api.common.v1 import Memo, Payload, Payloads, WorkflowExecution, WorkflowType
-from temporalio.api.enums.v1 import (
-    HistoryEventFilterType,
-    TaskQueueType,
-    WorkflowExecutionStatus,
-)
-from temporalio.api.errordetails.v1 import (
-    QueryFailedFailure,
-)
+from temporalio.api.enums.v1 import WorkflowExecutionStatus
+from temporalio.api.errordetails.v1 import QueryFailedFailure
 from temporalio.api.failure.v1 import Failure
 from temporalio.api.history.v1 import HistoryEvent
 from temporalio.api.query.v1 import WorkflowQuery
 from temporalio.api.taskqueue.v1 import TaskQueue
 from temporalio.api.workflowservice.v1 import (
     DescribeNamespaceRequest,
-    DescribeTaskQueueRequest,
     DescribeWorkflowExecutionRequest,
     DescribeWorkflowExecutionResponse,
-    GetWorkflowExecutionHistoryRequest,
     QueryWorkflowRequest,
     SignalWithStartWorkflowExecutionRequest,
     SignalWorkflowExecutionRequest,
@@ -48,6 +40,7 @@ from temporal_api.errors import Problem
 from temporal_api.settings import Settings
 from temporal_api.temporal.failures import (
     FailureInfo,
+    completed_problem,
     detail_of,
     failure_kind,
     gateway_problem,
@@ -242,21 +235,6 @@ class Temporal:
             run_id,
         )
 
-    async def close_event(self, workflow_id: str, run_id: str) -> HistoryEvent | None:
-        """The last event of a closed run; None while it runs."""
-        response = await self.call(
-            self.service.get_workflow_execution_history,
-            GetWorkflowExecutionHistoryRequest(
-                namespace=self.namespace,
-                execution=WorkflowExecution(workflow_id=workflow_id, run_id=run_id),
-                history_event_filter_type=HistoryEventFilterType.HISTORY_EVENT_FILTER_TYPE_CLOSE_EVENT,
-            ),
-            workflow_id,
-            run_id,
-        )
-        events = response.history.events
-        return events[-1] if events else None
-
     async def values(self, fields: Mapping[str, Payload]) -> dict[str, msgspec.Raw]:
         """Named payloads, a memo's or search attributes, as JSON in the order of their names."""
         decoded = await self.decoded(fields[name] for name in sorted(fields))
@@ -285,13 +263,14 @@ class Temporal:
         try:
             await self.call(self.service.signal_workflow_execution, request, workflow_id, run_id)
         except Problem as problem:
-            if problem.code != "workflow_not_found":
-                raise
-            # "Already completed" has the same status as "does not exist": one describe tells them apart.
-            await self.describe(workflow_id, run_id)
-            raise Problem(
-                "workflow_completed", f"The workflow {workflow_id!r} is closed.", workflow_id=workflow_id, run_id=run_id
-            ) from None
+            raise await self.told_apart(problem, workflow_id, run_id) from problem.__cause__
+
+    async def told_apart(self, problem: Problem, workflow_id: str, run_id: str) -> Problem:
+        """Temporal refuses a closed workflow in the words of an unknown one: one describe tells them apart."""
+        if problem.code != "workflow_not_found":
+            return problem
+        await self.describe(workflow_id, run_id)
+        return completed_problem(workflow_id, run_id)
 
     async def query(self, workflow_id: str, run_id: str, name: str, args: Iterable[object]) -> msgspec.Raw:
         """Ask a worker.
@@ -357,18 +336,6 @@ class Temporal:
     async def check(self) -> None:
         """Temporal answers and the namespace exists, or Problem."""
         await self.call(self.service.describe_namespace, DescribeNamespaceRequest(namespace=self.namespace))
-
-    async def has_pollers(self, task_queue: str) -> bool:
-        """Whether a worker has asked this queue for workflow tasks in the last minutes."""
-        response = await self.call(
-            self.service.describe_task_queue,
-            DescribeTaskQueueRequest(
-                namespace=self.namespace,
-                task_queue=TaskQueue(name=task_queue),
-                task_queue_type=TaskQueueType.TASK_QUEUE_TYPE_WORKFLOW,
-            ),
-        )
-        return bool(response.pollers)
 
 
 def seconds_between(start: Timestamp, end: Timestamp) -> float:

@@ -91,6 +91,13 @@ def gateway_problem(code: str, workflow_id: str | None) -> Problem:
     return Problem(code, _MESSAGES[code], source="gateway", workflow_id=workflow_id)
 
 
+def completed_problem(workflow_id: str, run_id: str) -> Problem:
+    """For a workflow that is there, but closed."""
+    return Problem(
+        "workflow_completed", f"The workflow {workflow_id!r} is closed.", workflow_id=workflow_id, run_id=run_id
+    )
+
+
 def start_problem(problem: Problem) -> Problem:
     """What went wrong with a start, in its own words."""
     cause = problem.__cause__

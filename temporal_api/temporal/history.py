@@ -149,6 +149,12 @@ async def page(
     return Page(list(forward.history.events), forward.next_page_token)
 
 
+async def close_event(temporal: Temporal, workflow_id: str, run_id: str) -> HistoryEvent | None:
+    """The event that closed a run; None while it runs."""
+    found = await page(temporal, workflow_id, run_id, closing_only=True)
+    return found.events[-1] if found.events else None
+
+
 async def closing_event(temporal: Temporal, workflow_id: str, run_id: str) -> HistoryEvent:
     """The event that closes a run, however long that takes."""
     token = b""

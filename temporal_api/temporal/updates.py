@@ -42,13 +42,6 @@ class Update(msgspec.Struct, frozen=True):
     result: msgspec.Raw | None
 
 
-def completed(workflow_id: str, run_id: str) -> Problem:
-    """For a workflow that is there, but closed."""
-    return Problem(
-        "workflow_completed", f"The workflow {workflow_id!r} is closed.", workflow_id=workflow_id, run_id=run_id
-    )
-
-
 async def start(
     temporal: Temporal, workflow_id: str, run_id: str, update_id: str, name: str, args: Iterable[object]
 ) -> Update:
@@ -61,15 +54,12 @@ async def start(
     rpc = temporal.workers.attended(_until_accepted(temporal.service.update_workflow_execution), workflow_id, run_id)
     try:
         return await _update(temporal, workflow_id, update_id, await temporal.call(rpc, request, workflow_id, run_id))
-    except Problem as problem:
-        if problem.code == "workflow_not_found":
-            # "Already completed" has the same status as "does not exist": one describe tells them apart.
-            await temporal.describe(workflow_id, run_id)
-            problem = completed(workflow_id, run_id)
+    except Problem as refused:
+        problem = await temporal.told_apart(refused, workflow_id, run_id)
         problem.details["update_id"] = update_id
         if problem.status in (503, 504):
             problem.message += " The update may still happen: sent again with the same update_id, it happens once."
-        raise problem from problem.__cause__
+        raise problem from refused.__cause__
 
 
 async def with_start(
