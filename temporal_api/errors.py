@@ -10,13 +10,14 @@ Everything that fails on purpose raises `Problem(code, message)`; the code decid
 import logging
 from collections.abc import Iterable, Mapping
 from http import HTTPStatus
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 from litestar import Request, Response
 from litestar.exceptions import HTTPException, InternalServerException, NotFoundException
 from litestar.openapi.datastructures import ResponseSpec
 from litestar.openapi.spec import Example
+from msgspec import Meta
 
 PROBLEM_JSON = "application/problem+json"
 
@@ -89,15 +90,18 @@ class FieldError(msgspec.Struct):
     message: str
 
 
-class ProblemDetails(msgspec.Struct, omit_defaults=False):
+_FIELD_ERRORS = {"type": "array", "items": {"$ref": "#/components/schemas/FieldError"}}
+
+
+class ProblemDetails(msgspec.Struct):
     """The body of every error answer (`application/problem+json`, RFC 9457)."""
 
     title: str
     status: int
     error: str
     message: str
-    details: dict[str, Any]
-    request_id: str | None = None
+    details: Annotated[dict[str, Any], Meta(extra_json_schema={"properties": {"errors": _FIELD_ERRORS}})]
+    request_id: str | None
 
 
 class Problem(Exception):  # noqa: N818 - RFC 9457's word

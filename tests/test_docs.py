@@ -68,8 +68,7 @@ def examples(body: dict[str, Any]) -> Iterator[tuple[type[msgspec.Struct], Any]]
         if kind == "text/event-stream":
             assert {"type": "string"} == content["schema"]
             continue
-        schema = content["schema"].get("oneOf", [content["schema"]])[0]
-        struct = STRUCTS[schema["$ref"].removeprefix("#/components/schemas/")]
+        struct = STRUCTS[content["schema"]["$ref"].removeprefix("#/components/schemas/")]
         values = [example["value"] for example in content["examples"].values()] if "examples" in content else []
         for value in values or [content["example"]]:
             yield struct, value
@@ -194,6 +193,7 @@ async def test_every_parameter_is_declared_and_described(contract: dict[str, Any
         for parameter in parameters:
             assert isinstance(parameter["schema"]["type"], str), (path, parameter)
             assert None not in parameter["schema"].get("enum", ())
+            assert parameter["schema"].get("default") != ""
 
 
 async def test_schemas_resolve_and_none_is_degenerate(contract: dict[str, Any]) -> None:
@@ -229,6 +229,35 @@ async def test_every_body_is_described_and_requests_are_closed(contract: dict[st
         # What we write may grow; what Temporal's codec protocol sends is Temporal's.
         is_open = name not in sent or name.startswith("Codec")
         assert is_open == (schema.get("additionalProperties") is not False), name
+
+
+async def test_generators_of_clients_are_not_misled(contract: dict[str, Any]) -> None:
+    """No default, which makes a field required; no object without fields, which is an empty one; no nameless choice."""
+    schemas = contract["components"]["schemas"]
+    for name, schema in schemas.items():
+        for field in schema["properties"].values():
+            assert "default" not in field, name
+            assert field.get("type") != "object" or "additionalProperties" in field, name
+            assert all("title" in choice for choice in field.get("anyOf", ()) if "enum" in choice), name
+
+    start = schemas["WorkflowExecutionRequest"]
+    assert ["workflow_type"] == start["required"]
+    assert "Default: `3600`." == start["properties"]["execution_timeout_seconds"]["description"]
+    assert "description" not in start["properties"]["memo"]
+    details = schemas["ProblemDetails"]["properties"]["details"]
+    assert {"$ref": "#/components/schemas/FieldError"} == details["properties"]["errors"]["items"]
+
+
+async def test_an_answer_requires_every_field_that_it_always_holds(contract: dict[str, Any]) -> None:
+    """Only a field that is left out of some answers is optional."""
+    schemas = contract["components"]["schemas"]
+    sent = named_in([operation.get("requestBody") for _, operation in operations(contract)], schemas)
+    answered = named_in([answer for _, _, answer in answers(contract)], schemas) - sent
+
+    assert {"ProblemDetails", "WorkflowResultResponse", "WorkflowStatusResponse", "FailureInfo"} <= answered
+    for name in answered:
+        if not STRUCTS[name].__struct_config__.omit_defaults:
+            assert set(schemas[name]["properties"]) == set(schemas[name]["required"]), name
 
 
 async def test_bounds_are_told_as_they_are_enforced(contract: dict[str, Any]) -> None:

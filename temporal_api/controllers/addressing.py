@@ -11,7 +11,9 @@ from temporal_api.controllers import order_runs
 from temporal_api.errors import Problem, invalid
 
 NonEmpty = Annotated[str, Meta(min_length=1, max_length=1000)]
-PathId = Annotated[str, PathParameter(description="The workflow's id, percent-encoded: a slash is %2F.")]
+PathId = Annotated[
+    str, PathParameter(description="The workflow's id. In the URL it is percent-encoded: a slash is %2F.")
+]
 RunId = Annotated[
     str,
     QueryParameter(

@@ -22,7 +22,7 @@ from litestar.types import ControllerRouterHandler
 from msgspec import Meta
 
 from temporal_api import __version__
-from temporal_api.errors import PROBLEM_JSON, on_no_file
+from temporal_api.errors import PROBLEM_JSON, FieldError, on_no_file
 
 TITLE = "Temporal Enterprise API"
 
@@ -147,15 +147,18 @@ def _make_contract(app: Litestar) -> dict[str, Any]:
     # Litestar's own descriptions of structs lack docstrings, half of the bounds, and that no other field may come.
     structs, scopes = _structs(_handlers(app)), _scopes(_handlers(app))
     schemas.update(msgspec.json.schema_components(structs, ref_template="#/components/schemas/{name}")[1])
+    for name, field in (field for schema in schemas.values() for field in schema.get("properties", {}).items()):
+        _for_generators(name, field)
     document["paths"] = dict(sorted(document["paths"].items()))
     for item in document["paths"].values():
         for operation in item.values():
             if "security" in operation:
                 operation["security"] = [{"bearer": [scope]} for scope in scopes[operation["operationId"]]]
             if body := operation.get("requestBody"):
-                _add_example(body, schemas)
                 schema = body["content"]["application/json"]["schema"]
                 body["required"] = {"type": "null"} not in schema.get("oneOf", ())
+                _forbid_null(schema)
+                _add_example(body, schemas)
             for parameter in operation.get("parameters", ()):
                 _forbid_null(parameter["schema"])
             operation["responses"] = dict(sorted(operation["responses"].items()))
@@ -166,8 +169,24 @@ def _make_contract(app: Litestar) -> dict[str, Any]:
     return document  # type: ignore[no-any-return]
 
 
+def _for_generators(name: str, field: Any) -> None:
+    """What generators of clients would misread, said in another way."""
+    # Of a default they make a field that every request must hold, and that every answer is said to hold.
+    default = msgspec.json.encode(field.pop("default", None)).decode()
+    if default not in ("null", '""', "[]", "{}"):
+        field["description"] = f"{field.get('description', '')} Default: `{default}`.".lstrip()
+    # An object that does not name its fields is to them one without any; a nameless choice they call "type 0".
+    if field.get("type") == "object":
+        field.setdefault("additionalProperties", {})
+    for choice in field.get("anyOf", ()):
+        if "enum" in choice:
+            choice["title"] = name
+
+
 def _forbid_null(schema: Any) -> None:
-    """A parameter that is left out is not null."""
+    """A parameter or a body that is left out is not null, and a parameter not the empty text either."""
+    if schema.get("default") == "":
+        del schema["default"]
     if {"type": "null"} in schema.get("oneOf", ()):
         schema.update(schema.pop("oneOf")[0])
     if isinstance(schema.get("type"), list):
@@ -201,8 +220,8 @@ def _handlers(app: Litestar) -> Iterator[HTTPRouteHandler]:
 
 
 def _structs(handlers: Iterable[HTTPRouteHandler]) -> set[Any]:
-    """Every struct that an operation takes or answers."""
-    structs: set[Any] = set()
+    """Every struct that an operation takes or answers, and the one in the details of a problem."""
+    structs: set[Any] = {FieldError}
     for handler in handlers:
         signature = handler.parsed_fn_signature
         for field in (signature.return_type, signature.parameters.get("data", signature.return_type)):
@@ -255,7 +274,7 @@ def _example(schema: Any, schemas: dict[str, Any]) -> Any:
     return {
         name: _example(field, schemas)
         for name, field in schema["properties"].items()
-        if name in schema["required"] or "examples" in field
+        if name in schema.get("required", ()) or "examples" in field
     }
 
 

@@ -203,7 +203,7 @@ class OrderController(Controller):
         temporal: TemporalClient,
         last_event_id: LastEventId = None,
     ) -> EventStream:
-        """Server-sent events: `status` at each change, from the first one on, then `done`."""
+        """Server-sent events: `status` (`status`, `reason`) at each change, from the first one on, then `done`."""
         run_id, seen = resume(last_event_id)
         _, run = await read_order(temporal, user, order_id)
         if seen > run.history_length or run_id not in ("", run.execution.run_id):

@@ -53,7 +53,9 @@ UpdateKey = Annotated[
         "also after the workflow has closed. 1 to 255 visible ASCII characters.",
     ),
 ]
-PathUpdateId = Annotated[str, PathParameter(description="The update's id, percent-encoded: a slash is %2F.")]
+PathUpdateId = Annotated[
+    str, PathParameter(description="The update's id. In the URL it is percent-encoded: a slash is %2F.")
+]
 
 
 class UpdateRequest(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):

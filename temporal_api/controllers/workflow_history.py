@@ -30,8 +30,8 @@ class WorkflowResultResponse(msgspec.Struct):
     run_id: str
     status: str
     result: Raw
-    failure: FailureInfo | None = None
-    new_run_id: str | None = None
+    failure: FailureInfo | None
+    new_run_id: str | None
 
 
 class WorkflowPendingResponse(msgspec.Struct):
@@ -106,7 +106,10 @@ class WorkflowHistoryController(Controller):
         temporal: TemporalClient,
         run_id: RunId = "",
         order: Annotated[Literal["forward", "reverse"], QueryParameter(description="From which end.")] = "forward",
-        page_size: Annotated[int, QueryParameter(ge=1, le=1000, description="Events a page, at most.")] = 100,
+        page_size: Annotated[
+            int,
+            QueryParameter(ge=1, le=1000, description="Events a page; a few more where Temporal wrote some at once."),
+        ] = 100,
         page_token: Annotated[str, QueryParameter(description="`next_page_token` of the page before.")] = "",
     ) -> HistoryResponse:
         """Payloads are decoded. A page token is good for this workflow, run and order only."""
@@ -136,7 +139,10 @@ class WorkflowHistoryController(Controller):
         run_id: RunId = "",
         last_event_id: LastEventId = None,
     ) -> EventStream:
-        """Server-sent events: `history` for each event, then `done`. Continue-as-new is followed, unless pinned."""
+        """Server-sent events: `history`, each an `Event` as in the history, then `done` with `run_id` and `status`.
+
+        Continue-as-new is followed, unless pinned.
+        """
         check_reserved(user, workflow_id)
         run, seen = resume(last_event_id)
         if run and run_id not in ("", run):
