@@ -3,6 +3,7 @@
 import asyncio
 import uuid
 from collections.abc import AsyncIterator
+from datetime import timedelta
 from typing import Any
 
 import httpx
@@ -260,6 +261,22 @@ async def test_a_key_starts_once(alice: httpx.AsyncClient, queue: str) -> None:
     assert 1 == len({answer.json()["run_id"] for answer in answers})
     assert 19 == sum(answer.headers.get("idempotent-replayed") == "true" for answer in answers)
     assert ("COMPLETED", ended.json()["result"]) == (replay.json()["status"], replay.json()["result"])
+
+
+async def test_a_replay_of_what_runs_is_answered_as_a_start_is(alice: httpx.AsyncClient, queue: str) -> None:
+    """At once with the run that is there; with `Prefer: wait` when it has ended, if that is in time."""
+    body = {"workflow_type": "collect", "task_queue": queue, "input_data": 1}
+    key = {"Idempotency-Key": str(uuid.uuid4())}
+    first = await alice.post(START, json=body, headers=key)
+    replay = await alice.post(START, json=body, headers=key)
+    waiting = asyncio.create_task(alice.post(START, json=body, headers={**key, "Prefer": "wait=20"}))
+    await alice.post(f"{first.headers['location']}/signal", json={"signal_name": "send", "signal_input": 7})
+    waited = await waiting
+
+    assert (201, first.json(), "true") == (replay.status_code, replay.json(), replay.headers["idempotent-replayed"])
+    assert replay.elapsed < timedelta(seconds=2)
+    assert (201, "COMPLETED", [[7]]) == (waited.status_code, waited.json()["status"], waited.json()["result"])
+    assert ("true", "wait=20") == (waited.headers["idempotent-replayed"], waited.headers["preference-applied"])
 
 
 async def test_a_key_is_bound_to_its_body_and_its_caller(alice: httpx.AsyncClient, queue: str) -> None:

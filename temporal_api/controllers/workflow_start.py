@@ -1,6 +1,7 @@
 """Starting workflows: every option of Temporal's start, a signal in the same call, an idempotency key, a wait."""
 
 import uuid
+from collections.abc import Coroutine
 from datetime import datetime
 from typing import Annotated, Any, Literal
 
@@ -17,12 +18,11 @@ from temporal_api import idempotency
 from temporal_api.auth import CurrentUser, User
 from temporal_api.controllers import order_runs
 from temporal_api.controllers.addressing import Argument, Arguments, NonEmpty, arguments, location
-from temporal_api.controllers.workflow_history import RETRY_AFTER_SECONDS, ended
+from temporal_api.controllers.workflow_history import RETRY_AFTER_SECONDS, WorkflowResultResponse, ended
 from temporal_api.errors import Problem, invalid, responses
 from temporal_api.idempotency import REPLAYED, IdempotencyKey, check_key, check_same, derived_id, fingerprint
 from temporal_api.requests import JSONResponse
-from temporal_api.temporal import STATUS, FailureInfo, Started, TemporalClient, updates
-from temporal_api.temporal.history import close_event
+from temporal_api.temporal import RUNNING, FailureInfo, Started, TemporalClient, updates
 from temporal_api.temporal.payloads import typed_payload
 from temporal_api.waiting import Prefer, applied, preferred_wait
 
@@ -189,7 +189,8 @@ class WorkflowStartController(Controller):
         )
         _add_options(start, data)
         headers = {"Location": location(workflow_id)}
-        update = None
+        update = end = None
+        closed = False
         try:
             if data.signal is not None:
                 names = ("signal.signal_input", "signal.signal_args")
@@ -202,13 +203,17 @@ class WorkflowStartController(Controller):
         except Problem as problem:
             if key is None or problem.code != "workflow_already_exists":
                 raise
-            return await _replay(temporal, workflow_id, key, data, headers)
-        end = None
+            run, closed = await _replayed(temporal, workflow_id, key, data)
+            headers |= REPLAYED
+
+        def ended_later() -> Coroutine[Any, Any, WorkflowResultResponse]:
+            return ended(temporal, state.waits, workflow_id, run.run_id, follow=True)
+
         seconds = 0 if state.waits.full else seconds
-        if update is None:
-            end = await state.waits.within(
-                seconds, lambda: ended(temporal, state.waits, workflow_id, run.run_id, follow=True), already_done=True
-            )
+        if closed:
+            end = await ended_later()
+        elif update is None:
+            end = await state.waits.within(seconds, ended_later, already_done=True)
         headers |= applied(seconds)
         if end is None:
             answer = WorkflowExecutionResponse(workflow_id, run.run_id, "RUNNING", Raw(b"null"), update=update)
@@ -289,13 +294,10 @@ async def _update_with_start(
     return run, StartedUpdate(update_id, "COMPLETED", update.result)
 
 
-async def _replay(
-    temporal: TemporalClient, workflow_id: str, key: str, data: WorkflowExecutionRequest, headers: dict[str, str]
-) -> JSONResponse[WorkflowExecutionResponse]:
-    """The run that this key has started, as it is now."""
+async def _replayed(
+    temporal: TemporalClient, workflow_id: str, key: str, data: WorkflowExecutionRequest
+) -> tuple[Started, bool]:
+    """The run that this key has started, and whether it is closed."""
     run = (await temporal.describe(workflow_id)).workflow_execution_info
     check_same(key, data, await temporal.memo(run.memo, idempotency.MEMO, str))
-    event = await close_event(temporal, workflow_id, run.execution.run_id)
-    result, failure = await temporal.outcome(event)
-    answer = WorkflowExecutionResponse(workflow_id, run.execution.run_id, STATUS[run.status], result, failure)
-    return JSONResponse(answer, status_code=201, headers=headers | REPLAYED)
+    return Started(run.execution.run_id, new=True), run.status != RUNNING
