@@ -13,6 +13,7 @@ from litestar import Litestar, Router
 from litestar.config.cors import CORSConfig
 from litestar.datastructures import State
 from litestar.middleware import DefineMiddleware
+from litestar.routes import HTTPRoute
 
 from temporal_api import __version__, temporal
 from temporal_api.auth import USER, Authenticate, Verifier
@@ -70,6 +71,9 @@ def create_app(settings: Settings) -> Litestar:
         logging_config=None,  # observe.py logs requests, errors.py logs defects
         state=State({"settings": settings, "metrics": metrics, "page_tokens": PageTokens(settings)}),
     )
+    for route in app.routes:
+        if isinstance(route, HTTPRoute):
+            _list_all_methods(route)
     app.asgi_handler = Observe(app.asgi_handler, metrics)
     return app
 
@@ -91,6 +95,15 @@ def _connected(settings: Settings, metrics: Metrics) -> Callable[[Litestar], Abs
             await asyncio.sleep(0.1)
 
     return lifespan
+
+
+def _list_all_methods(route: HTTPRoute) -> None:
+    """Answer OPTIONS: where controllers share a path, Litestar 2 lists those of the first only (its issue 4169)."""
+
+    async def options(_: object) -> JSONResponse[None]:
+        return JSONResponse(None, status_code=204, headers={"Allow": ", ".join(sorted(route.methods))})
+
+    route.route_handler_map["OPTIONS"][0].before_request = options
 
 
 def _cors(settings: Settings) -> CORSConfig | None:

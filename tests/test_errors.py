@@ -276,6 +276,13 @@ async def test_options_lists_the_methods(http: httpx.AsyncClient) -> None:
     assert {"GET", "OPTIONS"} <= {name.strip() for name in response.headers["allow"].split(",")}
 
 
+async def test_options_lists_the_methods_of_all_controllers(alice: httpx.AsyncClient, settings: Settings) -> None:
+    """Each path's own, also where several controllers share it."""
+    for path, methods in paths(settings).items():
+        response = await alice.options(path)
+        assert (204, methods) == (response.status_code, set(response.headers["allow"].split(", "))), path
+
+
 async def raw(base_url: str, text: str) -> bytes:
     """All that the service sends in answer to these bytes, until it closes."""
     url = httpx.URL(base_url)
