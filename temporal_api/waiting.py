@@ -6,8 +6,8 @@ Whatever waits here ends by itself when its caller goes away, when its time is o
 import asyncio
 import re
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Hashable
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncGenerator, Callable, Coroutine, Hashable, Iterator
+from contextlib import contextmanager, suppress
 from typing import Annotated, Any, TypeVar
 
 import msgspec
@@ -65,16 +65,13 @@ class Waits:
         """No more may wait now."""
         return self._open >= self._limit
 
-    def check(self) -> None:
-        """Raises Problem: `too_many_waits`, `shutting_down`."""
+    @contextmanager
+    def slot(self) -> Iterator[None]:
+        """One place among the open waits. Raises Problem: `too_many_waits`, `shutting_down`."""
         if self.draining.is_set():
             raise Problem("shutting_down", "This replica is ending; ask again, another one will answer.")
         if self.full:
             raise Problem("too_many_waits", "Too many callers wait here; try again, or ask without waiting.")
-
-    @asynccontextmanager
-    async def slot(self) -> AsyncIterator[None]:
-        """One place among the open waits."""
         self._open += 1
         try:
             yield
@@ -82,23 +79,30 @@ class Waits:
             self._open -= 1
 
     async def within(
-        self, seconds: float, work: Callable[[], Coroutine[Any, Any, T]], *, already_done: bool = False
+        self,
+        request: Request[Any, Any, Any],
+        seconds: float,
+        work: Callable[[], Coroutine[Any, Any, T]],
+        *,
+        already_done: bool = False,
     ) -> T | None:
-        """What the work gives, or None (and it is cancelled) when the time is over or the service ends.
+        """What the work gives; None (and it is cancelled) when the time is over, the service ends or the caller goes.
 
         Raises Problem `too_many_waits`, unless something was `already_done` that a refusal now would lose.
         """
         if not seconds or self.draining.is_set() or (already_done and self.full):
             return None
-        self.check()
-        async with self.slot():
+        with self.slot():
             task = asyncio.ensure_future(work())
             ending = asyncio.ensure_future(self.draining.wait())
+            gone = asyncio.ensure_future(_gone(request.receive))
             try:
-                await asyncio.wait({task, ending}, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+                await asyncio.wait({task, ending, gone}, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+                if gone.done():
+                    request.scope["gone"] = True  # type: ignore[typeddict-unknown-key] # for the log
                 return task.result() if task.done() else None
             finally:
-                await cancel(task, ending)
+                await cancel(task, ending, gone)
 
     async def shared(self, key: Hashable, make: Callable[[], Coroutine[Any, Any, T]]) -> T:
         """What the work of that key gives; callers at the same time share one, which ends with the last of them."""
@@ -120,12 +124,18 @@ def etag(run: WorkflowExecutionInfo) -> str:
     return f'W/"{run.execution.run_id}-{run.state_transition_count}"'
 
 
-async def changes(waits: Waits, feeds: Feeds, run: WorkflowExecutionInfo, known: str | None, seconds: float) -> bool:
+async def changes(
+    request: Request[Any, Any, Any], run: WorkflowExecutionInfo, known: str | None, seconds: float
+) -> bool:
     """Whether a run that the caller knows as it is now changes within the time; False at once when there is no wait."""
+    waits: Waits = request.app.state.waits
+    feeds: Feeds = request.app.state.feeds
     if not seconds or known != etag(run) or run.close_time.seconds:
         return False
     execution, length = run.execution, run.history_length
-    return bool(await waits.within(seconds, lambda: feeds.changed(execution.workflow_id, execution.run_id, length)))
+    return bool(
+        await waits.within(request, seconds, lambda: feeds.changed(execution.workflow_id, execution.run_id, length))
+    )
 
 
 async def cancel(*tasks: asyncio.Future[Any]) -> None:
@@ -157,7 +167,6 @@ class EventStream(Response[bytes]):
     """Server-sent events, until they end, the token ends, the service ends or the client goes: then all is freed."""
 
     def __init__(self, waits: Waits, events: AsyncGenerator[bytes, None], expires_at: float) -> None:
-        waits.check()
         self._waits = waits
         self._events = events
         self._expires_at = expires_at
@@ -170,6 +179,10 @@ class EventStream(Response[bytes]):
         return self._stream
 
     async def _stream(self, scope: Scope, receive: Receive, send: Send) -> None:
+        with self._waits.slot():  # before the headers: who gets no place gets a plain 503
+            await self._send_events(receive, send)
+
+    async def _send_events(self, receive: Receive, send: Send) -> None:
         headers = [
             (b"content-type", b"text/event-stream"),
             (b"cache-control", b"no-cache"),
@@ -185,24 +198,25 @@ class EventStream(Response[bytes]):
         following = asyncio.ensure_future(anext(self._events, None))
         chunk: bytes | None = _RETRY
         try:
-            async with self._waits.slot():
-                while chunk is not None:
-                    await send({"type": "http.response.body", "body": chunk, "more_body": True})
-                    left = self._expires_at - time.time()
-                    await asyncio.wait(
-                        {gone, ending, following},
-                        timeout=max(0, min(KEEP_ALIVE_SECONDS, left)),
-                        return_when=asyncio.FIRST_COMPLETED,
-                    )
-                    if gone.done():
-                        return
-                    if following.done():
-                        chunk = self._result(following)
-                        following = asyncio.ensure_future(anext(self._events, None))
-                    else:
-                        chunk = None if ending.done() or time.time() >= self._expires_at else _COMMENT
-                # The client comes back by itself: to another replica, or with a new token.
-                await send({"type": "http.response.body", "body": _RETRY, "more_body": False})
+            while chunk is not None:
+                await send({"type": "http.response.body", "body": chunk, "more_body": True})
+                left = self._expires_at - time.time()
+                await asyncio.wait(
+                    {gone, ending, following},
+                    timeout=max(0, min(KEEP_ALIVE_SECONDS, left)),
+                    return_when=asyncio.FIRST_COMPLETED,
+                )
+                if gone.done():
+                    return
+                if ending.done() or time.time() >= self._expires_at:
+                    break
+                if following.done():
+                    chunk = self._result(following)
+                    following = asyncio.ensure_future(anext(self._events, None))
+                else:
+                    chunk = _COMMENT
+            # The client comes back by itself: to another replica, or with a new token.
+            await send({"type": "http.response.body", "body": _RETRY, "more_body": False})
         finally:
             await cancel(gone, ending, following)
             await self._events.aclose()

@@ -855,6 +855,8 @@ def run(attempt: int = 1, status: str = "RUNNING") -> DescribeWorkflowExecutionR
     response.workflow_execution_info.task_queue = "q"
     response.workflow_execution_info.status = WorkflowExecutionStatus.Value(f"WORKFLOW_EXECUTION_STATUS_{status}")
     response.pending_workflow_task.attempt = attempt
+    if status != "RUNNING":
+        response.workflow_execution_info.close_time.GetCurrentTime()
     return response
 
 

@@ -13,7 +13,7 @@ from temporalio.api.workflow.v1 import WorkflowExecutionInfo
 
 from temporal_api.auth import User
 from temporal_api.errors import Problem
-from temporal_api.temporal import COMPLETED, RUNNING, STATUS, Temporal
+from temporal_api.temporal import COMPLETED, STATUS, Temporal, is_open
 from temporal_api.temporal.history import CLOSING, Feeds
 from temporal_api.waiting import sse
 
@@ -94,7 +94,7 @@ async def _kept(temporal: Temporal, run: WorkflowExecutionInfo) -> StatusMemo:
 
 def _unsaid(run: WorkflowExecutionInfo, kept: StatusMemo) -> StatusMemo | None:
     """How an order ended whose run did not say so: terminated, timed out, or of a worker that keeps no memo."""
-    if run.status == RUNNING or kept.status in ("delivered", "cancelled"):
+    if is_open(run) or kept.status in ("delivered", "cancelled"):
         return None
     return StatusMemo("delivered") if run.status == COMPLETED else StatusMemo("cancelled", STATUS[run.status])
 

@@ -33,7 +33,7 @@ from temporal_api.errors import Problem, invalid, responses
 from temporal_api.idempotency import REPLAYED, IdempotencyKey, check_key, check_same, derived_id, fingerprint
 from temporal_api.money import Price, check_price, exact
 from temporal_api.requests import NOT_MODIFIED, JSONResponse, unchanged
-from temporal_api.temporal import RUNNING, STATUS, TemporalClient, seconds_between
+from temporal_api.temporal import STATUS, TemporalClient, is_open, seconds_between
 from temporal_api.temporal.history import close_event
 from temporal_api.waiting import (
     EventStream,
@@ -173,13 +173,13 @@ class OrderController(Controller):
         """
         seconds = preferred_wait(request, state.settings.max_wait_seconds) if if_none_match else 0
         order, run = await read_order(temporal, user, order_id)
-        if await changes(state.waits, state.feeds, run, if_none_match, seconds):
+        if await changes(request, run, if_none_match, seconds):
             order, run = await read_order(temporal, user, order_id)
         headers = {"ETag": etag(run), **applied(seconds)}
         if headers["ETag"] == if_none_match:
             return unchanged(headers)
         lasted, event = None, None
-        if run.status != RUNNING:
+        if not is_open(run):
             lasted = seconds_between(run.start_time, run.close_time)
             event = await close_event(temporal, order.workflow_id, run.execution.run_id)
         result, _ = await temporal.outcome(event)

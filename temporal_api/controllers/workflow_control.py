@@ -34,9 +34,9 @@ from temporal_api.controllers.workflow_history import RETRY_AFTER_SECONDS
 from temporal_api.errors import Problem, invalid, responses
 from temporal_api.idempotency import check_key
 from temporal_api.requests import JSONResponse
-from temporal_api.temporal import RUNNING, TemporalClient, updates
+from temporal_api.temporal import TemporalClient, is_open, updates
 from temporal_api.temporal.failures import completed_problem
-from temporal_api.temporal.history import page
+from temporal_api.temporal.history import pages
 from temporal_api.temporal.updates import Update
 from temporal_api.waiting import Prefer, applied, preferred_wait
 
@@ -184,7 +184,7 @@ class WorkflowControlController(Controller):
         if update.result is None:
             left = max(0, until - now())
             seconds = 0 if state.waits.full else seconds
-            done = await state.waits.within(left, lambda: updates.done(temporal, update), already_done=True)
+            done = await state.waits.within(request, left, lambda: updates.done(temporal, update), already_done=True)
             update = done or update
         return _answer(update, seconds)
 
@@ -221,7 +221,7 @@ class WorkflowControlController(Controller):
         seconds = preferred_wait(request, state.settings.max_wait_seconds)
         update = await updates.find(temporal, workflow_id, run_id, update_id)
         if update.result is None:
-            update = await state.waits.within(seconds, lambda: updates.done(temporal, update)) or update
+            update = await state.waits.within(request, seconds, lambda: updates.done(temporal, update)) or update
         return _answer(update, seconds)
 
     @post(
@@ -243,7 +243,7 @@ class WorkflowControlController(Controller):
         """Its code decides what it does about it, and may clean up first; to end it at once, terminate it."""
         check_reserved(user, workflow_id)
         # Temporal says yes to a closed one too.
-        if (await temporal.describe(workflow_id, run_id)).workflow_execution_info.status != RUNNING:
+        if not is_open((await temporal.describe(workflow_id, run_id)).workflow_execution_info):
             raise completed_problem(workflow_id, run_id)
         await temporal.call(
             temporal.service.request_cancel_workflow_execution,
@@ -385,12 +385,8 @@ def _answer(update: Update, waited: float) -> JSONResponse[UpdateResponse]:
 
 async def _task_end(temporal: TemporalClient, run: WorkflowExecution, *, backward: bool) -> int:
     """The event that ends the run's first workflow task, or its last."""
-    token = b""
-    while True:
-        found = await page(temporal, run.workflow_id, run.run_id, token=token, reverse=backward)
+    async for found in pages(temporal, run.workflow_id, run.run_id, reverse=backward):
         for event in found.events:
             if event.event_type == EventType.EVENT_TYPE_WORKFLOW_TASK_COMPLETED:
                 return event.event_id
-        token = found.token
-        if not token:
-            raise invalid("to", "Expected a run with a workflow task that was completed; this one has none")
+    raise invalid("to", "Expected a run with a workflow task that was completed; this one has none")

@@ -1,7 +1,7 @@
 """What a workflow did and gave back: its result, its history in pages, and its history live."""
 
 import functools
-from collections.abc import AsyncGenerator, Coroutine
+from collections.abc import AsyncGenerator
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -16,8 +16,17 @@ from temporal_api.auth import CurrentUser, User
 from temporal_api.controllers.addressing import PathId, RunId, check_reserved
 from temporal_api.errors import invalid, responses
 from temporal_api.requests import JSONResponse
-from temporal_api.temporal import RUNNING, FailureInfo, TemporalClient
-from temporal_api.temporal.history import CLOSING, Event, Feeds, closing_event, event_json, next_run, page
+from temporal_api.temporal import STATUS, FailureInfo, Temporal, TemporalClient, is_open
+from temporal_api.temporal.history import (
+    CLOSING,
+    Event,
+    Feeds,
+    close_event,
+    closing_event,
+    event_json,
+    listed,
+    next_run,
+)
 from temporal_api.waiting import EventStream, LastEventId, Prefer, Waits, applied, preferred_wait, resume, sse
 
 RETRY_AFTER_SECONDS = "2"
@@ -80,12 +89,16 @@ class WorkflowHistoryController(Controller):
         seconds = preferred_wait(request, state.settings.max_wait_seconds)
         run = (await temporal.describe(workflow_id, run_id)).workflow_execution_info
 
-        def ended_later() -> Coroutine[Any, Any, WorkflowResultResponse]:
-            return ended(temporal, state.waits, workflow_id, run.execution.run_id, follow=not run_id)
-
-        end = await (ended_later() if run.status != RUNNING else state.waits.within(seconds, ended_later))
+        if is_open(run):
+            end = await state.waits.within(
+                request,
+                seconds,
+                lambda: ended(temporal, state.waits, workflow_id, run.execution.run_id, follow=not run_id),
+            )
+        else:
+            end = await end_of(temporal, workflow_id, run.execution.run_id)
         if end is None:
-            pending: Any = WorkflowPendingResponse(workflow_id, run.execution.run_id, "RUNNING")
+            pending: Any = WorkflowPendingResponse(workflow_id, run.execution.run_id, STATUS[run.status])
             return JSONResponse(
                 pending, status_code=202, headers={"Retry-After": RETRY_AFTER_SECONDS, **applied(seconds)}
             )
@@ -106,20 +119,18 @@ class WorkflowHistoryController(Controller):
         temporal: TemporalClient,
         run_id: RunId = "",
         order: Annotated[Literal["forward", "reverse"], QueryParameter(description="From which end.")] = "forward",
-        page_size: Annotated[
-            int,
-            QueryParameter(ge=1, le=1000, description="Events a page; a few more where Temporal wrote some at once."),
-        ] = 100,
+        page_size: Annotated[int, QueryParameter(ge=1, le=1000, description="Events a page, at most.")] = 100,
         page_token: Annotated[str, QueryParameter(description="`next_page_token` of the page before.")] = "",
     ) -> HistoryResponse:
         """Payloads are decoded. A page token is good for this workflow, run and order only."""
         check_reserved(user, workflow_id)
         bound = ("history", workflow_id, run_id, order)
-        token = state.page_tokens.unseal(page_token, *bound)
-        found = await page(temporal, workflow_id, run_id, token=token, size=page_size, reverse=order == "reverse")
+        cursor = state.page_tokens.unseal(page_token, *bound)
+        events, cursor = await listed(
+            temporal, workflow_id, run_id, cursor=cursor, size=page_size, reverse=order == "reverse"
+        )
         return HistoryResponse(
-            [await event_json(temporal, event) for event in found.events],
-            state.page_tokens.seal(found.token, *bound),
+            [await event_json(temporal, event) for event in events], state.page_tokens.seal(cursor, *bound)
         )
 
     @get(
@@ -157,8 +168,19 @@ class WorkflowHistoryController(Controller):
         return EventStream(state.waits, events, user.expires_at)
 
 
+async def end_of(temporal: Temporal, workflow_id: str, run_id: str) -> WorkflowResultResponse:
+    """How a run that is closed has ended."""
+    return await _ended_with(temporal, workflow_id, run_id, await close_event(temporal, workflow_id, run_id))
+
+
+async def _ended_with(temporal: Temporal, workflow_id: str, run_id: str, event: HistoryEvent) -> WorkflowResultResponse:
+    result, failure = await temporal.outcome(event)
+    following = next_run(event) or None
+    return WorkflowResultResponse(workflow_id, run_id, CLOSING[event.event_type], result, failure, following)
+
+
 async def ended(
-    temporal: TemporalClient, waits: Waits, workflow_id: str, run_id: str, *, follow: bool
+    temporal: Temporal, waits: Waits, workflow_id: str, run_id: str, *, follow: bool
 ) -> WorkflowResultResponse:
     """How the run ends, or with `follow` the last of its chain; callers at the same time share the long poll."""
     while True:
@@ -167,14 +189,12 @@ async def ended(
         )
         following = next_run(event)
         if not (follow and following):
-            result, failure = await temporal.outcome(event)
-            status = CLOSING[event.event_type]
-            return WorkflowResultResponse(workflow_id, run_id, status, result, failure, following or None)
+            return await _ended_with(temporal, workflow_id, run_id, event)
         run_id = following
 
 
 async def _stream(
-    temporal: TemporalClient, feeds: Feeds, workflow_id: str, run_id: str, seen: int, length: int, *, follow: bool
+    temporal: Temporal, feeds: Feeds, workflow_id: str, run_id: str, seen: int, length: int, *, follow: bool
 ) -> AsyncGenerator[bytes, None]:
     while True:
         last: HistoryEvent | None = None

@@ -20,7 +20,7 @@ from temporal_api.auth import CurrentUser, User
 from temporal_api.controllers import order_runs
 from temporal_api.errors import FieldError, Problem, invalid, responses
 from temporal_api.requests import JSONResponse
-from temporal_api.temporal import RUNNING, STATUS, TemporalClient, raw_json, seconds_between
+from temporal_api.temporal import STATUS, TemporalClient, is_open, raw_json, seconds_between
 from temporal_api.temporal.visibility import Filters, Status, compiled, counted, listed, parse_time
 
 _Time = Annotated[datetime, Meta(tz=True)]
@@ -169,7 +169,7 @@ def _hidden(user: User) -> str | None:
 
 
 def _summary(run: WorkflowExecutionInfo) -> WorkflowSummary:
-    closed = run.status != RUNNING and run.HasField("close_time")
+    closed = not is_open(run) and run.HasField("close_time")
     return WorkflowSummary(
         workflow_id=run.execution.workflow_id,
         run_id=run.execution.run_id,

@@ -1,7 +1,6 @@
 """Starting workflows: every option of Temporal's start, a signal in the same call, an idempotency key, a wait."""
 
 import uuid
-from collections.abc import Coroutine
 from datetime import datetime
 from typing import Annotated, Any, Literal
 
@@ -18,11 +17,11 @@ from temporal_api import idempotency
 from temporal_api.auth import CurrentUser, User
 from temporal_api.controllers import order_runs
 from temporal_api.controllers.addressing import Argument, Arguments, NonEmpty, arguments, location
-from temporal_api.controllers.workflow_history import RETRY_AFTER_SECONDS, WorkflowResultResponse, ended
+from temporal_api.controllers.workflow_history import RETRY_AFTER_SECONDS, end_of, ended
 from temporal_api.errors import Problem, invalid, responses
 from temporal_api.idempotency import REPLAYED, IdempotencyKey, check_key, check_same, derived_id, fingerprint
 from temporal_api.requests import JSONResponse
-from temporal_api.temporal import RUNNING, FailureInfo, Started, TemporalClient, updates
+from temporal_api.temporal import FailureInfo, Started, TemporalClient, is_open, updates
 from temporal_api.temporal.payloads import typed_payload
 from temporal_api.waiting import Prefer, applied, preferred_wait
 
@@ -197,7 +196,7 @@ class WorkflowStartController(Controller):
                 signal_args = arguments(names, data.signal.signal_input, data.signal.signal_args)
                 run = await temporal.signal_with_start(start, data.signal.signal_name, signal_args)
             elif data.update is not None:
-                run, update = await _update_with_start(temporal, state, start, data.update, seconds)
+                run, update = await _update_with_start(request, temporal, start, data.update, seconds)
             else:
                 run = await temporal.start(start)
         except Problem as problem:
@@ -206,14 +205,16 @@ class WorkflowStartController(Controller):
             run, closed = await _replayed(temporal, workflow_id, key, data)
             headers |= REPLAYED
 
-        def ended_later() -> Coroutine[Any, Any, WorkflowResultResponse]:
-            return ended(temporal, state.waits, workflow_id, run.run_id, follow=True)
-
         seconds = 0 if state.waits.full else seconds
         if closed:
-            end = await ended_later()
+            end = await end_of(temporal, workflow_id, run.run_id)
         elif update is None:
-            end = await state.waits.within(seconds, ended_later, already_done=True)
+            end = await state.waits.within(
+                request,
+                seconds,
+                lambda: ended(temporal, state.waits, workflow_id, run.run_id, follow=True),
+                already_done=True,
+            )
         headers |= applied(seconds)
         if end is None:
             answer = WorkflowExecutionResponse(workflow_id, run.run_id, "RUNNING", Raw(b"null"), update=update)
@@ -279,15 +280,20 @@ def _add_options(start: StartWorkflowExecutionRequest, data: WorkflowExecutionRe
 
 
 async def _update_with_start(
-    temporal: TemporalClient, state: State, start: StartWorkflowExecutionRequest, asked: StartUpdate, seconds: float
+    request: Request[User, Any, Any],
+    temporal: TemporalClient,
+    start: StartWorkflowExecutionRequest,
+    asked: StartUpdate,
+    seconds: float,
 ) -> tuple[Started, StartedUpdate]:
     """The run, and the update when it is done, at the latest after the wait (without `Prefer`, that of any call)."""
     args = arguments(("update.update_input", "update.update_args"), asked.update_input, asked.update_args)
     update_id = asked.update_id or str(uuid.uuid4())
     run, update = await updates.with_start(temporal, start, update_id, asked.update_name, args)
     if update.result is None:
+        state = request.app.state
         wait, accepted = seconds or state.settings.rpc_timeout_seconds, update
-        done = await state.waits.within(wait, lambda: updates.done(temporal, accepted), already_done=True)
+        done = await state.waits.within(request, wait, lambda: updates.done(temporal, accepted), already_done=True)
         update = done or update
     if update.result is None:
         return run, StartedUpdate(update_id, "ACCEPTED", Raw(b"null"))
@@ -300,4 +306,4 @@ async def _replayed(
     """The run that this key has started, and whether it is closed."""
     run = (await temporal.describe(workflow_id)).workflow_execution_info
     check_same(key, data, await temporal.memo(run.memo, idempotency.MEMO, str))
-    return Started(run.execution.run_id, new=True), run.status != RUNNING
+    return Started(run.execution.run_id, new=True), not is_open(run)

@@ -26,7 +26,7 @@ from temporal_api.controllers.addressing import (
 )
 from temporal_api.errors import Problem, responses
 from temporal_api.requests import NOT_MODIFIED, JSONResponse, unchanged
-from temporal_api.temporal import RUNNING, STATUS, FailureInfo, TemporalClient, seconds_between
+from temporal_api.temporal import STATUS, FailureInfo, TemporalClient, is_open, seconds_between
 from temporal_api.temporal.history import close_event
 from temporal_api.waiting import IfNoneMatch, Prefer, applied, changes, etag, preferred_wait
 
@@ -133,13 +133,13 @@ class WorkflowController(Controller):
         check_reserved(user, workflow_id)
         seconds = preferred_wait(request, state.settings.max_wait_seconds) if if_none_match else 0
         found = await temporal.describe(workflow_id, run_id)
-        if await changes(state.waits, state.feeds, found.workflow_execution_info, if_none_match, seconds):
+        if await changes(request, found.workflow_execution_info, if_none_match, seconds):
             found = await temporal.describe(workflow_id, run_id)
         run = found.workflow_execution_info
         headers = {"ETag": etag(run), **applied(seconds)}
         if headers["ETag"] == if_none_match:
             return unchanged(headers)
-        closed = run.status != RUNNING
+        closed = not is_open(run)
         result, failure = await temporal.outcome(
             await close_event(temporal, workflow_id, run.execution.run_id) if closed else None
         )

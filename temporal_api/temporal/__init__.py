@@ -7,13 +7,13 @@ client     the connection, and the calls that handlers make
 
 from temporal_api.temporal.client import (
     COMPLETED,
-    RUNNING,
     STATUS,
     TEMPORAL,
     Started,
     Temporal,
     TemporalClient,
     connect,
+    is_open,
     seconds_between,
 )
 from temporal_api.temporal.failures import FailureInfo
@@ -22,7 +22,6 @@ from temporal_api.temporal.payloads import DATA_CONVERTER, data_converter, raw_j
 __all__ = [
     "COMPLETED",
     "DATA_CONVERTER",
-    "RUNNING",
     "STATUS",
     "TEMPORAL",
     "FailureInfo",
@@ -31,6 +30,7 @@ __all__ = [
     "TemporalClient",
     "connect",
     "data_converter",
+    "is_open",
     "raw_json",
     "seconds_between",
 ]

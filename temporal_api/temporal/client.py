@@ -21,6 +21,7 @@ from temporalio.api.failure.v1 import Failure
 from temporalio.api.history.v1 import HistoryEvent
 from temporalio.api.query.v1 import WorkflowQuery
 from temporalio.api.taskqueue.v1 import TaskQueue
+from temporalio.api.workflow.v1 import WorkflowExecutionInfo
 from temporalio.api.workflowservice.v1 import (
     DescribeNamespaceRequest,
     DescribeWorkflowExecutionRequest,
@@ -67,7 +68,10 @@ class Started(msgspec.Struct, frozen=True):
 
 
 STATUS = {value: name.removeprefix("WORKFLOW_EXECUTION_STATUS_") for name, value in WorkflowExecutionStatus.items()}
-RUNNING = WorkflowExecutionStatus.WORKFLOW_EXECUTION_STATUS_RUNNING
+_OPEN = (
+    WorkflowExecutionStatus.WORKFLOW_EXECUTION_STATUS_RUNNING,
+    WorkflowExecutionStatus.WORKFLOW_EXECUTION_STATUS_PAUSED,
+)
 COMPLETED = WorkflowExecutionStatus.WORKFLOW_EXECUTION_STATUS_COMPLETED
 
 
@@ -336,6 +340,11 @@ class Temporal:
     async def check(self) -> None:
         """Temporal answers and the namespace exists, or Problem."""
         await self.call(self.service.describe_namespace, DescribeNamespaceRequest(namespace=self.namespace))
+
+
+def is_open(run: WorkflowExecutionInfo) -> bool:
+    """It goes on, or will: one that is paused (by newer servers) is not closed either."""
+    return run.status in _OPEN
 
 
 def seconds_between(start: Timestamp, end: Timestamp) -> float:

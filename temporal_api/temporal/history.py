@@ -30,7 +30,13 @@ from temporal_api.temporal.payloads import raw_json
 LONG_POLL_SECONDS = 30.0
 """More than the 20 s after which Temporal answers an empty page."""
 RETRY_SECONDS = 1.0
-BATCHES_HELD = 32
+PAGE_EVENTS = 200
+"""About as many as a page holds that is read here: Temporal counts batches, of the events that it recorded at once."""
+PAGE_BATCHES = 25
+"""A page's most: some ordinary batches. How long the next ones are, nobody knows."""
+EVENTS_AT_ONCE = 100
+"""What a watcher is given at a time: some milliseconds of work, so that no other request waits for it."""
+PAGES_HELD = 32
 """A watcher that is further behind reads the history again instead."""
 
 _ENDS = ("COMPLETED", "FAILED", "TIMED_OUT", "CANCELED", "TERMINATED", "CONTINUED_AS_NEW")
@@ -112,7 +118,7 @@ async def page(
     run_id: str,
     *,
     token: bytes = b"",
-    size: int = 0,
+    batches: int = PAGE_BATCHES,
     reverse: bool = False,
     wait: bool = False,
     closing_only: bool = False,
@@ -123,7 +129,7 @@ async def page(
         backward = await temporal.call(
             temporal.service.get_workflow_execution_history_reverse,
             GetWorkflowExecutionHistoryReverseRequest(
-                namespace=temporal.namespace, execution=execution, maximum_page_size=size, next_page_token=token
+                namespace=temporal.namespace, execution=execution, maximum_page_size=batches, next_page_token=token
             ),
             workflow_id,
             run_id,
@@ -137,7 +143,7 @@ async def page(
         GetWorkflowExecutionHistoryRequest(
             namespace=temporal.namespace,
             execution=execution,
-            maximum_page_size=size,
+            maximum_page_size=batches,
             next_page_token=token,
             wait_new_event=wait,
             history_event_filter_type=kind,
@@ -149,10 +155,56 @@ async def page(
     return Page(list(forward.history.events), forward.next_page_token)
 
 
-async def close_event(temporal: Temporal, workflow_id: str, run_id: str) -> HistoryEvent | None:
-    """The event that closed a run; None while it runs."""
-    found = await page(temporal, workflow_id, run_id, closing_only=True)
-    return found.events[-1] if found.events else None
+async def pages(
+    temporal: Temporal, workflow_id: str, run_id: str, *, token: bytes = b"", reverse: bool = False
+) -> AsyncGenerator[Page, None]:
+    """Page after page to the end, each of a length that can be held."""
+    batches = PAGE_BATCHES
+    while True:
+        found = await page(temporal, workflow_id, run_id, token=token, batches=batches, reverse=reverse)
+        yield found
+        if not (token := found.token):
+            return
+        fitting = batches * PAGE_EVENTS // max(1, len(found.events))
+        batches = max(1, min(fitting, 2 * batches, PAGE_BATCHES))
+
+
+class _Cursor(msgspec.Struct, array_like=True):
+    """Where a listing goes on: so many events into the page of Temporal's token."""
+
+    run_id: str
+    token: bytes
+    skip: int
+
+
+async def listed(
+    temporal: Temporal, workflow_id: str, run_id: str, *, cursor: bytes, size: int, reverse: bool
+) -> tuple[list[HistoryEvent], bytes]:
+    """At most `size` events from the cursor on, and the cursor of what follows; empty at the end.
+
+    What Temporal gives beyond `size` is left to the next page, which reads it again.
+    """
+    if cursor:
+        at = msgspec.msgpack.decode(cursor, type=_Cursor)
+    else:  # all pages are of one run, also when another one begins meanwhile
+        run = (await temporal.describe(workflow_id, run_id)).workflow_execution_info.execution
+        at = _Cursor(run.run_id, b"", 0)
+    events: list[HistoryEvent] = []
+    async for found in pages(temporal, workflow_id, at.run_id, token=at.token, reverse=reverse):
+        fresh, room = found.events[at.skip :], size - len(events)
+        events += fresh[:room]
+        if len(fresh) > room:
+            at.skip += room
+            return events, msgspec.msgpack.encode(at)
+        at = _Cursor(at.run_id, found.token, 0)
+        if len(events) == size:
+            break
+    return events, msgspec.msgpack.encode(at) if at.token else b""
+
+
+async def close_event(temporal: Temporal, workflow_id: str, run_id: str) -> HistoryEvent:
+    """The event that closed a run; of one that is open, Temporal waits for it until the deadline of the call."""
+    return (await page(temporal, workflow_id, run_id, closing_only=True)).events[-1]
 
 
 async def closing_event(temporal: Temporal, workflow_id: str, run_id: str) -> HistoryEvent:
@@ -185,16 +237,16 @@ def next_run(event: HistoryEvent) -> str:
 
 
 class _Watcher:
-    """What one subscriber has yet to read; None is the end of the feed."""
+    """What one subscriber has yet to read; a Problem is the end of the feed."""
 
     def __init__(self) -> None:
-        self.batches: asyncio.Queue[list[HistoryEvent] | Problem] = asyncio.Queue(BATCHES_HELD)
+        self.pages: asyncio.Queue[list[HistoryEvent] | Problem] = asyncio.Queue()
         self.behind = False
 
-    def put(self, batch: list[HistoryEvent] | Problem) -> None:
-        try:
-            self.batches.put_nowait(batch)
-        except asyncio.QueueFull:
+    def put(self, news: list[HistoryEvent] | Problem) -> None:
+        if isinstance(news, Problem) or self.pages.qsize() < PAGES_HELD:
+            self.pages.put_nowait(news)
+        else:
             self.behind = True
 
 
@@ -246,30 +298,30 @@ class Feeds:
     async def events(
         self, workflow_id: str, run_id: str, seen: int, length: int
     ) -> AsyncGenerator[list[HistoryEvent], None]:
-        """The run's events after `seen`, up to the one that closes it; `length` is that of its history now."""
+        """The run's events after `seen`, some at a time, up to the one that closes it.
+
+        `length` is that of its history now.
+        """
         with self._watch(workflow_id, run_id, length) as watcher:
             while True:
                 # What was there before the feed told us of news: read it ourselves.
-                watcher.behind, token = False, b""
-                while True:
-                    found = await page(self._temporal, workflow_id, run_id, token=token)
+                watcher.behind = False
+                async for found in pages(self._temporal, workflow_id, run_id):
                     fresh = [event for event in found.events if event.event_id > seen]
-                    if fresh:
-                        seen = fresh[-1].event_id
-                        yield fresh
+                    for some in _parts(fresh):
+                        seen = some[-1].event_id
+                        yield some
                     if found.events and found.events[-1].event_type in CLOSING:
                         return
-                    token = found.token
-                    if not token:
-                        break
-                while not (watcher.behind and watcher.batches.empty()):
-                    batch = await watcher.batches.get()
-                    if isinstance(batch, Problem):
-                        raise batch
-                    fresh = [event for event in batch if event.event_id > seen]
+                while not (watcher.behind and watcher.pages.empty()):
+                    news = await watcher.pages.get()
+                    if isinstance(news, Problem):
+                        raise news
+                    fresh = [event for event in news if event.event_id > seen]
                     if fresh and fresh[0].event_id == seen + 1:
-                        seen = fresh[-1].event_id
-                        yield fresh
+                        for some in _parts(fresh):
+                            seen = some[-1].event_id
+                            yield some
                         if fresh[-1].event_type in CLOSING:
                             return
 
@@ -278,3 +330,7 @@ class Feeds:
         async with aclosing(self.events(workflow_id, run_id, length, length)) as events:
             await anext(events, None)
         return True
+
+
+def _parts(events: list[HistoryEvent]) -> Iterator[list[HistoryEvent]]:
+    return (events[start : start + EVENTS_AT_ONCE] for start in range(0, len(events), EVENTS_AT_ONCE))

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from google.protobuf.message import Message
 from temporalio.api.common.v1 import WorkflowExecution
-from temporalio.api.enums.v1 import EventType, TaskQueueType, WorkflowExecutionStatus, WorkflowTaskFailedCause
+from temporalio.api.enums.v1 import EventType, TaskQueueType, WorkflowTaskFailedCause
 from temporalio.api.errordetails.v1 import WorkflowNotReadyFailure
 from temporalio.api.taskqueue.v1 import TaskQueue
 from temporalio.api.workflowservice.v1 import DescribeTaskQueueRequest, GetWorkflowExecutionHistoryReverseRequest
@@ -88,7 +88,7 @@ class Workers:
     async def _why_not_ready(self, workflow_id: str, run_id: str) -> Problem:
         """Why Temporal refuses to ask the workflow at all."""
         run = (await self._temporal.describe(workflow_id, run_id)).workflow_execution_info
-        if run.status != WorkflowExecutionStatus.WORKFLOW_EXECUTION_STATUS_RUNNING:
+        if run.HasField("close_time"):
             return Problem(
                 "workflow_completed",
                 f"The workflow {workflow_id!r} was closed before a worker could answer for it.",

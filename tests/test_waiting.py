@@ -1,0 +1,101 @@
+"""Places to wait: taken at once, given back at once, and never held longer than is right."""
+
+import asyncio
+import time
+import uuid
+from collections.abc import AsyncGenerator, Callable
+from typing import Any
+
+import pytest
+from litestar import Request
+
+from api import eventually, service
+from temporal_api.devserver import DevServer
+from temporal_api.errors import Problem
+from temporal_api.waiting import EventStream, Waits
+
+pytestmark = pytest.mark.anyio
+
+
+async def test_who_goes_away_waits_no_longer(dev_server: DevServer) -> None:
+    """A caller who leaves in the middle of a wait gives the place back at once, not when the time is over."""
+    async with service(TEMPORAL_ADDRESS=dev_server.address, MAX_OPEN_WAITS="1") as alice:
+        body = {"workflow_type": "nobody_runs_this", "task_queue": str(uuid.uuid4())}
+        started = await alice.post("/api/v1/workflows", json=body)
+        path, etag = started.headers["location"], (await alice.get(started.headers["location"])).headers["etag"]
+        for wait in (
+            {"url": f"{path}/result", "headers": {"Prefer": "wait=50"}},
+            {"url": path, "headers": {"Prefer": "wait=50", "If-None-Match": etag}},
+        ):
+
+            async def under_way() -> bool:
+                return "http_requests_in_progress 2.0" in (await alice.get("/metrics")).text
+
+            async def answered() -> bool:
+                return (await alice.get(f"{path}/result", headers={"Prefer": "wait=1"})).status_code == 202
+
+            waiting = asyncio.create_task(alice.get(**wait))
+            await eventually(under_way)
+            async with asyncio.timeout(10):
+                while await answered():  # it is under way, but may not wait yet
+                    pass
+            assert not waiting.done()
+            waiting.cancel()
+            await eventually(answered, seconds=5)
+
+
+class Caller:
+    """Reads a stream as quickly as it comes, and does something after the first events."""
+
+    def __init__(self, then: Callable[[], object] = lambda: None) -> None:
+        self.received: list[dict[str, Any]] = []
+        self._then = then
+
+    async def send(self, message: Any) -> None:
+        """Take it."""
+        self.received.append(message)
+        if len(self.received) == 5:
+            self._then()
+        await asyncio.sleep(0)
+
+    async def receive(self) -> Any:
+        """Stay."""
+        await asyncio.Event().wait()
+
+
+async def endless() -> AsyncGenerator[bytes, None]:
+    """A workflow that never comes to rest."""
+    while True:
+        yield b"event: history\n\n"
+
+
+async def stream(waits: Waits, caller: Caller, expires_at: float) -> None:
+    """Serve an endless stream to the caller."""
+    scope: Any = {"type": "http", "request_id": "x"}
+    answer = EventStream(waits, endless(), expires_at).to_asgi_response(None, Request(scope))
+    async with asyncio.timeout(5):
+        await answer(scope, caller.receive, caller.send)
+
+
+@pytest.mark.parametrize("end", ["the token", "the service"])
+async def test_a_stream_that_never_rests_ends_too(end: str) -> None:
+    """With its token, and with the service: at once, however much there would be to say, and asking to come back."""
+    waits = Waits(1)
+    caller = Caller(waits.draining.set if end == "the service" else lambda: None)
+
+    await stream(waits, caller, time.time() + (0.2 if end == "the token" else 3600))
+
+    assert b"retry: 1000\n\n" == caller.received[-1]["body"]
+    assert not caller.received[-1]["more_body"]
+    assert len(caller.received) > 5
+    assert not waits.full
+
+
+async def test_a_place_is_taken_before_the_headers() -> None:
+    """Streams that begin together cannot take more places than there are; who gets none hears it as a plain answer."""
+    waits, caller = Waits(1), Caller()
+
+    with waits.slot(), pytest.raises(Problem, match="Too many callers wait here"):
+        await stream(waits, caller, time.time() + 3600)
+
+    assert [] == caller.received
