@@ -17,11 +17,20 @@ from temporal_api.devserver import dev_server as run_dev_server
 pytestmark = pytest.mark.anyio
 
 
-async def test_sigterm_ends_streams_and_waits_and_answers_requests() -> None:
+STREAMS, WAITS, CREATES = 100, 50, 50
+
+
+async def test_sigterm_loses_nobody_ten_times_out_of_ten() -> None:
     """Streams end with `retry:`, waits with a 202, creates under way with their order; the exit code is 0."""
+    async with run_dev_server() as temporal:
+        for _ in range(10):
+            await end_with_callers_of_every_kind(temporal)
+
+
+async def end_with_callers_of_every_kind(temporal: DevServer) -> None:
+    """One process from its start to its end."""
     port = free_port()
     async with (
-        run_dev_server() as temporal,
         temporal_api("serve", JWT_SECRET=SECRET, TEMPORAL_ADDRESS=temporal.address, PORT=str(port)) as serve,
         httpx.AsyncClient(
             base_url=f"http://127.0.0.1:{port}",
@@ -40,17 +49,19 @@ async def test_sigterm_ends_streams_and_waits_and_answers_requests() -> None:
                 streaming[0] += 1
                 return "".join([text async for text in response.aiter_text()])
 
-        streams = [asyncio.create_task(stream()) for _ in range(30)]
-        waits = [asyncio.create_task(alice.get(f"{path}/result", headers={"Prefer": "wait=30"})) for _ in range(20)]
+        streams = [asyncio.create_task(stream()) for _ in range(STREAMS)]
+        waits = [asyncio.create_task(alice.get(f"{path}/result", headers={"Prefer": "wait=30"})) for _ in range(WAITS)]
 
         async def under_way(number: int) -> bool:
             return f"http_requests_in_progress {number}.0" in (await alice.get("/metrics")).text
 
-        await eventually(lambda: under_way(51))
-        assert 30 == streaming[0]
+        async def all_begun() -> bool:
+            return await under_way(STREAMS + WAITS + 1) and streaming[0] == STREAMS
+
+        await eventually(all_begun)
         os.kill(temporal.pid, signal.SIGSTOP)  # so that they are still under way when the end comes
-        creates = [asyncio.create_task(alice.post("/api/v1/orders", json=order())) for _ in range(20)]
-        await eventually(lambda: under_way(71))
+        creates = [asyncio.create_task(alice.post("/api/v1/orders", json=order())) for _ in range(CREATES)]
+        await eventually(lambda: under_way(STREAMS + WAITS + CREATES + 1))
         began = time.monotonic()
         serve.process.send_signal(signal.SIGTERM)
         await serve.until("Shutting down")
@@ -61,9 +72,9 @@ async def test_sigterm_ends_streams_and_waits_and_answers_requests() -> None:
 
         assert 0 == await serve.end(), serve.output
         assert time.monotonic() - began < 10
-        assert [True] * 30 == [text.endswith("retry: 1000\n\n") for text in texts]
-        assert [202] * 20 == [response.status_code for response in waited]
-        assert [201] * 20 == [response.status_code for response in created]
+        assert [True] * STREAMS == [text.endswith("retry: 1000\n\n") for text in texts]
+        assert [202] * WAITS == [response.status_code for response in waited]
+        assert [201] * CREATES == [response.status_code for response in created]
         assert "Traceback" not in serve.output
 
 
