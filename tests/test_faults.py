@@ -3,6 +3,7 @@
 import asyncio
 import os
 import signal
+import sys
 import uuid
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -18,7 +19,8 @@ from api import SECRET, assert_problem, bearer, eventually, order, service
 from commands import temporal_api
 from temporal_api.devserver import DevServer, dev_server, free_port
 from temporal_api.temporal import DATA_CONVERTER
-from temporal_api.worker import create_worker
+from temporal_api.worker import StandIns, create_worker
+from temporal_api.worker.order_processing import Order
 
 pytestmark = pytest.mark.anyio
 
@@ -181,6 +183,73 @@ async def test_temporal_is_killed_and_comes_back(tmp_path: Path, task_queue: str
         else:
             assert_temporal_is_away({workflow_id: first}, "temporal_connection_error", "temporal_timeout")
             assert again[workflow_id].status_code in (201, 409)
+
+
+async def test_a_key_outlives_the_process_that_it_was_sent_to(task_queue: str) -> None:
+    """Fifty at once with one key, half at a process that is killed, and sent again: one run, one charge, one answer."""
+    body, key, charged = order(), {"Idempotency-Key": str(uuid.uuid4())}, []
+
+    class Provider(StandIns):
+        async def pretend(self, step: str, order: Order) -> None:
+            charged.extend([order.id] * (step == "charge_payment"))
+
+    async with dev_server() as server:
+        shop = {"JWT_SECRET": SECRET, "TEMPORAL_ADDRESS": server.address, "ORDERS_TASK_QUEUE": task_queue}
+        ports = [free_port(), free_port()]
+        async with (
+            temporal_api("serve", PORT=str(ports[0]), **shop) as doomed,
+            temporal_api("serve", PORT=str(ports[1]), **shop) as other,
+            httpx.AsyncClient(headers=bearer(), timeout=30, limits=httpx.Limits(max_connections=100)) as http,
+        ):
+            for process in (doomed, other):
+                await process.until("Uvicorn running")
+            urls = [f"http://127.0.0.1:{port}" for port in ports]
+
+            async def place_at(url: str) -> httpx.Response:
+                return await http.post(f"{url}/api/v1/orders", json=body, headers=key)
+
+            async def all_under_way() -> bool:
+                return all(["http_requests_in_progress 26.0" in (await http.get(f"{u}/metrics")).text for u in urls])
+
+            os.kill(server.pid, signal.SIGSTOP)  # so that none is answered before all have been sent
+            calls = [asyncio.create_task(place_at(url)) for url in urls for _ in range(25)]
+            await eventually(all_under_way)
+            doomed.process.kill()
+            lost = await asyncio.gather(*calls[:25], return_exceptions=True)
+            os.kill(server.pid, signal.SIGCONT)
+            answers = await asyncio.gather(*calls[25:], *(place_at(urls[1]) for _ in lost))
+            client = await Client.connect(server.address, data_converter=DATA_CONVERTER)
+            async with create_worker(client, task_queue, Provider()):
+                await client.get_workflow_handle(answers[0].json()["workflow_id"]).result()
+            there = await runs(server)
+
+    assert [True] * 25 == [isinstance(answer, httpx.TransportError) for answer in lost]
+    assert {201} == {answer.status_code for answer in answers}
+    (placed,) = {(answer.json()["id"], answer.json()["total_amount"]) for answer in answers}
+    assert [placed[0]] == charged
+    assert {f"order-{placed[0]}": 1} == {workflow_id: len(ids) for workflow_id, ids in there.items()}
+
+
+async def test_a_worker_that_dies_after_the_charge(
+    dev_server: DevServer, client: Client, task_queue: str, tmp_path: Path
+) -> None:
+    """Killed between the charge and its record, an order is charged again by its id, so once, and is delivered."""
+    async with service(TEMPORAL_ADDRESS=dev_server.address, ORDERS_TASK_QUEUE=task_queue) as alice:
+        placed = await place(alice)
+
+    async def work() -> asyncio.subprocess.Process:
+        worker = (str(Path(__file__).with_name("crashing_worker.py")), dev_server.address, task_queue)
+        return await asyncio.create_subprocess_exec(sys.executable, *worker, str(tmp_path))
+
+    assert -signal.SIGKILL == await (await work()).wait()
+    second = await work()
+    result = await client.get_workflow_handle(placed["workflow_id"]).result()
+    second.terminate()
+    await second.wait()
+
+    assert "delivered" == result["status"]
+    assert [placed["id"]] * 2 == (tmp_path / "attempts").read_text().split()
+    assert [placed["id"]] == os.listdir(tmp_path / "charges")
 
 
 async def test_temporal_freezes_and_thaws() -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import statistics
 import time
 import uuid
 from typing import Any
@@ -71,6 +72,23 @@ async def test_statuses_appear_once_in_order_and_soon(
         for position, (event_id, _, _) in enumerate(seen):
             rest = await statuses(alice, order_id, event_id)
             assert STATUSES[position + 1 :] == [status for _, status, _ in rest]
+
+
+async def test_a_status_appears_within_200_ms(dev_server: DevServer, client: Client, task_queue: str) -> None:
+    """From the workflow's own change, by Temporal's clock, to the watcher: as a rule well below 200 ms."""
+    async with (
+        service(TEMPORAL_ADDRESS=dev_server.address, ORDERS_TASK_QUEUE=task_queue) as alice,
+        create_worker(client, task_queue, StandIns(pace_seconds=0.3)),
+    ):
+        order_id = (await alice.post(ORDERS, json=order())).json()["id"]
+        seen = await statuses(alice, order_id)
+    clock = time.time() - time.monotonic()
+    history = await client.get_workflow_handle(f"order-{order_id}").fetch_history()
+    changed = {event.event_id: event.event_time.ToMicroseconds() / 1e6 for event in history.events}
+    late = [clock + told_at - changed[int(event_id.rpartition(":")[2])] for event_id, _, told_at in seen]
+
+    assert STATUSES == [status for _, status, _ in seen]
+    assert statistics.median(late[1:]) < 0.2, late
 
 
 async def test_a_change_is_told_as_it_happens(dev_server: DevServer, client: Client, task_queue: str) -> None:

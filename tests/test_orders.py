@@ -526,14 +526,14 @@ async def test_a_timed_out_order_is_cancelled(dev_server: DevServer) -> None:
     """An order that nobody processed in time is cancelled, and says that it timed out."""
     queue = f"queue-{uuid.uuid4()}"
     async with service(
-        TEMPORAL_ADDRESS=dev_server.address, ORDERS_TASK_QUEUE=queue, ORDERS_EXECUTION_TIMEOUT_SECONDS="1"
+        TEMPORAL_ADDRESS=dev_server.address, ORDERS_TASK_QUEUE=queue, ORDERS_EXECUTION_TIMEOUT_SECONDS="2"
     ) as hasty:
         placed = await place(hasty)
         body = await reached(hasty, placed["id"], "cancelled")
 
     assert "TIMED_OUT" == body["status"]
     assert {**placed, "status": "cancelled", "reason": "TIMED_OUT"} == body["order"]
-    assert 0.5 < body["execution_time_seconds"] < 10  # by Temporal's own clocks
+    assert 1.5 < body["execution_time_seconds"] < 10  # by Temporal's own clocks
 
 
 @pytest.mark.parametrize(
