@@ -12,6 +12,7 @@ from typing import Any
 import httpx
 import msgspec
 import pytest
+from temporalio import activity
 from temporalio.client import Client
 from temporalio.exceptions import ApplicationError
 
@@ -30,13 +31,39 @@ NEW = "2026:" + base64.b64encode(b"n" * 32).decode()
 CODEC = "codec:decode orders:admin workflows:read"
 
 
+SECRETS = {
+    "payment details": "tok_very_secret",
+    "input": "Elm Street 7",
+    "memo": "cust_nobodys_business",
+    "heartbeat": "Heartbeat Lane",
+    "failure's details": "Mallory",
+    "failure's message": "lost in the fog",
+    "reason": "found it cheaper",
+}
+
+
 class Failing(StandIns):
-    """Cannot ship, and says so with words that are nobody's business."""
+    """Cannot ship, and says so with words that are nobody's business; looks at the server's files in between."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__()
+        self.folder = folder
+        self.written = b""
+
+    def look(self) -> None:
+        """What is in the files now: what is over, they may soon forget."""
+        self.written += b"".join([file.read_bytes() for file in self.folder.glob("temporal.db*")])
 
     async def pretend(self, step: str, order: Order) -> None:
-        """Fail at the third step."""
+        """Fail at the third step, for good the second time."""
         if step == "ship":
-            raise ApplicationError("lost near Elm Street 7", {"driver": "Mallory"}, non_retryable=True)
+            activity.heartbeat({"at": SECRETS["heartbeat"]})
+            placed = activity.client().get_workflow_handle(f"order-{order.id}")
+            while not (await placed.describe()).raw_description.pending_activities[0].HasField("heartbeat_details"):
+                pass  # until Temporal has it
+            self.look()
+            details = {"driver": SECRETS["failure's details"]}
+            raise ApplicationError(SECRETS["failure's message"], details, non_retryable=activity.info().attempt == 2)
 
 
 @asynccontextmanager
@@ -61,30 +88,41 @@ async def ended(alice: httpx.AsyncClient, order_id: str) -> dict[str, Any]:
     return dict(await eventually(closed))
 
 
-async def test_not_one_byte_is_readable_in_temporal_s_own_database(tmp_path: Path) -> None:
-    """Card token, address, reasons and failure messages are not in any file of the server, yet the API tells them."""
-    database = tmp_path / "temporal.db"
-    secrets = ("tok_very_secret", "Elm Street 7", "Mallory")
-    body = order(payment_details={"card_token": secrets[0]}, shipping_address={"street": secrets[1]})
-    async with run_dev_server(db_filename=str(database)) as server:
-        async with shop(server, NEW, "sealed", Failing()) as alice:
+async def kept_of_orders(folder: Path, keys: str) -> tuple[bytes, str]:
+    """What the server's own files hold of an order that fails and one that is cancelled, and what the API tells."""
+    body = order(
+        customer_id=SECRETS["memo"],
+        payment_details={"card_token": SECRETS["payment details"]},
+        shipping_address={"street": SECRETS["input"]},
+    )
+    failing = Failing(folder)
+    async with run_dev_server(db_filename=str(folder / "temporal.db")) as server:
+        async with shop(server, keys, "sealed", failing) as alice:
             failed = (await alice.post("/api/v1/orders", json=body)).json()["id"]
-            assert "cancelled" == (await ended(alice, failed))["order"]["status"]
-        async with shop(server, NEW, "sealed-too") as alice:
-            placed = (await alice.post("/api/v1/orders", json=body)).json()
-            delivered = await ended(alice, placed["id"])
-            admin = bearer(scope=CODEC)
-            history = await alice.get(f"/api/v1/workflows/{placed['workflow_id']}/history", headers=admin)
-            broken = await alice.get(f"/api/v1/workflows/order-{failed}/history?page_size=1000", headers=admin)
-    written = b"".join([file.read_bytes() for file in tmp_path.glob("temporal.db*")])  # noqa: ASYNC240
+            told = [str(await ended(alice, failed))]
+        async with shop(server, keys, "sealed-too") as alice:
+            cancelled = (await alice.post("/api/v1/orders", json=body)).json()["id"]
+            await alice.post(f"/api/v1/orders/{cancelled}/cancel", json={"reason": SECRETS["reason"]})
+            told.append(str(await ended(alice, cancelled)))
+            for order_id in (failed, cancelled):
+                path = f"/api/v1/workflows/order-{order_id}/history?page_size=1000"
+                told.append((await alice.get(path, headers=bearer(scope=CODEC))).text)
+    failing.look()
+    return failing.written, "".join(told)
 
-    assert "delivered" == delivered["order"]["status"]
-    assert "tok_very_secret" in history.text
-    assert "lost near Elm Street 7" in broken.text
-    assert "Traceback" not in broken.text
-    assert written
-    assert [] == [secret for secret in secrets if secret.encode() in written]
-    assert b"order_processing" in written
+
+async def test_not_one_byte_is_readable_in_temporal_s_own_database(tmp_path: Path) -> None:
+    """With a key, inputs, memos, heartbeats and failures are in no file of the server, yet the API tells them."""
+    found = {}
+    for name, keys in (("open", ""), ("sealed", NEW)):
+        (tmp_path / name).mkdir()
+        written, told = await kept_of_orders(tmp_path / name, keys)
+        assert b"order_processing" in written
+        assert "Traceback" not in told
+        assert [] == [what for what, secret in SECRETS.items() if secret not in told and what != "heartbeat"]
+        found[name] = [what for what, secret in SECRETS.items() if secret.encode() in written]
+
+    assert {"open": list(SECRETS), "sealed": []} == found
 
 
 async def test_a_failed_query_says_why(dev_server: DevServer, task_queue: str) -> None:
@@ -136,6 +174,24 @@ async def test_the_codec_endpoint_serves_temporal_s_cli(dev_server: DevServer, t
     readable = [b"".join(base64.b64decode(data) for data in re.findall(r'"data": "(.*?)"', text)) for text in outputs]
     assert b"tok_for_the_cli" in readable[0]
     assert b"tok_for_the_cli" not in readable[1]
+
+
+async def test_the_codec_endpoint_answers_temporal_s_ui(dev_server: DevServer) -> None:
+    """A page of the UI may ask from its own origin, with its token and its headers: preflight and answer allow it."""
+    ui = "http://127.0.0.1:8233"
+    environ = {"TEMPORAL_ADDRESS": dev_server.address, "PAYLOAD_ENCRYPTION_KEYS": NEW, "ALLOWED_ORIGINS": ui}
+    asks = {"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "authorization,x-namespace"}
+    async with service(**environ) as alice:
+        url = f"{alice.base_url}/api/v1/codec/decode"
+        async with httpx.AsyncClient() as browser:  # which sends no token with a preflight
+            preflight = await browser.options(url, headers={"Origin": ui, **asks})
+        headers = bearer(scope=CODEC) | {"Origin": ui, "X-Namespace": "default"}
+        decoded = await alice.post(url, json={"payloads": []}, headers=headers)
+
+    assert (204, ui) == (preflight.status_code, preflight.headers["access-control-allow-origin"])
+    assert {"authorization", "x-namespace"} <= set(preflight.headers["access-control-allow-headers"].split(", "))
+    assert "POST" in preflight.headers["access-control-allow-methods"]
+    assert (200, ui) == (decoded.status_code, decoded.headers["access-control-allow-origin"])
 
 
 async def test_the_codec_gives_back_what_it_was_given(dev_server: DevServer) -> None:
