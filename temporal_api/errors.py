@@ -21,6 +21,7 @@ from msgspec import Meta
 
 PROBLEM_JSON = "application/problem+json"
 
+# What belongs to one resource, the resource adds: see `controllers/order_runs.py`.
 STATUS = {
     "validation_error": 400,
     "malformed_json": 400,
@@ -33,13 +34,11 @@ STATUS = {
     "insufficient_scope": 403,
     "not_allowed": 403,
     "not_found": 404,
-    "order_not_found": 404,
     "workflow_not_found": 404,
     "update_not_found": 404,
     "method_not_allowed": 405,
     "workflow_already_exists": 409,
     "workflow_completed": 409,
-    "order_not_cancellable": 409,
     "reserved_id": 409,
     "payload_too_large": 413,
     "unsupported_media_type": 415,

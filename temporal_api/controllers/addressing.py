@@ -7,8 +7,10 @@ from litestar.params import PathParameter, QueryParameter
 from msgspec import Meta, Raw, UnsetType
 
 from temporal_api.auth import User
-from temporal_api.controllers import order_runs
 from temporal_api.errors import Problem, invalid
+
+RESERVED: dict[str, str] = {}
+"""What the ids of a resource's workflows begin with, and the scope that sees them under /workflows too."""
 
 NonEmpty = Annotated[str, Meta(min_length=1, max_length=1000)]
 PathId = Annotated[
@@ -40,7 +42,12 @@ def arguments(names: tuple[str, str], one: Argument, many: Arguments) -> list[Ra
     return [] if isinstance(one, UnsetType) else [one]
 
 
+def hidden_prefixes(user: User) -> tuple[str, ...]:
+    """What a resource's workflows begin with is not for everyone who may read workflows."""
+    return tuple(prefix for prefix, scope in RESERVED.items() if scope not in user.scopes)
+
+
 def check_reserved(user: User, workflow_id: str) -> None:
-    """Ids of orders are not for everyone who may read workflows: to others they do not exist."""
-    if workflow_id.startswith(order_runs.ID_PREFIX) and order_runs.ADMIN not in user.scopes:
+    """To who may not see it, it does not exist."""
+    if workflow_id.startswith(hidden_prefixes(user)):
         raise Problem("workflow_not_found", f"There is no workflow {workflow_id!r}.", workflow_id=workflow_id)

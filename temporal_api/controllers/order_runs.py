@@ -11,7 +11,9 @@ import msgspec
 from msgspec import Meta
 from temporalio.api.workflow.v1 import WorkflowExecutionInfo
 
+from temporal_api import errors
 from temporal_api.auth import User
+from temporal_api.controllers.addressing import RESERVED
 from temporal_api.errors import Problem
 from temporal_api.temporal import COMPLETED, STATUS, Temporal, is_open
 from temporal_api.temporal.history import CLOSING, Feeds
@@ -22,6 +24,10 @@ ID_PREFIX = "order-"
 ADMIN = "orders:admin"
 ORDER_MEMO = "temporal_api.order"
 STATUS_MEMO = "temporal_api.status"
+
+# What else of the service has to know of this resource.
+errors.STATUS.update(order_not_found=404, order_not_cancellable=409)
+RESERVED[ID_PREFIX] = ADMIN
 
 OrderStatus = Literal["pending", "confirmed", "processing", "shipped", "delivered", "cancelled"]
 _ID = "0b9f3c1e-5d3c-4c56-9d0a-1f2f6b8f7a55"

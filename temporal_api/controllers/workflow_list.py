@@ -17,7 +17,7 @@ from msgspec import Meta, Raw
 from temporalio.api.workflow.v1 import WorkflowExecutionInfo
 
 from temporal_api.auth import CurrentUser, User
-from temporal_api.controllers import order_runs
+from temporal_api.controllers.addressing import hidden_prefixes
 from temporal_api.errors import FieldError, Problem, invalid, responses
 from temporal_api.requests import JSONResponse
 from temporal_api.temporal import STATUS, TemporalClient, is_open, raw_json, seconds_between
@@ -163,11 +163,6 @@ def _check_parameters(request: Request[User, Any, Any], known: Iterable[str]) ->
             raise invalid(name, "Expected it once")
 
 
-def _hidden(user: User) -> str | None:
-    """Ids of orders are not for everyone who may read workflows: to others they do not exist."""
-    return None if order_runs.ADMIN in user.scopes else order_runs.ID_PREFIX
-
-
 def _summary(run: WorkflowExecutionInfo) -> WorkflowSummary:
     closed = not is_open(run) and run.HasField("close_time")
     return WorkflowSummary(
@@ -218,7 +213,7 @@ class WorkflowListController(Controller):
         Without the scope `orders:admin` the workflows of orders are left out.
         """
         _check_parameters(request, {*_FILTERS, *_PAGING})
-        query = await compiled(temporal, filters, without_prefix=_hidden(user))
+        query = await compiled(temporal, filters, without_prefixes=hidden_prefixes(user))
         bound = ("workflows", query)
         page = await listed(temporal, query, page_size, state.page_tokens.unseal(page_token, *bound))
         return JSONResponse(
@@ -249,5 +244,5 @@ class WorkflowListController(Controller):
         `orders:admin` the workflows of orders are not counted.
         """
         _check_parameters(request, _FILTERS)
-        groups = await counted(temporal, await compiled(temporal, filters, without_prefix=_hidden(user)))
+        groups = await counted(temporal, await compiled(temporal, filters, without_prefixes=hidden_prefixes(user)))
         return JSONResponse(WorkflowCountResponse(sum(groups.values()), groups, "eventual"))

@@ -15,8 +15,7 @@ from temporalio.api.workflowservice.v1 import StartWorkflowExecutionRequest
 
 from temporal_api import idempotency
 from temporal_api.auth import CurrentUser, User
-from temporal_api.controllers import order_runs
-from temporal_api.controllers.addressing import Argument, Arguments, NonEmpty, arguments, location
+from temporal_api.controllers.addressing import Argument, Arguments, NonEmpty, arguments, hidden_prefixes, location
 from temporal_api.controllers.workflow_history import RETRY_AFTER_SECONDS, end_of, ended
 from temporal_api.errors import Problem, invalid, responses
 from temporal_api.idempotency import REPLAYED, IdempotencyKey, check_key, check_same, derived_id, fingerprint
@@ -232,8 +231,9 @@ def _workflow_id(user: User, data: WorkflowExecutionRequest, key: str | None) ->
             )
         return derived_id("workflows", user, key)
     workflow_id = data.workflow_id or str(uuid.uuid4())
-    if workflow_id.startswith(order_runs.ID_PREFIX) and order_runs.ADMIN not in user.scopes:
-        raise Problem("reserved_id", f"Ids that start with {order_runs.ID_PREFIX} are for orders; take another.")
+    for prefix in hidden_prefixes(user):
+        if workflow_id.startswith(prefix):
+            raise Problem("reserved_id", f"Ids that start with {prefix} are for a resource of its own; take another.")
     if workflow_id in (".", ".."):
         raise invalid("workflow_id", "Expected an id that a URL can carry: not . or ..")
     return workflow_id

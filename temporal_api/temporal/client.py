@@ -102,7 +102,7 @@ class Temporal:
         self.identity = client.identity
         self._to_payload = client.data_converter.payload_converter.to_payload
         self.codec = client.data_converter.payload_codec
-        self._unindexed_until = float("-inf")
+        self._unindexed_until: dict[Iterable[str], float] = {}
         self._open: set[asyncio.Timeout] = set()
         self._ending_at = float("inf")
         self._timeout = timedelta(seconds=rpc_timeout_seconds)
@@ -190,7 +190,8 @@ class Temporal:
 
         `search_attributes` are keywords, and left out while the namespace does not have them.
         """
-        if search_attributes and time.monotonic() >= self._unindexed_until:
+        names = tuple(search_attributes)
+        if names and time.monotonic() >= self._unindexed_until.get(names, 0):
             for name, value in search_attributes.items():
                 request.search_attributes.indexed_fields[name].CopyFrom(
                     typed_payload("Keyword", msgspec.Raw(msgspec.json.encode(value)))
@@ -204,8 +205,8 @@ class Temporal:
                 ):
                     raise
                 # `temporal-api setup` was not run here: the workflow matters more than finding it in a list.
-                log.warning("The namespace lacks the search attributes of orders: run temporal-api setup.")
-                self._unindexed_until = time.monotonic() + UNINDEXED_SECONDS
+                log.warning("The namespace lacks a search attribute of %s: run temporal-api setup.", ", ".join(names))
+                self._unindexed_until[names] = time.monotonic() + UNINDEXED_SECONDS
                 request.ClearField("search_attributes")
                 response = await self.call(self.service.start_workflow_execution, request, request.workflow_id)
         except Problem as problem:

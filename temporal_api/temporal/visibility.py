@@ -50,8 +50,8 @@ class Filters(msgspec.Struct, frozen=True, kw_only=True):
     """A visibility query of the caller's own."""
 
 
-async def compiled(temporal: Temporal, filters: Filters, *, without_prefix: str | None) -> str:
-    """The visibility query; `without_prefix`: workflows whose id starts so are left out, whatever the filters say.
+async def compiled(temporal: Temporal, filters: Filters, *, without_prefixes: Iterable[str]) -> str:
+    """The visibility query; `without_prefixes`: workflows whose id starts so are left out, whatever the filters say.
 
     Filters that mean the same compile to the same query. Raises Problem: `invalid_query`, `validation_error`, ...
     """
@@ -69,10 +69,10 @@ async def compiled(temporal: Temporal, filters: Filters, *, without_prefix: str 
     terms += ["CloseTime IS NOT NULL", *closed] if closed else []
     if filters.search_attribute:
         terms += _attributes(filters.search_attribute, await _attribute_types(temporal))
-    if without_prefix:
+    for hidden in without_prefixes:
         # SQLite's prefixes ignore case: the second half brings back `Order-1`, which is less than `order-` there. In no
         # collation is a text less than its own beginning, so it brings back nothing that is to stay out.
-        prefix = _text(without_prefix)
+        prefix = _text(hidden)
         terms.append(f"(WorkflowId NOT STARTS_WITH {prefix} OR WorkflowId < {prefix})")
     return " AND ".join(terms)
 
