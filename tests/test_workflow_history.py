@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 import time
 import uuid
 from collections.abc import AsyncIterator
@@ -214,6 +215,21 @@ async def test_a_stream_of_a_closed_run_ends_at_once(alice: httpx.AsyncClient, q
 
     assert "WORKFLOW_EXECUTION_COMPLETED" == events[-2][1]["event_type"]
     assert [events[-1]] == again
+
+
+async def test_an_event_is_one_line_however_its_payload_was_sent(alice: httpx.AsyncClient, queue: str) -> None:
+    """JSON sent on several lines, empty ones among them, neither cuts an event short nor begins another."""
+    plan = {"signals": 0, "note": "a\nb\r"}
+    body = json.dumps({"workflow_type": "steps", "task_queue": queue, "input_data": plan}, indent=1)
+    body = body.replace("\n", "\n\r\n\r")
+    started = await alice.post("/api/v1/workflows", content=body, headers={"Content-Type": "application/json"})
+
+    text = (await alice.get(f"{started.headers['location']}/events")).text
+    events = (await alice.get(f"{started.headers['location']}/history")).json()["items"]
+
+    assert "\r" not in text
+    assert [plan] == events[0]["attributes"]["input"]
+    assert events == [json.loads(event) for event in re.findall(r"^event: history\ndata: (.*)\n\n", text, re.MULTILINE)]
 
 
 @pytest.mark.parametrize("last", ["x", ":", "1", "run:x", f"{uuid.uuid4()}:-1", f"{uuid.uuid4()}:٣"])
