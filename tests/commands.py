@@ -62,15 +62,16 @@ async def temporal_api(*arguments: str, **environ: str) -> AsyncIterator[Process
 
 async def curl(line: str, **variables: str) -> httpx.Response:
     """Do what a `curl` line of the README or of `dev` says, its shell variables filled in."""
-    for name, value in variables.items():
-        line = line.replace(f"${name}", value)
-    assert "$" not in line, line
+
+    def filled(word: str) -> str:
+        return re.sub(r"\$(\w+)", lambda found: filled(variables[found[1]]), word)
+
     method, data, headers, url = None, None, {}, ""
-    words = iter(shlex.split(line.replace("\\\n", " ")))
+    words = map(filled, shlex.split(line.replace("\\\n", " ")))
     assert next(words) == "curl"
     for word in words:
         match word:
-            case "-s":
+            case "-s" | "-si":
                 pass
             case "-X":
                 method = next(words)
@@ -84,3 +85,26 @@ async def curl(line: str, **variables: str) -> httpx.Response:
                 url = word
     async with httpx.AsyncClient(timeout=30) as client:
         return await client.request(method or ("POST" if data else "GET"), url, content=data, headers=headers)
+
+
+@asynccontextmanager
+async def javascript(module: str, cache: Path) -> AsyncIterator[Process]:
+    """A JavaScript module as it runs in a browser, with fetch and streams; it may reach this machine only."""
+    process = await asyncio.create_subprocess_exec(
+        COMMAND.with_name("deno"),
+        *("run", "--quiet", "--no-prompt", "--no-config", "--ext=js", "--allow-net=127.0.0.1", "-"),
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+        env={"DENO_DIR": str(cache), "DENO_NO_UPDATE_CHECK": "1", "NO_COLOR": "1"},
+        limit=2**20,
+    )
+    assert process.stdin is not None
+    process.stdin.write(module.encode())
+    process.stdin.close()
+    try:
+        yield Process(process)
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.communicate()

@@ -1,45 +1,111 @@
 """The README keeps its word: its commands run, its settings are the service's."""
 
+import json
 import re
+import shlex
 from pathlib import Path
+from typing import Any
 
 import httpx
 import msgspec
 import pytest
 import yaml
 
-from api import assert_problem, order, token
-from commands import Process, curl, temporal_api
-from temporal_api.settings import Settings
+from api import assert_problem, bearer, order, token
+from commands import Process, curl, javascript, temporal_api
+from temporal_api.settings import Settings, from_env
 
 pytestmark = pytest.mark.anyio
 
-README = (Path(__file__).parent.parent / "README.md").read_text()
-BASH = re.findall(r"```bash\n(.*?)```", README, re.DOTALL)
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+BASH = [block for language, block in BLOCKS if language == "bash"]
+CURL = re.compile(r"^curl (?:.*\\\n|[^\n]*'\{[^']*\n)*.*$", re.MULTILINE)
+VARIABLE = re.compile(r'(?:^| )([A-Z])=(?:"([^"]*)"|(\S+))', re.MULTILINE)
+
+
+def only_block(language: str) -> str:
+    """The one block in that language."""
+    (block,) = (block for name, block in BLOCKS if name == language)
+    return block
+
+
+def test_no_block_is_left_out() -> None:
+    """Each block is in a language, and each shell line one of those, that the tests below run or check."""
+    others = [line for block in BASH for line in VARIABLE.sub("", CURL.sub("", block)).splitlines() if line]
+    known = r"python3 -m venv |podman build |JWT_SECRET=\S+ (\.venv/bin/temporal-api token|podman-compose up) "
+
+    assert {"bash", "js", "json", "yaml"} == {language for language, _ in BLOCKS}
+    assert 2 * len(BLOCKS) == README.count("```")
+    assert [] == [line for line in others if not re.match(known, line)]
 
 
 async def test_every_curl_line_works_as_written(dev: Process) -> None:
     """Pasted one after the other into a shell with the token that `dev` printed, each does what the text says."""
     bearer = (await dev.until(r"export TOKEN=(\S+)"))[1]
     api = (await dev.until(r"API +(\S+)"))[1]
-    lines = re.findall(r"^curl (?:.*\\\n|[^\n]*'\{[^']*\n)*.*$", "\n".join(BASH), re.MULTILINE)
-    order_id, statuses = "", []
+    text = "\n".join(BASH).replace("http://127.0.0.1:8000", api)
+    variables = {"TOKEN": bearer, **{name: quoted or bare for name, quoted, bare in VARIABLE.findall(text)}}
+    statuses = []
 
-    for line in lines:
-        response = await curl(
-            line.replace("http://127.0.0.1:8000", api), TOKEN=bearer, ORDER_ID=order_id, W=f"{api}/api/v1/workflows"
-        )
+    for line in CURL.findall(text):
+        response = await curl(line, **variables)
         statuses.append(response.status_code)
-        if not order_id:
-            order_id = response.json()["id"]
+        if "ORDER_ID" not in variables:
+            variables["ORDER_ID"] = response.json()["id"]
             assert "39.98" == response.json()["total_amount"]
-            assert f"/api/v1/orders/{order_id}" == response.headers["location"]
-        elif line.partition(" -d")[0].endswith("/update"):
+            assert f"/api/v1/orders/{variables['ORDER_ID']}" == response.headers["location"]
+        elif "/update" in line:
             assert_problem(response, 503, "no_worker")
+        elif "$ETAG" in line:
+            assert "wait=10" == response.headers["preference-applied"]
+            assert variables["ETAG"] != response.headers["etag"]
+        variables["ETAG"] = response.headers.get("etag", variables.get("ETAG", ""))
 
     orders = [201, 200, 204, 200, 200]
-    steering = [201, 503, 202, 204, 204]
-    assert [*orders, 201, 200, 200, 202, 200, 200, 200, 200, 200, *steering] == statuses
+    running = [201, 200, 200, 202, 200, 200, 200, 200, 200, 200, 200]
+    steering = [201, 200, 201, 503, 503, 202, 204, 204]
+    assert [*orders, *running, *steering] == statuses
+
+
+async def test_the_stream_reader_works_as_written(alice: httpx.AsyncClient, task_queue: str, tmp_path: Path) -> None:
+    """Each event is shown once, whole and as it happens, to `done`; with `last`, what came after it."""
+    # In more than one chunk, and with what ends a line for JavaScript but not in a stream.
+    long = {"text": "\u2028id: 7\u2028data: \U0001f600: " + "\u00e9\u2029" * 100_000}
+    start = {"workflow_type": "nobody", "task_queue": task_queue, "input_data": long}
+    path = (await alice.post("/api/v1/workflows", json=start)).headers["location"]
+
+    def reader(last: str = "", signed: str = token()) -> str:
+        values = {"url": f"{alice.base_url}{path}/events", "token": signed, "last": last}
+        given = [f"const {name} = {json.dumps(value)};" for name, value in values.items()]
+        show = "const show = (...shown) => console.log(JSON.stringify(shown));"
+        return "\n".join([*given, show, only_block("js")])
+
+    def shown_by(process: Process) -> list[Any]:
+        return [json.loads(line) for line in process.output.removesuffix("\n").split("\n")]
+
+    async with javascript(reader(), tmp_path) as process:
+        await process.until("WORKFLOW_TASK_SCHEDULED")
+        await alice.post(f"{path}/signal", json={"signal_name": "hello"})
+        await process.until("WORKFLOW_EXECUTION_SIGNALED")
+        await alice.post(f"{path}/terminate", json={"reason": "seen"}, headers=bearer(scope="workflows:admin"))
+        assert 0 == await process.end(), process.output
+    shown = shown_by(process)
+    history = (await alice.get(f"{path}/history")).json()["items"]
+    run = shown[-1][2]["run_id"]
+
+    assert long == history[0]["attributes"]["input"][0]
+    assert [
+        *([f"{run}:{event['event_id']}", "history", event] for event in history),
+        [None, "done", {"run_id": run, "status": "TERMINATED"}],
+    ] == shown
+    async with javascript(reader(last=shown[1][0]), tmp_path) as process:
+        assert 0 == await process.end(), process.output
+    assert shown[2:] == shown_by(process)
+    async with javascript(reader(signed="x"), tmp_path) as process:
+        assert 1 == await process.end(), process.output
+    assert (await alice.get(path, headers={"Authorization": "Bearer x"})).json()["message"] in process.output
 
 
 async def test_the_token_command_works_as_written() -> None:
@@ -53,8 +119,7 @@ async def test_the_token_command_works_as_written() -> None:
 
 async def test_the_error_is_shown_as_it_is(http: httpx.AsyncClient) -> None:
     """The error body in the README is the one that the service gives for that mistake."""
-    (shown,) = re.findall(r"```json\n(.*?)```", README, re.DOTALL)
-    expected = msgspec.json.decode(shown)
+    expected = msgspec.json.decode(only_block("json"))
     items = [{"id": "a", "quantity": "2", "unit_price": 1}]
     response = await http.post(
         "/api/v1/orders", json=order(items=items), headers={"Authorization": f"Bearer {token()}"}
@@ -91,13 +156,26 @@ def test_the_two_commands_are_the_ones_that_the_gate_runs() -> None:
         "python3 -m venv .venv && .venv/bin/pip install -e . && .venv/bin/temporal-api dev",
         "python3 -m venv .venv && .venv/bin/pip install -e '.[test]' && .venv/bin/pytest",
     ] == commands
-    assert "'python3 -m venv .venv && .*pytest' README.md" in (Path(__file__).parent.parent / ".ci/run").read_text()
+    assert "'python3 -m venv .venv && .*pytest' README.md" in (ROOT / ".ci/run").read_text()
+
+
+def test_the_image_commands_name_what_there_is() -> None:
+    """What is built is the image that compose runs, from a file that is there; the secret is all that compose asks."""
+    build = shlex.split(re.search(r"^podman build .*$", README, re.MULTILINE)[0])
+    name, secret = re.search(r"^(\w+)=(\S+) podman-compose up -d$", README, re.MULTILINE).groups()
+    options = dict(zip(build[2:-1:2], build[3:-1:2], strict=True))
+    compose = (ROOT / "compose.yaml").read_text()
+
+    assert {"--format": "docker", "-t": "temporal-api", "-f": "Containerfile"} == options
+    assert (ROOT / build[-1] / options["-f"]).is_file()
+    assert yaml.safe_load(compose)["services"]["api"]["image"] == options["-t"]
+    assert {name} == set(re.findall(r"\$\{(\w+)", compose))
+    assert secret == from_env({name: secret}).jwt_secret
 
 
 def test_the_manifest_probes_what_there_is() -> None:
     """The Kubernetes manifest parses, its probes are the service's, its variables the service's settings."""
-    (text,) = re.findall(r"```yaml\n(.*?)```", README, re.DOTALL)
-    deployment, service = yaml.safe_load_all(text)
+    deployment, service = yaml.safe_load_all(only_block("yaml"))
     (container,) = deployment["spec"]["template"]["spec"]["containers"]
     probes = {name: container[f"{name}Probe"]["httpGet"]["path"] for name in ("startup", "liveness", "readiness")}
     settings = {field.encode_name for field in msgspec.structs.fields(Settings)}
