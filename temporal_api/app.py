@@ -1,8 +1,8 @@
 """The table of contents.
 
-To add a resource: copy `controllers/orders.py` to `controllers/refunds.py`, add its controller to `RESOURCES`, and copy
-its test file. Everything in `RESOURCES` is served under `/api/v1`, where no handler runs without a verified token and
-a scope that the handler names.
+To add a resource: copy `controllers/orders.py` and `order_runs.py` to `refunds.py` and `refund_runs.py`, add its
+controller to `RESOURCES`, and copy its test file (README, "Add your own resource"). Everything in `RESOURCES` is served
+under `/api/v1`, where no handler runs without a verified token and a scope that the handler names.
 """
 
 import asyncio

@@ -3,6 +3,9 @@
 import json
 import re
 import shlex
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +37,10 @@ def only_block(language: str) -> str:
 def test_no_block_is_left_out() -> None:
     """Each block is in a language, and each shell line one of those, that the tests below run or check."""
     others = [line for block in BASH for line in VARIABLE.sub("", CURL.sub("", block)).splitlines() if line]
-    known = r"python3 -m venv |podman build |JWT_SECRET=\S+ (\.venv/bin/temporal-api token|podman-compose up) "
+    known = (
+        r"python3 -m venv |podman build |JWT_SECRET=\S+ (\.venv/bin/temporal-api token|podman-compose up) "
+        r"|for file in |  sed |    > |done$"
+    )
 
     assert {"bash", "js", "json", "yaml"} == {language for language, _ in BLOCKS}
     assert 2 * len(BLOCKS) == README.count("```")
@@ -115,6 +121,43 @@ async def test_the_token_command_works_as_written() -> None:
     async with temporal_api(*(a or b for a, b in arguments), JWT_SECRET=line[0].partition("=")[2]) as process:
         assert 0 == await process.end(), process.output
     assert 3 == len(process.output.strip().split("."))
+
+
+ADDED = """
+import asyncio, httpx
+from temporal_api.app import create_app
+from temporal_api.settings import from_env
+
+async def main():
+    app = create_app(from_env({"JWT_SECRET": "s" * 32}))
+    transport = httpx.ASGITransport(app)
+    async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as http:
+        contract = (await http.get("/openapi.json")).json()
+        print(*[path.removeprefix("/api/v1") for path in contract["paths"] if "refund" in path])
+        print((await http.post("/api/v1/refunds", json={})).status_code)
+
+asyncio.run(main())
+"""
+
+
+def test_a_resource_is_added_as_it_says(tmp_path: Path) -> None:
+    """The commands make a resource, closed and in the contract; no file of before is edited but the line in app.py."""
+    shutil.copytree(ROOT / "temporal_api", tmp_path / "temporal_api", ignore=shutil.ignore_patterns("__pycache__"))
+    (commands,) = (block for block in BASH if block.startswith("for file in "))
+    subprocess.run(["/bin/bash", "-ec", commands], cwd=tmp_path, check=True)
+    controllers, app = tmp_path / "temporal_api/controllers", tmp_path / "temporal_api/app.py"
+    refunds = (controllers / "refunds.py").read_text()
+    for setting, value in (("task_queue", '"refunds"'), ("execution_timeout_seconds", "7200")):
+        refunds = refunds.replace(f"state.settings.refunds_{setting}", value)
+    (controllers / "refunds.py").write_text(refunds)
+    imported = "from temporal_api.controllers.refunds import RefundController\n\nRESOURCES = [\n    RefundController,\n"
+    app.write_text(app.read_text().replace("RESOURCES = [\n", imported))
+    served = subprocess.run([sys.executable, "-c", ADDED], cwd=tmp_path, capture_output=True, text=True, check=True)
+
+    paths = ("/refunds", "/refunds/{refund_id}", "/refunds/{refund_id}/cancel", "/refunds/{refund_id}/events")
+    assert [" ".join(paths), "401"] == served.stdout.splitlines()
+    assert "settings.refunds" not in refunds
+    assert len(refunds.splitlines()) < 250
 
 
 async def test_the_error_is_shown_as_it_is(http: httpx.AsyncClient) -> None:
