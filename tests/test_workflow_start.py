@@ -279,6 +279,22 @@ async def test_a_replay_of_what_runs_is_answered_as_a_start_is(alice: httpx.Asyn
     assert ("true", "wait=20") == (waited.headers["idempotent-replayed"], waited.headers["preference-applied"])
 
 
+async def test_a_key_signals_once(alice: httpx.AsyncClient, queue: str) -> None:
+    """Sent again with one key, a signal reaches the workflow once; another caller's same key is another signal."""
+    path = (await alice.post(START, json={"workflow_type": "collect", "task_queue": queue, "input_data": 3})).headers[
+        "location"
+    ]
+    key = {"Idempotency-Key": "k"}
+    for value, headers in ((1, key), (1, key), (2, key | bearer("bob")), (2, key | bearer("bob")), (3, {})):
+        body = {"signal_name": "send", "signal_input": value}
+        assert 202 == (await alice.post(f"{path}/signal", json=body, headers=headers)).status_code
+    result = (await alice.get(f"{path}/result", headers={"Prefer": "wait=20"})).json()["result"]
+
+    assert [[1], [2], [3]] == result
+    wrong = await alice.post(f"{path}/signal", json={"signal_name": "send"}, headers={"Idempotency-Key": "two words"})
+    assert "Idempotency-Key" == assert_problem(wrong, 400, "validation_error")["details"]["errors"][0]["key"]
+
+
 async def test_a_key_is_bound_to_its_body_and_its_caller(alice: httpx.AsyncClient, queue: str) -> None:
     """Another body is a 422; another caller's same key is another workflow; with an id it is a 400."""
     body = {"workflow_type": "collect", "task_queue": queue}

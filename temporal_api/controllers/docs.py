@@ -205,7 +205,7 @@ def _headers(operation: Any, status: str, response: Any) -> Iterator[str]:
         yield "ETag"
     if status < "400" and "Prefer" in asked:
         yield "Preference-Applied"
-    if status < "400" and "Idempotency-Key" in asked:
+    if status == "201" and "Idempotency-Key" in asked:
         yield "Idempotent-Replayed"
     if problem and status == "401":
         yield "WWW-Authenticate"

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import msgspec
 from litestar import Controller, Request, get, post
 from litestar.datastructures import State
-from litestar.params import JSONBody
+from litestar.params import HeaderParameter, JSONBody
 from msgspec import UNSET, Meta, Raw, UnsetType
 from temporalio.api.enums.v1 import PendingActivityState
 
@@ -25,6 +25,7 @@ from temporal_api.controllers.addressing import (
     check_reserved,
 )
 from temporal_api.errors import Problem, responses
+from temporal_api.idempotency import check_key, derived_id
 from temporal_api.requests import NOT_MODIFIED, JSONResponse, unchanged
 from temporal_api.temporal import STATUS, FailureInfo, TemporalClient, is_open, seconds_between
 from temporal_api.temporal.history import close_event
@@ -36,6 +37,16 @@ _Run = Annotated[str, Meta(examples=["019ab3c4-7d1e-7f3a-8b55-0c2d4e6f8a10"])]
 _Status = Annotated[str, Meta(description="Temporal's name of it, such as RUNNING or COMPLETED.", examples=["RUNNING"])]
 _Result = Annotated[Raw, Meta(description="What it gave back: any JSON; null while it runs.", examples=[None])]
 _Time = Annotated[datetime, Meta(tz=True)]
+
+
+SignalKey = Annotated[
+    str | None,
+    HeaderParameter(
+        name="Idempotency-Key",
+        description="A run gets the signals with one key of one caller once, whatever else they say, also when they "
+        "are sent again; a run that comes from a reset may get one more. 1 to 255 visible ASCII characters.",
+    ),
+]
 
 
 class PendingActivity(msgspec.Struct):
@@ -186,11 +197,15 @@ class WorkflowController(Controller):
         user: CurrentUser,
         temporal: TemporalClient,
         run_id: RunId = "",
+        idempotency_key: SignalKey = None,
     ) -> SignalResponse:
         """Accepted (202): Temporal keeps it until a worker handles it."""
         check_reserved(user, workflow_id)
         args = arguments(("signal_input", "signal_args"), data.signal_input, data.signal_args)
-        await temporal.signal(workflow_id, run_id, data.signal_name, args)
+        key = check_key(idempotency_key)
+        await temporal.signal(
+            workflow_id, run_id, data.signal_name, args, derived_id("signals", user, key) if key else None
+        )
         return SignalResponse(workflow_id, data.signal_name)
 
     @post(

@@ -255,15 +255,20 @@ class Temporal:
             await self.failure(failed.failure) if failed.HasField("failure") else None,
         )
 
-    async def signal(self, workflow_id: str, run_id: str, name: str, args: Iterable[object]) -> None:
-        """Send a signal. Raises Problem: `workflow_not_found`, `workflow_completed`, ..."""
+    async def signal(
+        self, workflow_id: str, run_id: str, name: str, args: Iterable[object], request_id: str | None = None
+    ) -> None:
+        """Send a signal; of those with one request id, Temporal gives a run the first.
+
+        Raises Problem: `workflow_not_found`, `workflow_completed`, ...
+        """
         request = SignalWorkflowExecutionRequest(
             namespace=self.namespace,
             workflow_execution=WorkflowExecution(workflow_id=workflow_id, run_id=run_id),
             signal_name=name,
             input=await self.payloads(args),
             identity=self.identity,
-            request_id=str(uuid.uuid4()),
+            request_id=request_id or str(uuid.uuid4()),
         )
         try:
             await self.call(self.service.signal_workflow_execution, request, workflow_id, run_id)
