@@ -152,6 +152,27 @@ async def test_keys_rotate_under_running_orders(dev_server: DevServer, task_queu
         assert "delivered" == (await ended(alice, placed))["order"]["status"]
 
 
+async def test_a_sealed_failure_is_told_without_its_key_too(dev_server: DevServer, task_queue: str) -> None:
+    """A service with no key for a run's failure still says that it failed: in its result, history and events."""
+
+    class Broken(StandIns):
+        async def pretend(self, step: str, order: Order) -> None:
+            raise ApplicationError("the crane fell over", non_retryable=True)
+
+    async with shop(dev_server, NEW, task_queue, Broken()) as alice:
+        placed = (await alice.post("/api/v1/orders", json=order())).json()
+        assert "FAILED" == (await ended(alice, placed["id"]))["status"]
+    path = f"/api/v1/workflows/{placed['workflow_id']}"
+    async with service(TEMPORAL_ADDRESS=dev_server.address) as alice:
+        alice.headers.update(bearer(scope=CODEC))
+        result = await alice.get(f"{path}/result")
+        others = [await alice.get(path + below) for below in ("/history", "/events")]
+
+    assert ("FAILED", "Encoded failure") == (result.json()["status"], result.json()["failure"]["message"])
+    assert [200, 200] == [answer.status_code for answer in others]
+    assert "event: done" in others[1].text
+
+
 async def test_the_codec_endpoint_serves_temporal_s_cli(dev_server: DevServer, task_queue: str) -> None:
     """`temporal workflow show` reads sealed payloads through it, with a token; without the scope nobody does."""
     environ = {"TEMPORAL_ADDRESS": dev_server.address, "PAYLOAD_ENCRYPTION_KEYS": NEW, "ORDERS_TASK_QUEUE": task_queue}

@@ -5,6 +5,7 @@ import logging
 import time
 import uuid
 from collections.abc import Awaitable, Callable, Iterable, Mapping
+from contextlib import suppress
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -320,7 +321,9 @@ class Temporal:
         message = failure.message
         if failure.HasField("encoded_attributes"):  # sealed, with the stack trace
             (attributes,) = await self.decoded([failure.encoded_attributes])
-            message = msgspec.json.decode(attributes.data, type=_FailureAttributes).message
+            # Sealed in a way that this service has no key for: Temporal's own word for it stays ("Encoded failure").
+            with suppress(msgspec.MsgspecError, UnicodeDecodeError):
+                message = msgspec.json.decode(attributes.data, type=_FailureAttributes).message
         return FailureInfo(
             type=info,
             message=message,
