@@ -25,6 +25,7 @@ T = TypeVar("T")
 KEEP_ALIVE_SECONDS = 15.0
 _RETRY = b"retry: 1000\n\n"
 _COMMENT = b": \n\n"
+_TAG = re.compile(r'"[^"]*"')
 _WAIT = re.compile(r"(?:^|[,;])\s*wait\s*=\s*\"?(\d{1,9})\"?\s*(?=$|[,;])", re.IGNORECASE)
 
 
@@ -124,18 +125,24 @@ def etag(run: WorkflowExecutionInfo) -> str:
     return f'W/"{run.execution.run_id}-{run.state_transition_count}"'
 
 
-async def changes(
-    request: Request[Any, Any, Any], run: WorkflowExecutionInfo, known: str | None, seconds: float
-) -> bool:
-    """Whether a run that the caller knows as it is now changes within the time; False at once when there is no wait."""
+def is_known(request: Request[Any, Any, Any], run: WorkflowExecutionInfo) -> bool:
+    """Whether `If-None-Match` names the run as it is: in a list, as `*`, by weak comparison (RFC 9110 13.1.2)."""
+    known = ",".join(request.headers.getall("if-none-match", []))
+    return known.strip() == "*" or etag(run).removeprefix("W/") in _TAG.findall(known)
+
+
+async def awaited(request: Request[Any, Any, Any], run: WorkflowExecutionInfo, seconds: float) -> bool:
+    """Wait until a run that the caller knows as it is changes, or the time is over; False when there is no wait.
+
+    After it, read again either way: an activity's next attempt changes the run, but is no event to be woken by.
+    """
     waits: Waits = request.app.state.waits
     feeds: Feeds = request.app.state.feeds
-    if not seconds or known != etag(run) or run.close_time.seconds:
+    if not seconds or not is_known(request, run) or run.close_time.seconds:
         return False
     execution, length = run.execution, run.history_length
-    return bool(
-        await waits.within(request, seconds, lambda: feeds.changed(execution.workflow_id, execution.run_id, length))
-    )
+    await waits.within(request, seconds, lambda: feeds.changed(execution.workflow_id, execution.run_id, length))
+    return True
 
 
 async def cancel(*tasks: asyncio.Future[Any]) -> None:

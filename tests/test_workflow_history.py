@@ -6,20 +6,29 @@ import re
 import time
 import uuid
 from collections.abc import AsyncIterator
+from datetime import timedelta
 from typing import Any
 from urllib.parse import quote
 
 import httpx
 import pytest
-from temporalio import workflow
+from temporalio import activity, workflow
 from temporalio.client import Client
-from temporalio.exceptions import ApplicationError
+from temporalio.common import RetryPolicy
+from temporalio.exceptions import ApplicationError, ApplicationErrorCategory
 from temporalio.worker import UnsandboxedWorkflowRunner, Worker
 
 from api import assert_problem, bearer, eventually, service
 from temporal_api.devserver import DevServer
 
 pytestmark = pytest.mark.anyio
+
+
+@activity.defn
+async def fail(times: int) -> None:
+    """Fail that often."""
+    if activity.info().attempt <= times:
+        raise ApplicationError("not yet", category=ApplicationErrorCategory.BENIGN)
 
 
 @workflow.defn(name="steps")
@@ -32,6 +41,11 @@ class Steps:
     @workflow.run
     async def run(self, plan: dict[str, Any]) -> Any:
         """Go by the plan."""
+        if "fails" in plan:
+            every_second = RetryPolicy(initial_interval=timedelta(seconds=1), backoff_coefficient=1)
+            await workflow.execute_activity(
+                fail, plan["fails"], start_to_close_timeout=timedelta(seconds=9), retry_policy=every_second
+            )
         await workflow.wait_condition(lambda: len(self.seen) >= plan["signals"])
         if plan.get("again"):
             workflow.continue_as_new({**plan, "again": plan["again"] - 1})
@@ -49,7 +63,8 @@ class Steps:
 async def queue(client: Client) -> AsyncIterator[str]:
     """A task queue with a worker for `steps`."""
     name = f"steps-{uuid.uuid4()}"
-    async with Worker(client, task_queue=name, workflows=[Steps], workflow_runner=UnsandboxedWorkflowRunner()):
+    runner = UnsandboxedWorkflowRunner()
+    async with Worker(client, task_queue=name, workflows=[Steps], activities=[fail], workflow_runner=runner):
         yield name
 
 
@@ -273,6 +288,38 @@ async def test_a_status_is_answered_when_it_changes(alice: httpx.AsyncClient, qu
     assert etag == same.headers["etag"]
     assert b"" == same.content
     assert etag != changed.headers["etag"]
+
+
+async def test_every_way_to_name_an_etag(alice: httpx.AsyncClient, queue: str) -> None:
+    """If-None-Match is a list, on one line or more, or `*`; strong or weak, it is the same tag (RFC 9110 13.1.2)."""
+    path = await started(alice, queue, signals=0)
+    await alice.get(f"{path}/result", headers={"Prefer": "wait=20"})
+    tag = (await alice.get(path)).headers["etag"]
+    strong = tag.removeprefix("W/")
+
+    async def status(*values: str) -> int:
+        return (await alice.get(path, headers=[("If-None-Match", value) for value in values])).status_code
+
+    known = [await status(value) for value in (tag, strong, "*", f'"x", {tag}', f'W/"a,b",{strong} , "y"')]
+    assert [304] * 5 == known
+    assert 304 == await status('"x"', tag)
+    assert [200] * 4 == [await status(value) for value in ('"x"', strong.strip('"'), '"*"', "")]
+
+
+async def test_the_end_of_a_wait_is_never_stale(alice: httpx.AsyncClient, queue: str) -> None:
+    """What changed without an event, such as an activity's attempts, is answered at the end of the wait: no 304."""
+    path = await started(alice, queue, fails=3)
+
+    async def tried() -> str:
+        status = await alice.get(path)
+        activities = status.json()["pending_activities"]
+        return status.headers["etag"] if activities and activities[0]["attempt"] > 1 else ""
+
+    etag = await eventually(tried)
+    waited = await alice.get(path, headers={"If-None-Match": etag, "Prefer": "wait=3"})
+
+    assert 200 == waited.status_code
+    assert etag != waited.headers["etag"]
 
 
 async def test_watchers_share_one_poll_and_free_it_when_they_go(dev_server: DevServer, queue: str) -> None:

@@ -41,8 +41,9 @@ from temporal_api.waiting import (
     LastEventId,
     Prefer,
     applied,
-    changes,
+    awaited,
     etag,
+    is_known,
     preferred_wait,
     resume,
 )
@@ -173,10 +174,10 @@ class OrderController(Controller):
         """
         seconds = preferred_wait(request, state.settings.max_wait_seconds) if if_none_match else 0
         order, run = await read_order(temporal, user, order_id)
-        if await changes(request, run, if_none_match, seconds):
+        if await awaited(request, run, seconds):
             order, run = await read_order(temporal, user, order_id)
         headers = {"ETag": etag(run), **applied(seconds)}
-        if headers["ETag"] == if_none_match:
+        if if_none_match and is_known(request, run):
             return unchanged(headers)
         lasted, event = None, None
         if not is_open(run):

@@ -29,7 +29,7 @@ from temporal_api.idempotency import check_key, derived_id
 from temporal_api.requests import NOT_MODIFIED, JSONResponse, unchanged
 from temporal_api.temporal import STATUS, FailureInfo, TemporalClient, is_open, seconds_between
 from temporal_api.temporal.history import close_event
-from temporal_api.waiting import IfNoneMatch, Prefer, applied, changes, etag, preferred_wait
+from temporal_api.waiting import IfNoneMatch, Prefer, applied, awaited, etag, is_known, preferred_wait
 
 # Fields of answers, with the examples that the documentation shows.
 _Id = Annotated[str, Meta(examples=["invoice-2041"])]
@@ -144,11 +144,11 @@ class WorkflowController(Controller):
         check_reserved(user, workflow_id)
         seconds = preferred_wait(request, state.settings.max_wait_seconds) if if_none_match else 0
         found = await temporal.describe(workflow_id, run_id)
-        if await changes(request, found.workflow_execution_info, if_none_match, seconds):
+        if await awaited(request, found.workflow_execution_info, seconds):
             found = await temporal.describe(workflow_id, run_id)
         run = found.workflow_execution_info
         headers = {"ETag": etag(run), **applied(seconds)}
-        if headers["ETag"] == if_none_match:
+        if if_none_match and is_known(request, run):
             return unchanged(headers)
         closed = not is_open(run)
         result, failure = await temporal.outcome(
