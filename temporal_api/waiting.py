@@ -23,6 +23,8 @@ from temporal_api.temporal.history import Feeds
 T = TypeVar("T")
 
 KEEP_ALIVE_SECONDS = 15.0
+LAST_SEND_SECONDS = 1.0
+_A_DAY = 86_400.0
 _RETRY = b"retry: 1000\n\n"
 _COMMENT = b": \n\n"
 _TAG = re.compile(r'"[^"]*"')
@@ -208,7 +210,8 @@ class EventStream(Response[bytes]):
         chunk: bytes | None = _RETRY
         try:
             while chunk is not None:
-                await send({"type": "http.response.body", "body": chunk, "more_body": True})
+                if not await self._sent(send, chunk, ending):
+                    return
                 left = self._expires_at - time.time()
                 await asyncio.wait(
                     {gone, ending, following},
@@ -225,10 +228,21 @@ class EventStream(Response[bytes]):
                 else:
                     chunk = _COMMENT
             # The client comes back by itself: to another replica, or with a new token.
-            await send({"type": "http.response.body", "body": _RETRY, "more_body": False})
+            await self._sent(send, _RETRY, ending, more=False)
         finally:
             await cancel(gone, ending, following)
             await self._events.aclose()
+
+    async def _sent(self, send: Send, content: bytes, ending: asyncio.Future[Any], *, more: bool = True) -> bool:
+        """Whether it went out: who does not read keeps no place beyond the token's end and the service's."""
+        sending = asyncio.ensure_future(send({"type": "http.response.body", "body": content, "more_body": more}))
+        try:
+            left = max(0, min(_A_DAY, self._expires_at - time.time()))
+            await asyncio.wait({sending, ending}, timeout=left, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({sending}, timeout=LAST_SEND_SECONDS)
+            return sending.done() and sending.result() is None
+        finally:
+            await cancel(sending)
 
     def _result(self, following: asyncio.Future[bytes | None]) -> bytes | None:
         try:

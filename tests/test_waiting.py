@@ -91,6 +91,24 @@ async def test_a_stream_that_never_rests_ends_too(end: str) -> None:
     assert not waits.full
 
 
+@pytest.mark.parametrize("end", ["the token", "the service"])
+async def test_who_does_not_read_keeps_no_place(end: str) -> None:
+    """A client that takes nothing more of its stream loses its place when its token or the service ends."""
+
+    class Deaf(Caller):
+        async def send(self, message: Any) -> None:
+            await super().send(message)
+            if len(self.received) > 5:
+                await asyncio.Event().wait()
+
+    waits = Waits(1)
+    caller = Deaf(waits.draining.set if end == "the service" else lambda: None)
+
+    await stream(waits, caller, time.time() + (0.2 if end == "the token" else 3600))
+
+    assert not waits.full
+
+
 async def test_a_place_is_taken_before_the_headers() -> None:
     """Streams that begin together cannot take more places than there are; who gets none hears it as a plain answer."""
     waits, caller = Waits(1), Caller()
