@@ -28,7 +28,7 @@ _A_DAY = 86_400.0
 _RETRY = b"retry: 1000\n\n"
 _COMMENT = b": \n\n"
 _TAG = re.compile(r'"[^"]*"')
-_WAIT = re.compile(r"(?:^|[,;])\s*wait\s*=\s*\"?(\d{1,9})\"?\s*(?=$|[,;])", re.IGNORECASE)
+_WAIT = re.compile(r"(?:^|[,;])\s*wait\s*=\s*\"?(\d+)\"?\s*(?=$|[,;])", re.IGNORECASE)
 
 
 Prefer = Annotated[str | None, HeaderParameter(name="Prefer", description="`wait=SECONDS` waits that long (RFC 7240).")]

@@ -15,7 +15,8 @@ from temporalio.client import Client
 from temporalio.exceptions import ApplicationError
 from temporalio.worker import UnsandboxedWorkflowRunner, Worker
 
-from api import assert_problem, bearer
+from api import assert_problem, bearer, service
+from temporal_api.devserver import DevServer
 
 pytestmark = pytest.mark.anyio
 
@@ -199,6 +200,16 @@ async def test_a_start_waits_for_the_result(alice: httpx.AsyncClient, queue: str
     assert ("wait=20", "wait=1") == (done.headers["preference-applied"], slow.headers["preference-applied"])
     assert "retry-after" in slow.headers
     assert 200 == (await alice.get(slow.headers["location"])).status_code
+
+
+@pytest.mark.parametrize("wait", ["wait=2", "respond-async, wait=99999999999999999999", 'WAIT = "2"; x=y, wait=9'])
+async def test_ways_to_prefer_a_wait(dev_server: DevServer, queue: str, wait: str) -> None:
+    """As RFC 7240 writes preferences; more than MAX_WAIT_SECONDS, however much, is that; the first one counts."""
+    body = {"workflow_type": "collect", "task_queue": queue, "input_data": 1}
+    async with service(TEMPORAL_ADDRESS=dev_server.address, MAX_WAIT_SECONDS="2") as alice:
+        response = await alice.post(START, json=body, headers={"Prefer": wait})
+
+    assert (201, "wait=2") == (response.status_code, response.headers.get("preference-applied"))
 
 
 async def test_signal_with_start(alice: httpx.AsyncClient, queue: str) -> None:
