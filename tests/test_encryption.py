@@ -173,6 +173,21 @@ async def test_a_sealed_failure_is_told_without_its_key_too(dev_server: DevServe
     assert "event: done" in others[1].text
 
 
+async def test_a_start_whose_result_cannot_be_read_is_not_lost(dev_server: DevServer, task_queue: str) -> None:
+    """The wait for the result ends in a 502, but the workflow was started: the answer says under which id."""
+    body = {"workflow_type": "order_processing", "task_queue": task_queue, "input_data": 1}
+    async with (
+        shop(dev_server, f"{NEW},{OLD}", task_queue),
+        service(TEMPORAL_ADDRESS=dev_server.address, PAYLOAD_ENCRYPTION_KEYS=OLD) as alice,
+    ):
+        response = await alice.post("/api/v1/workflows", json=body, headers={"Prefer": "wait=20"})
+        details = assert_problem(response, 502, "payload_undecodable")["details"]
+        path = f"/api/v1/workflows/{details['workflow_id']}"
+
+        assert path == response.headers["location"]
+        assert 502 == (await alice.get(f"{path}/result?run_id={details['run_id']}")).status_code  # it is there
+
+
 async def test_the_codec_endpoint_serves_temporal_s_cli(dev_server: DevServer, task_queue: str) -> None:
     """`temporal workflow show` reads sealed payloads through it, with a token; without the scope nobody does."""
     environ = {"TEMPORAL_ADDRESS": dev_server.address, "PAYLOAD_ENCRYPTION_KEYS": NEW, "ORDERS_TASK_QUEUE": task_queue}

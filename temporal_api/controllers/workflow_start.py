@@ -200,20 +200,26 @@ class WorkflowStartController(Controller):
                 run = await temporal.start(start)
         except Problem as problem:
             if key is None or problem.code != "workflow_already_exists":
+                problem.details.setdefault("workflow_id", workflow_id)  # it may be started all the same
                 raise
             run, closed = await _replayed(temporal, workflow_id, key, data)
             headers |= REPLAYED
 
         seconds = 0 if state.waits.full else seconds
-        if closed:
-            end = await end_of(temporal, workflow_id, run.run_id)
-        elif update is None:
-            end = await state.waits.within(
-                request,
-                seconds,
-                lambda: ended(temporal, state.waits, workflow_id, run.run_id, follow=True),
-                already_done=True,
-            )
+        try:
+            if closed:
+                end = await end_of(temporal, workflow_id, run.run_id)
+            elif update is None:
+                end = await state.waits.within(
+                    request,
+                    seconds,
+                    lambda: ended(temporal, state.waits, workflow_id, run.run_id, follow=True),
+                    already_done=True,
+                )
+        except Problem as problem:  # it is started all the same: here is its id
+            problem.details = {"workflow_id": workflow_id, "run_id": run.run_id, **problem.details}
+            problem.headers |= headers
+            raise
         headers |= applied(seconds)
         if end is None:
             answer = WorkflowExecutionResponse(workflow_id, run.run_id, "RUNNING", Raw(b"null"), update=update)
