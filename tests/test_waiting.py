@@ -10,6 +10,7 @@ import pytest
 from litestar import Request
 
 from api import eventually, service
+from temporal_api import waiting
 from temporal_api.devserver import DevServer
 from temporal_api.errors import Problem
 from temporal_api.waiting import EventStream, Waits
@@ -34,14 +35,31 @@ async def test_who_goes_away_waits_no_longer(dev_server: DevServer) -> None:
             async def answered() -> bool:
                 return (await alice.get(f"{path}/result", headers={"Prefer": "wait=1"})).status_code == 202
 
-            waiting = asyncio.create_task(alice.get(**wait))
+            patient = asyncio.create_task(alice.get(**wait))
             await eventually(under_way)
             async with asyncio.timeout(10):
                 while await answered():  # it is under way, but may not wait yet
                     pass
-            assert not waiting.done()
-            waiting.cancel()
+            assert not patient.done()
+            patient.cancel()
             await eventually(answered, seconds=5)
+
+
+async def test_a_quiet_stream_is_kept_alive(dev_server: DevServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A comment every 15 s, so that nobody on the way takes it for dead."""
+    assert 15 == waiting.KEEP_ALIVE_SECONDS
+    monkeypatch.setattr(waiting, "KEEP_ALIVE_SECONDS", 0.1)
+    comments = 0
+    async with service(TEMPORAL_ADDRESS=dev_server.address) as alice:
+        body = {"workflow_type": "nobody_runs_this", "task_queue": str(uuid.uuid4())}
+        path = (await alice.post("/api/v1/workflows", json=body)).headers["location"]
+        async with asyncio.timeout(10), alice.stream("GET", f"{path}/events") as response:
+            async for line in response.aiter_lines():
+                comments += line.startswith(":")
+                if comments == 3:
+                    break
+
+    assert 3 == comments
 
 
 class Caller:
