@@ -7,6 +7,8 @@ import hashlib
 import hmac
 import re
 import uuid
+from contextlib import suppress
+from decimal import Decimal
 from typing import Annotated, Any
 
 import msgspec
@@ -18,6 +20,8 @@ from temporal_api.errors import Problem, invalid
 MEMO = "temporal_api.idempotency"
 REPLAYED = {"Idempotent-Replayed": "true"}
 
+_ANY = msgspec.json.Decoder(float_hook=Decimal)
+_CANONICAL = msgspec.json.Encoder(order="sorted", decimal_format="number")
 _KEY = re.compile(r"[\x21-\x7e]{1,255}")
 
 IdempotencyKey = Annotated[
@@ -46,6 +50,9 @@ def derived_id(resource: str, user: User, key: str) -> str:
 def fingerprint(key: str, body: msgspec.Struct) -> str:
     """What tells a replay from another request: keyed with the key, so that the memo tells nobody the body."""
     canonical = msgspec.json.encode(body, order="sorted")
+    # What passes untouched (`msgspec.Raw`) is as it was written: spaces, and the order of names, mean nothing.
+    with suppress(ValueError, OverflowError, RecursionError):  # numbers of thousands of digits: compared as written
+        canonical = _CANONICAL.encode(_ANY.decode(canonical))
     return hmac.new(key.encode(), canonical, hashlib.sha256).hexdigest()
 
 
