@@ -12,6 +12,7 @@ from temporalio.client import Client
 from api import assert_problem, bearer, eventually, order, service
 from temporal_api.devserver import DevServer
 from temporal_api.settings import Settings
+from temporal_api.temporal.visibility import findable
 from temporal_api.worker import create_worker
 
 pytestmark = pytest.mark.anyio
@@ -62,6 +63,17 @@ async def test_an_operator_lists_everyone_s(http: httpx.AsyncClient) -> None:
     assert ids == await listed(http, ADMIN, owner=name)
     assert set(ids) < set(await listed(http, ADMIN, page_size=1000))
     assert [] == await listed(http, ADMIN, owner="x' OR OrderOwner != '")
+
+
+@pytest.mark.parametrize("name", ["DOMAIN\\anna", 'a"nna', "'anna'", "'", "änna*%"])
+async def test_every_caller_lists_their_orders(http: httpx.AsyncClient, name: str) -> None:
+    """Whatever the token's `sub`, such as a Windows account: also one that Temporal's index cannot look for."""
+    name = f"{name[:-1]}{uuid.uuid4()}{name[-1]}"
+    ids = await placed(http, bearer(name, "orders:read orders:write"), 2)
+    namesake = bearer(findable(name) if findable(name) != name else f"{name}.", "orders:read")
+
+    assert ids == await listed(http, ADMIN, owner=name)
+    assert [] == await listed(http, namesake)
 
 
 async def test_orders_are_found_by_status(http: httpx.AsyncClient, client: Client, settings: Settings) -> None:

@@ -13,7 +13,7 @@ from temporal_api.auth import CurrentUser
 from temporal_api.controllers.order_runs import ADMIN, WORKFLOW_TYPE, OrderResponse, OrderStatus, order_of
 from temporal_api.errors import Problem, responses
 from temporal_api.temporal import Temporal, TemporalClient
-from temporal_api.temporal.visibility import equal, listed
+from temporal_api.temporal.visibility import equal, findable, listed
 
 log = logging.getLogger(__name__)
 
@@ -59,7 +59,7 @@ class OrderListController(Controller):
         """Running ones, newest first, then closed ones, last closed first. An operator sees everyone's."""
         whose = owner if ADMIN in user.scopes else user.sub
         terms = [equal("WorkflowType", WORKFLOW_TYPE), "OrderOwner IS NOT NULL"]
-        terms += [equal("OrderOwner", whose)] if whose is not None else []
+        terms += [equal("OrderOwner", findable(whose))] if whose is not None else []
         if status is not None:
             terms.append(_STATUS_QUERY.get(status) or f"OrderStatus = '{status}' AND ExecutionStatus = 'Running'")
         query = " AND ".join(terms)
@@ -73,7 +73,7 @@ class OrderListController(Controller):
             raise Problem("search_attributes_missing", message) from None
         found = [await _readable(temporal, run) for run in page.executions]
         return OrderListResponse(
-            [order for order, _ in filter(None, found)],
+            [order for order, owner in filter(None, found) if whose in (None, owner)],
             state.page_tokens.seal(page.next_page_token, "orders", query),
         )
 

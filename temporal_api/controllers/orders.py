@@ -35,6 +35,7 @@ from temporal_api.money import Price, check_price, exact
 from temporal_api.requests import NOT_MODIFIED, JSONResponse, unchanged
 from temporal_api.temporal import STATUS, TemporalClient, is_open, seconds_between
 from temporal_api.temporal.history import close_event
+from temporal_api.temporal.visibility import findable
 from temporal_api.waiting import (
     EventStream,
     IfNoneMatch,
@@ -140,7 +141,7 @@ class OrderController(Controller):
         start.workflow_id_reuse_policy = WorkflowIdReusePolicy.WORKFLOW_ID_REUSE_POLICY_REJECT_DUPLICATE
         headers = {"Location": f"/api/v1/orders/{order_id}"}
         try:
-            await temporal.start(start, {"OrderOwner": user.sub, "OrderStatus": "pending"})
+            await temporal.start(start, {"OrderOwner": findable(user.sub), "OrderStatus": "pending"})
         except Problem as problem:
             if key is None or problem.code != "workflow_already_exists":
                 raise
@@ -235,8 +236,7 @@ class OrderController(Controller):
         except Problem as problem:
             if problem.code != "workflow_completed":
                 raise
-            # It closed just now; say how.
-            order, _ = await read_order(temporal, user, order_id)
+            order, _ = await read_order(temporal, user, order_id)  # it closed just now: say how
             raise _not_cancellable(order) from None
 
 

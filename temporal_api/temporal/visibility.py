@@ -9,6 +9,7 @@ lists of keywords take ASCII letters of either case.
 """
 
 import asyncio
+import hashlib
 import re
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
@@ -122,6 +123,14 @@ def _text(value: str) -> str:
 def equal(column: str, value: str, operator: str = "=") -> str:
     """A term in which the value is data, whatever it holds."""
     return _NOTHING if _UNFINDABLE.search(value) else f"{column} {operator} {_text(value)}"
+
+
+def findable(value: str) -> str:
+    """What stands in the index for the value: itself, or a hash of one that is unfindable.
+
+    Another value may read like that hash: compare what is found with the value itself.
+    """
+    return f"sha256:{hashlib.sha256(value.encode()).hexdigest()}" if _UNFINDABLE.search(value) else value
 
 
 def _window(column: str, begin: datetime | None, end: datetime | None) -> list[str]:
