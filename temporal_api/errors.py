@@ -8,6 +8,7 @@ Everything that fails on purpose raises `Problem(code, message)`; the code decid
 """
 
 import logging
+import re
 from collections.abc import Iterable, Mapping
 from http import HTTPStatus
 from typing import Annotated, Any
@@ -119,14 +120,13 @@ class Problem(Exception):  # noqa: N818 - RFC 9457's word
 
 
 # msgspec's words for what JSON calls otherwise.
-_JSON_WORDS = {"`int`": "an integer", "`float`": "a number", "`str`": "a string", "`bool`": "a boolean", "`": ""}
+_JSON_WORDS = {"int": "an integer", "float": "a number", "str": "a string", "bool": "a boolean"}
+_QUOTED = re.compile(r"`([^`]*)`")
 
 
 def in_json_words(message: str) -> str:
     """What msgspec says of a value, with no Python name in it."""
-    for word, replacement in _JSON_WORDS.items():
-        message = message.replace(word, replacement)
-    return message
+    return _QUOTED.sub(lambda m: " or ".join(_JSON_WORDS.get(kind, kind) for kind in m[1].split(" | ")), message)
 
 
 def invalid(key: str, message: str) -> Problem:

@@ -94,7 +94,7 @@ _FIELD = re.compile(r"(?:Object (?:missing required|contains unknown) field `(?P
 def _field_error(text: str) -> Problem:
     """A 400 that names the field by its path, as in `items[0].quantity`."""
     message, _, path = text.partition(" - at `")
-    key = path.rstrip("`").removeprefix("$").removeprefix(".")
+    key = path.rstrip("`").removeprefix("key` in `").removeprefix("$").removeprefix(".")
     if field := _FIELD.match(message):
         key = f"{key}.{field['a'] if field['b'] is None else field['b']}".removeprefix(".")
         message = message.removeprefix(f"{field['b']}: ")

@@ -708,6 +708,7 @@ async def test_a_query_is_a_condition_only(alice: httpx.AsyncClient, query: str,
         ("WorkflowId = (SELECT 1)", "unexpected value type Subquery"),
         ("WorkflowId = 'x' UNION SELECT 1", "syntax error"),
         ("1 = 1", "must be a column name"),
+        ("true", "operation is not supported"),
     ],
 )
 async def test_what_temporal_refuses(alice: httpx.AsyncClient, query: str, reason: str) -> None:

@@ -129,6 +129,7 @@ async def test_no_timeout_is_no_timeout(alice: httpx.AsyncClient, client: Client
         ("retry_policy", {"attempts": 3}, "retry_policy.attempts"),
         ("id_reuse_policy", "SOMETIMES", "id_reuse_policy"),
         ("memo", {"temporal_api.order": 1}, "memo"),
+        ("memo", {"": 1}, "memo"),
         ("search_attributes", {"OrderStatus": {"type": "Int", "value": "x"}}, "search_attributes[...].value"),
         ("search_attributes", {"OrderStatus": {"type": "Datetime", "value": "today"}}, "search_attributes[...].value"),
         ("signal", {"signal_input": 1}, "signal.signal_name"),
@@ -143,6 +144,13 @@ async def test_what_cannot_be_is_refused(alice: httpx.AsyncClient, field: str, v
     )
 
     assert key == problem["details"]["errors"][0]["key"]
+
+
+async def test_what_is_expected_is_said_in_json_s_words(alice: httpx.AsyncClient) -> None:
+    """Of what may be null too: a number, not a float."""
+    for field, expected in (("execution_timeout_seconds", "a number or null"), ("workflow_id", "a string or null")):
+        problem = assert_problem(await alice.post(START, json={field: True}), 400, "validation_error")
+        assert f"{field}: Expected {expected}, got a boolean" == problem["message"]
 
 
 async def test_temporal_s_own_refusals_say_why(alice: httpx.AsyncClient) -> None:

@@ -334,7 +334,8 @@ class WorkflowControlController(Controller):
         except Problem as problem:
             if problem.code != "validation_error":
                 raise
-            reason = f"Temporal cannot reset the run to the event {event_id}: {problem.message}"
+            why = "it is no boundary of a workflow task" if "StateRebuilder" in problem.message else problem.message
+            reason = f"Temporal cannot reset the run to the event {event_id}: {why}"
             raise invalid("event_id" if data.event_id else "to", reason) from None
         return ResetResponse(workflow_id, response.run_id)
 

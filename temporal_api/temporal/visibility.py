@@ -102,7 +102,7 @@ async def _asked(temporal: Temporal, rpc: Callable[..., Awaitable[Response]], re
     except Problem as problem:
         if problem.code != "validation_error":
             raise
-        reason = problem.message.removeprefix("invalid query: ").replace("*sqlparser.", "")
+        reason = problem.message.removeprefix("invalid query: ").replace("*sqlparser.", "").replace("sqlparser.", "")
         raise Problem("invalid_query", f"Temporal refuses this query: {reason}", source="temporal") from None
 
 
