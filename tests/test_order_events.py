@@ -142,6 +142,40 @@ async def test_another_caller_s_order_has_no_events(alice: httpx.AsyncClient) ->
         assert 200 == response.status_code
 
 
+async def test_an_order_that_was_reset_is_watched_to_its_end(
+    dev_server: DevServer, client: Client, task_queue: str
+) -> None:
+    """An operator's reset is no cancellation: the stream goes on with the new run, resumed in the old one too."""
+    gated = Gated()
+    async with (
+        service(TEMPORAL_ADDRESS=dev_server.address, ORDERS_TASK_QUEUE=task_queue) as alice,
+        create_worker(client, task_queue, gated),
+    ):
+        order_id = (await alice.post(ORDERS, json=order())).json()["id"]
+        watching = asyncio.create_task(statuses(alice, order_id))
+        async with asyncio.timeout(20):
+            await gated.reached.wait()
+        gated.gate.release()
+        known = (await alice.get(f"{ORDERS}/{order_id}")).headers["etag"]
+        await alice.get(f"{ORDERS}/{order_id}", headers={"If-None-Match": known, "Prefer": "wait=20"})
+        response = await alice.post(
+            f"/api/v1/workflows/order-{order_id}/reset",
+            json={"to": "first_workflow_task", "reason": "a mended step"},
+            headers=bearer("ops", "workflows:admin orders:admin"),
+        )
+        assert 200 == response.status_code
+        for _ in range(20):
+            gated.gate.release()
+        seen = await watching
+        again = await statuses(alice, order_id, seen[0][0])
+
+    told = [status for _, status, _ in seen]
+    assert STATUSES == told[-5:]
+    assert "cancelled" not in told
+    assert seen[0][0][:36] != seen[-1][0][:36]
+    assert [event_id for event_id, _, _ in seen[1:]] == [event_id for event_id, _, _ in again]
+
+
 async def test_a_key_places_one_order_across_replicas(dev_server: DevServer, client: Client, task_queue: str) -> None:
     """Fifty at once with one key at two services: one workflow, one charge, one answer."""
     gated = Gated()

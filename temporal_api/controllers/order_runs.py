@@ -14,7 +14,7 @@ from temporalio.api.workflow.v1 import WorkflowExecutionInfo
 from temporal_api import errors
 from temporal_api.auth import User
 from temporal_api.controllers.addressing import RESERVED
-from temporal_api.errors import Problem
+from temporal_api.errors import Problem, invalid
 from temporal_api.temporal import COMPLETED, STATUS, Temporal, is_open
 from temporal_api.temporal.history import CLOSING, Feeds
 from temporal_api.waiting import sse
@@ -105,20 +105,44 @@ def _unsaid(run: WorkflowExecutionInfo, kept: StatusMemo) -> StatusMemo | None:
     return StatusMemo("delivered") if run.status == COMPLETED else StatusMemo("cancelled", STATUS[run.status])
 
 
+async def watched_run(temporal: Temporal, run: WorkflowExecutionInfo, run_id: str, seen: int) -> WorkflowExecutionInfo:
+    """The order's run that a watcher was at, which is an earlier one when an operator has reset it. Raises Problem."""
+    try:
+        if run_id not in ("", run.execution.run_id):
+            run = (await temporal.describe(run.execution.workflow_id, run_id)).workflow_execution_info
+    except Problem as problem:
+        if problem.status not in (400, 404):
+            raise
+        seen = run.history_length + 1
+    if seen > run.history_length:
+        raise invalid("Last-Event-ID", "Expected the id of an event of this order")
+    return run
+
+
 async def status_events(
     temporal: Temporal, feeds: Feeds, run: WorkflowExecutionInfo, seen: int
 ) -> AsyncGenerator[bytes, None]:
-    """Server-sent events: the statuses that the workflow keeps in its memo, as its history tells them, then `done`."""
-    workflow_id, run_id = run.execution.workflow_id, run.execution.run_id
-    async for events in feeds.events(workflow_id, run_id, seen, run.history_length):
-        for event in events:
-            started = event.workflow_execution_started_event_attributes
-            changed = event.workflow_properties_modified_event_attributes
-            memo = changed.upserted_memo if changed.HasField("upserted_memo") else started.memo
-            now: Any = await temporal.memo(memo, STATUS_MEMO, StatusMemo)
-            if event.event_type in CLOSING:
-                ended = (await temporal.describe(workflow_id, run_id)).workflow_execution_info
-                now = _unsaid(ended, await _kept(temporal, ended))
-            if now is not None:
-                yield sse(now, event="status", event_id=f"{run_id}:{event.event_id}")
+    """Server-sent events: the statuses that the workflow keeps in its memo, as its history tells them, then `done`.
+
+    An order that an operator has reset goes on in another run, from an earlier status.
+    """
+    workflow_id, run_id, length = run.execution.workflow_id, run.execution.run_id, run.history_length
+    while True:
+        async for events in feeds.events(workflow_id, run_id, seen, length):
+            for event in events:
+                started = event.workflow_execution_started_event_attributes
+                changed = event.workflow_properties_modified_event_attributes
+                memo = changed.upserted_memo if changed.HasField("upserted_memo") else started.memo
+                now: Any = await temporal.memo(memo, STATUS_MEMO, StatusMemo)
+                if event.event_type in CLOSING:
+                    ended = await temporal.describe(workflow_id, run_id)
+                    run = ended.workflow_execution_info
+                    reset = ended.workflow_extended_info.reset_run_id
+                    now = None if reset else _unsaid(run, await _kept(temporal, run))
+                if now is not None:
+                    yield sse(now, event="status", event_id=f"{run_id}:{event.event_id}")
+        following = (await temporal.describe(workflow_id, run_id)).workflow_extended_info.reset_run_id
+        if not following:
+            break
+        run_id, seen, length = following, 0, 0
     yield sse({"workflow_id": workflow_id}, event="done")

@@ -28,8 +28,9 @@ from temporal_api.controllers.order_runs import (
     OrderResponse,
     read_order,
     status_events,
+    watched_run,
 )
-from temporal_api.errors import Problem, invalid, responses
+from temporal_api.errors import Problem, responses
 from temporal_api.idempotency import REPLAYED, IdempotencyKey, check_key, check_same, derived_id, fingerprint
 from temporal_api.money import Price, check_price, exact
 from temporal_api.requests import NOT_MODIFIED, JSONResponse, unchanged
@@ -208,8 +209,7 @@ class OrderController(Controller):
         """Server-sent events: `status` (`status`, `reason`) at each change, from the first one on, then `done`."""
         run_id, seen = resume(last_event_id)
         _, run = await read_order(temporal, user, order_id)
-        if seen > run.history_length or run_id not in ("", run.execution.run_id):
-            raise invalid("Last-Event-ID", "Expected the id of an event of this order")
+        run = await watched_run(temporal, run, run_id, seen)
         return EventStream(state.waits, status_events(temporal, state.feeds, run, seen), user.expires_at)
 
     @post(
