@@ -44,6 +44,12 @@ class Collect:
         self.sent.append(value)
         return len(self.sent)
 
+    @workflow.update(unfinished_policy=workflow.HandlerUnfinishedPolicy.ABANDON)
+    async def fill(self) -> int:
+        """Tell how many there are once there are ten."""
+        await workflow.wait_condition(lambda: len(self.sent) >= 10)
+        return len(self.sent)
+
     @workflow.signal
     def send(self, *values: Any) -> None:
         """Keep it."""
@@ -247,6 +253,17 @@ async def test_update_with_start(alice: httpx.AsyncClient, queue: str) -> None:
     assert (1, 2) == (first.json()["update"]["result"], second.json()["update"]["result"])
     assert {"update_id": "second", "status": "COMPLETED", "result": 2} == second.json()["update"]
     assert 2 == found.json()["result"]
+
+
+async def test_a_slow_update_with_start_is_waited_for_as_preferred(alice: httpx.AsyncClient, queue: str) -> None:
+    """`wait=0` waits for it to be accepted and no longer; what is not done in time says when to ask again."""
+    body = {"workflow_type": "collect", "task_queue": queue, "input_data": 20, "update": {"update_name": "fill"}}
+    async with asyncio.timeout(5):
+        answers = [await alice.post(START, json=body, headers={"Prefer": wait}) for wait in ("wait=0", "wait=1")]
+
+    assert ["ACCEPTED"] * 2 == [answer.json()["update"]["status"] for answer in answers]
+    assert [None, "wait=1"] == [answer.headers.get("preference-applied") for answer in answers]
+    assert ["2", "2"] == [answer.headers.get("retry-after") for answer in answers]
 
 
 async def test_a_refused_update_leaves_the_workflow_started(alice: httpx.AsyncClient, queue: str) -> None:

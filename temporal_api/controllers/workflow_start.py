@@ -223,7 +223,8 @@ class WorkflowStartController(Controller):
         headers |= applied(seconds)
         if end is None:
             answer = WorkflowExecutionResponse(workflow_id, run.run_id, "RUNNING", Raw(b"null"), update=update)
-            headers |= {"Retry-After": RETRY_AFTER_SECONDS} if seconds else {}
+            unfinished = seconds or (update and update.status == "ACCEPTED")
+            headers |= {"Retry-After": RETRY_AFTER_SECONDS} if unfinished else {}
         else:
             answer = WorkflowExecutionResponse(workflow_id, end.run_id, end.status, end.result, end.failure)
         return JSONResponse(answer, status_code=201 if run.new else 200, headers=headers)
@@ -298,7 +299,7 @@ async def _update_with_start(
     run, update = await updates.with_start(temporal, start, update_id, asked.update_name, args)
     if update.result is None:
         state = request.app.state
-        wait, accepted = seconds or state.settings.rpc_timeout_seconds, update
+        wait, accepted = seconds if "waits" in request.scope else state.settings.rpc_timeout_seconds, update
         done = await state.waits.within(request, wait, lambda: updates.done(temporal, accepted), already_done=True)
         update = done or update
     if update.result is None:
