@@ -216,6 +216,19 @@ async def test_a_start_waits_for_the_result(alice: httpx.AsyncClient, queue: str
     assert 200 == (await alice.get(slow.headers["location"])).status_code
 
 
+async def test_a_start_that_may_not_wait_says_when_to_ask(dev_server: DevServer, queue: str) -> None:
+    """With no place to wait left it is started all the same, claims no wait, and says when to ask for the result."""
+    body = {"workflow_type": "collect", "task_queue": queue, "input_data": 1}
+    async with service(TEMPORAL_ADDRESS=dev_server.address, MAX_OPEN_WAITS="1") as alice:
+        path = (await alice.post(START, json=body)).headers["location"]
+        async with alice.stream("GET", f"{path}/events") as stream:
+            assert 200 == stream.status_code
+            answer = await alice.post(START, json=body, headers={"Prefer": "wait=9"})
+
+    assert (201, "2") == (answer.status_code, answer.headers["retry-after"])
+    assert "preference-applied" not in answer.headers
+
+
 @pytest.mark.parametrize("wait", ["wait=2", "respond-async, wait=99999999999999999999", 'WAIT = "2"; x=y, wait=9'])
 async def test_ways_to_prefer_a_wait(dev_server: DevServer, queue: str, wait: str) -> None:
     """As RFC 7240 writes preferences; more than MAX_WAIT_SECONDS, however much, is that; the first one counts."""

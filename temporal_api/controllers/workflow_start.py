@@ -223,7 +223,7 @@ class WorkflowStartController(Controller):
         headers |= applied(seconds)
         if end is None:
             answer = WorkflowExecutionResponse(workflow_id, run.run_id, "RUNNING", Raw(b"null"), update=update)
-            unfinished = seconds or (update and update.status == "ACCEPTED")
+            unfinished = "waits" in request.scope or (update and update.status == "ACCEPTED")
             headers |= {"Retry-After": RETRY_AFTER_SECONDS} if unfinished else {}
         else:
             answer = WorkflowExecutionResponse(workflow_id, end.run_id, end.status, end.result, end.failure)
