@@ -8,12 +8,14 @@ import pytest
 from google.protobuf.duration_pb2 import Duration
 from temporalio.api.workflowservice.v1 import RegisterNamespaceRequest
 from temporalio.client import Client
+from temporalio.worker import Worker
 
 from api import assert_problem, bearer, eventually, order, service
 from temporal_api.devserver import DevServer
 from temporal_api.settings import Settings
 from temporal_api.temporal.visibility import findable
 from temporal_api.worker import create_worker
+from temporal_api.worker.order_processing import OrderProcessing
 
 pytestmark = pytest.mark.anyio
 
@@ -96,6 +98,33 @@ async def test_orders_are_found_by_status(http: httpx.AsyncClient, client: Clien
     assert [pending] == await listed(http, carol, status="pending")
     assert [first] == await listed(http, carol, status="delivered")
     assert_problem(await http.get(ORDERS, headers=carol, params={"status": "lost"}), 400, "validation_error")
+
+
+async def test_an_order_that_was_reset_is_listed_once(dev_server: DevServer, client: Client, task_queue: str) -> None:
+    """With the run that goes on; the one that an operator's reset ended is no cancelled order."""
+    admin = bearer("ops", "orders:admin workflows:admin")
+    async with (
+        service(TEMPORAL_ADDRESS=dev_server.address, ORDERS_TASK_QUEUE=task_queue) as http,
+        Worker(client, task_queue=task_queue, workflows=[OrderProcessing]),  # which does nothing more for an order
+    ):
+        dora = bearer(f"dora-{uuid.uuid4()}", "orders:read orders:write")
+        reset, ended = await placed(http, dora, 2)
+        body = {"to": "first_workflow_task", "reason": "mended code"}
+
+        async def was_reset() -> bool:
+            return (await http.post(f"/api/v1/workflows/order-{reset}/reset", json=body, headers=admin)).is_success
+
+        async def terminated() -> bool:
+            ids = f"WorkflowId IN ('order-{reset}', 'order-{ended}')"
+            found = [run.id async for run in client.list_workflows(f"{ids} AND ExecutionStatus = 'Terminated'")]
+            return len(found) == 2
+
+        await eventually(was_reset)
+        await client.get_workflow_handle(f"order-{ended}").terminate()
+        await eventually(terminated)
+
+        assert [reset, ended] == await listed(http, dora)
+        assert [ended] == await listed(http, dora, status="cancelled")
 
 
 async def test_a_page_token_is_its_caller_s(http: httpx.AsyncClient) -> None:

@@ -1,5 +1,6 @@
 """Whose orders there are: the caller's own, or for an operator everyone's."""
 
+import asyncio
 import logging
 from typing import Annotated
 
@@ -12,7 +13,7 @@ from temporalio.api.workflow.v1 import WorkflowExecutionInfo
 from temporal_api.auth import CurrentUser
 from temporal_api.controllers.order_runs import ADMIN, WORKFLOW_TYPE, OrderResponse, OrderStatus, order_of
 from temporal_api.errors import Problem, responses
-from temporal_api.temporal import Temporal, TemporalClient
+from temporal_api.temporal import STATUS, Temporal, TemporalClient
 from temporal_api.temporal.visibility import equal, findable, listed
 
 log = logging.getLogger(__name__)
@@ -71,18 +72,24 @@ class OrderListController(Controller):
                 raise
             message = "The namespace lacks the search attributes of orders: its operators run temporal-api setup."
             raise Problem("search_attributes_missing", message) from None
-        found = [await _readable(temporal, run) for run in page.executions]
+        found = await asyncio.gather(*(_listable(temporal, run) for run in page.executions))
         return OrderListResponse(
             [order for order, owner in filter(None, found) if whose in (None, owner)],
             state.page_tokens.seal(page.next_page_token, "orders", query),
         )
 
 
-async def _readable(temporal: Temporal, run: WorkflowExecutionInfo) -> tuple[OrderResponse, str] | None:
-    """One order whose key is gone must not hide all the others; read by itself, it tells."""
+async def _listable(temporal: Temporal, run: WorkflowExecutionInfo) -> tuple[OrderResponse, str] | None:
+    """One order whose key is gone must not hide all the others; one that was reset goes on in another run."""
     try:
+        if STATUS[run.status] == "TERMINATED":
+            described = await temporal.describe(run.execution.workflow_id, run.execution.run_id)
+            if described.workflow_extended_info.reset_run_id:
+                return None
         return await order_of(temporal, run)
     except Problem as problem:
+        if problem.code == "workflow_not_found":  # deleted, and the index does not know it yet
+            return None
         if problem.code != "payload_undecodable":
             raise
         log.warning("order %s is left out of a list: %s", run.execution.workflow_id, problem.message)
