@@ -252,6 +252,39 @@ async def test_a_worker_that_dies_after_the_charge(
     assert [placed["id"]] == os.listdir(tmp_path / "charges")
 
 
+async def test_who_waits_is_not_told_of_temporals_absence(tmp_path: Path) -> None:
+    """A stream and a wait for a result outlive Temporal's end, and tell what happens after it has come back."""
+    port, db = free_port(), str(tmp_path / "temporal.db")
+    async with impatient(port) as http:
+        async with dev_server(port=port, db_filename=db) as server:
+            await recovered(http)
+            start = {"workflow_type": "nobody_runs_this", "task_queue": "nobody-polls-this"}
+            path = (await http.post("/api/v1/workflows", json=start)).headers["location"]
+            waiting = asyncio.create_task(http.get(f"{path}/result", headers={"Prefer": "wait=60"}))
+            streaming = asyncio.create_task(http.get(f"{path}/events"))
+
+            async def under_way() -> bool:
+                return "http_requests_in_progress 3.0" in (await http.get("/metrics")).text
+
+            await eventually(under_way)
+            os.kill(server.pid, signal.SIGKILL)
+
+        async def noticed() -> bool:
+            return (await http.get("/health/ready")).status_code == 503
+
+        await eventually(noticed)
+        async with dev_server(port=port, db_filename=db):
+            await recovered(http)
+            admin = bearer(scope="workflows:admin")
+            await http.post(f"{path}/terminate", json={"reason": "it is over"}, headers=admin)
+            async with asyncio.timeout(30):
+                result, stream = await waiting, await streaming
+
+    assert (200, "TERMINATED") == (result.status_code, result.json()["status"])
+    assert 1 == stream.text.count("it is over")
+    assert 1 == stream.text.count("event: done")
+
+
 async def test_temporal_freezes_and_thaws() -> None:
     """A Temporal that hangs is a 504 in time, and not ready; afterwards all goes on, and a start ran at most once."""
     async with dev_server() as server, impatient(int(server.address.rpartition(":")[2])) as http:

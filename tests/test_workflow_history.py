@@ -6,6 +6,7 @@ import re
 import time
 import uuid
 from collections.abc import AsyncIterator
+from contextlib import aclosing
 from datetime import timedelta
 from typing import Any
 from urllib.parse import quote
@@ -20,6 +21,8 @@ from temporalio.worker import UnsandboxedWorkflowRunner, Worker
 
 from api import assert_problem, bearer, eventually, service
 from temporal_api.devserver import DevServer
+from temporal_api.errors import Problem
+from temporal_api.temporal import Temporal, history
 
 pytestmark = pytest.mark.anyio
 
@@ -187,25 +190,28 @@ async def test_the_history_is_paged_by_our_own_tokens(alice: httpx.AsyncClient, 
     assert_problem(await alice.get(f"{other}/history", params={"page_token": token}), 400, "invalid_page_token")
 
 
-async def test_events_arrive_live_and_resume_with_no_loss_and_no_repeat(alice: httpx.AsyncClient, queue: str) -> None:
-    """A stream that is cut anywhere goes on after the last id it got, over continue-as-new, up to `done`."""
+async def test_events_arrive_live_and_resume_with_no_loss_and_no_repeat(
+    alice: httpx.AsyncClient, dev_server: DevServer, queue: str
+) -> None:
+    """Cut anywhere, a stream goes on after its last id at another replica, over continue-as-new, up to `done`."""
     path = await started(alice, queue, signals=2, again=1)
     seen: list[str] = []
     last: dict[str, str] = {}
     done = None
 
-    for cut in (1, 3, 2, 100):
-        async with alice.stream("GET", f"{path}/events", headers=last) as response:
-            assert "text/event-stream" == response.headers["content-type"]
-            stream = Stream(response)
-            for _ in range(cut):
-                if len(seen) + len(stream.ids) in (3, 6, 12, 15):
-                    await step(alice, path)
-                event, done = await stream.next()
-                if event == "done":
-                    break
-            seen += stream.ids
-            last = {"Last-Event-ID": seen[-1]}
+    async with service(TEMPORAL_ADDRESS=dev_server.address) as other:
+        for replica, cut in ((alice, 1), (other, 3), (alice, 2), (other, 100)):
+            async with replica.stream("GET", f"{path}/events", headers=last) as response:
+                assert "text/event-stream" == response.headers["content-type"]
+                stream = Stream(response)
+                for _ in range(cut):
+                    if len(seen) + len(stream.ids) in (3, 6, 12, 15):
+                        await step(alice, path)
+                    event, done = await stream.next()
+                    if event == "done":
+                        break
+                seen += stream.ids
+                last = {"Last-Event-ID": seen[-1]}
     runs = list(dict.fromkeys(event_id.partition(":")[0] for event_id in seen))
     expected = []
     for run in runs:
@@ -362,6 +368,59 @@ async def test_watchers_share_one_poll_and_free_it_when_they_go(dev_server: DevS
         await step(alice, path)
         await watchers[0]
         assert 200 == (await alice.get(f"{path}/result", headers={"Prefer": "wait=20"})).status_code
+
+
+async def test_a_watcher_that_falls_behind_loses_nothing(
+    alice: httpx.AsyncClient, client: Client, queue: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """More news than are held for one who does not read: the history is read again, and each event told once."""
+    monkeypatch.setattr(history, "PAGES_HELD", 1)
+    path = await started(alice, queue, signals=6)
+    temporal = Temporal(client, 10)
+    feeds = history.Feeds(temporal)
+    workflow_id = path.rpartition("/")[2]
+    run = (await temporal.describe(workflow_id)).workflow_execution_info
+    async with aclosing(feeds.events(workflow_id, run.execution.run_id, 0, run.history_length)) as events:
+        seen = [event.event_id for event in await anext(events)]
+        ((_, (watcher,)),) = feeds._feeds.values()
+
+        async def behind() -> bool:
+            return watcher.behind
+
+        for _ in range(5):
+            await step(alice, path)
+            await eventually(lambda: settled(alice, path))
+        await eventually(behind)
+        await step(alice, path)
+        async for some in events:
+            seen += [event.event_id for event in some]
+
+    assert list(range(1, seen[-1] + 1)) == seen
+    assert "COMPLETED" == (await alice.get(path)).json()["status"]
+    assert 0 == len(feeds)
+
+
+async def settled(alice: httpx.AsyncClient, path: str) -> bool:
+    """Its worker has dealt with what was sent."""
+    page = (await alice.get(f"{path}/history", params={"order": "reverse", "page_size": 1})).json()
+    return bool(page["items"][0]["event_type"] == "WORKFLOW_TASK_COMPLETED")
+
+
+async def test_what_goes_wrong_with_a_feed_ends_it_for_all(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each watcher is told of the problem, and the next one begins anew."""
+
+    async def page(*_: object, wait: bool = False, **__: object) -> history.Page:
+        if wait:
+            raise Problem("temporal_error", "It broke.")
+        return history.Page([], b"")
+
+    monkeypatch.setattr(history, "page", page)
+    feeds = history.Feeds(Temporal(client, 10))
+    for _ in range(2):
+        watchers = [asyncio.create_task(anext(feeds.events("w", "r", 0, 0))) for _ in range(3)]
+        told = await asyncio.gather(*watchers, return_exceptions=True)
+        assert ["It broke."] * 3 == [str(problem) for problem in told]
+    assert 0 == len(feeds)
 
 
 async def test_a_stream_ends_with_its_token(alice: httpx.AsyncClient, queue: str) -> None:
