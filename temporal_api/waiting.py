@@ -138,10 +138,10 @@ async def awaited(request: Request[Any, Any, Any], run: WorkflowExecutionInfo, s
 
     After it, read again either way: an activity's next attempt changes the run, but is no event to be woken by.
     """
-    waits: Waits = request.app.state.waits
-    feeds: Feeds = request.app.state.feeds
     if not seconds or not is_known(request, run) or run.close_time.seconds:
         return False
+    waits: Waits = request.app.state.waits
+    feeds: Feeds = request.app.state.feeds
     execution, length = run.execution, run.history_length
     await waits.within(request, seconds, lambda: feeds.changed(execution.workflow_id, execution.run_id, length))
     return True
