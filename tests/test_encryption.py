@@ -152,6 +152,23 @@ async def test_keys_rotate_under_running_orders(dev_server: DevServer, task_queu
         assert "delivered" == (await ended(alice, placed))["order"]["status"]
 
 
+async def test_a_stream_tells_what_it_can(dev_server: DevServer, task_queue: str) -> None:
+    """Up to an event whose key is gone: those before it, then the problem by its code, as the last event."""
+    environ = {"TEMPORAL_ADDRESS": dev_server.address, "ORDERS_TASK_QUEUE": task_queue}
+    async with (
+        service(**environ, PAYLOAD_ENCRYPTION_KEYS=OLD) as old,
+        service(**environ, PAYLOAD_ENCRYPTION_KEYS=f"{NEW},{OLD}") as new,
+    ):
+        start = {"workflow_type": "nobody_runs_this", "task_queue": task_queue, "input_data": 1}
+        path = (await old.post("/api/v1/workflows", json=start)).headers["location"]
+        await new.post(f"{path}/signal", json={"signal_name": "sealed", "signal_input": 2})
+        lines = (await old.get(f"{path}/events")).text.splitlines()
+        events = [line.removeprefix("event: ") for line in lines if line.startswith("event: ")]
+
+    assert ["history", "history", "error"] == events
+    assert '"payload_undecodable"' in "".join(lines)
+
+
 async def test_a_sealed_failure_is_told_without_its_key_too(dev_server: DevServer, task_queue: str) -> None:
     """A service with no key for a run's failure still says that it failed: in its result, history and events."""
 

@@ -14,7 +14,7 @@ from temporalio.api.history.v1 import HistoryEvent
 
 from temporal_api.auth import CurrentUser, User
 from temporal_api.controllers.addressing import PathId, RunId, check_reserved
-from temporal_api.errors import invalid, responses
+from temporal_api.errors import Problem, invalid, responses
 from temporal_api.requests import JSONResponse
 from temporal_api.temporal import STATUS, FailureInfo, Temporal, TemporalClient, is_open
 from temporal_api.temporal.history import (
@@ -200,12 +200,15 @@ async def _stream(
         last: HistoryEvent | None = None
         async for events in feeds.events(workflow_id, run_id, seen, length):
             last = events[-1]
-            yield b"".join(
-                [
-                    sse(await event_json(temporal, event), event="history", event_id=f"{run_id}:{event.event_id}")
-                    for event in events
-                ]
-            )
+            told: list[bytes] = []
+            try:
+                for event in events:
+                    data = await event_json(temporal, event)
+                    told.append(sse(data, event="history", event_id=f"{run_id}:{event.event_id}"))
+            except Problem:  # of one event; those before it are not lost with it
+                yield b"".join(told)
+                raise
+            yield b"".join(told)
         if last is None:  # it was closed, and all of it seen
             last = await closing_event(temporal, workflow_id, run_id)
         following = next_run(last) if follow else ""
