@@ -27,7 +27,7 @@ from temporal_api.controllers.workflow_history import WorkflowHistoryController
 from temporal_api.controllers.workflow_list import WorkflowListController
 from temporal_api.controllers.workflow_start import WorkflowStartController
 from temporal_api.controllers.workflows import WorkflowController
-from temporal_api.errors import EXCEPTION_HANDLERS
+from temporal_api.errors import EXCEPTION_HANDLERS, allow
 from temporal_api.observe import Metrics, Observe
 from temporal_api.page_tokens import PageTokens
 from temporal_api.requests import JSONRequest, JSONResponse
@@ -101,7 +101,7 @@ def _list_all_methods(route: HTTPRoute) -> None:
     """Answer OPTIONS: where controllers share a path, Litestar 2 lists those of the first only (its issue 4169)."""
 
     async def options(_: object) -> JSONResponse[None]:
-        return JSONResponse(None, status_code=204, headers={"Allow": ", ".join(sorted(route.methods))})
+        return JSONResponse(None, status_code=204, headers=allow(route.methods))
 
     route.route_handler_map["OPTIONS"][0].before_request = options
 

@@ -158,6 +158,11 @@ def on_problem(request: Request[Any, Any, Any], problem: Problem) -> Response[by
     return _response(request, problem)
 
 
+def allow(methods: Iterable[str]) -> dict[str, str]:
+    """The header that lists what is possible (RFC 9110 10.2.1): where GET is, `observe` makes HEAD of it."""
+    return {"Allow": ", ".join(sorted({*methods, "HEAD"} if "GET" in methods else methods))}
+
+
 def on_http_exception(request: Request[Any, Any, Any], error: HTTPException) -> Response[bytes]:
     """Put Litestar's own refusals under our codes."""
     if isinstance(error, InternalServerException) and "disconnect" in error.detail:
@@ -166,7 +171,7 @@ def on_http_exception(request: Request[Any, Any, Any], error: HTTPException) -> 
     code = _HTTP_CODES.get(error.status_code)
     if code is None:
         return on_exception(request, error)
-    message = error.detail
+    message, headers = error.detail, error.headers or {}
     if code == "validation_error" and isinstance(error.extra, list) and error.extra:
         first = error.extra[0]  # msgspec stops at the first
         if first["key"] == "data":  # Litestar's name for a body that is not there
@@ -176,9 +181,10 @@ def on_http_exception(request: Request[Any, Any, Any], error: HTTPException) -> 
         message = f"There is nothing at {request.scope['path']}. /openapi.json lists every path."
     elif code == "method_not_allowed":
         message = f"{request.method} is not possible here; the Allow header lists what is."
+        headers = allow(headers["allow"].split(", "))
     elif code == "payload_too_large":
         message = "The body is larger than this service takes."
-    return _response(request, Problem(code, message, error.headers))
+    return _response(request, Problem(code, message, headers))
 
 
 def on_no_file(request: Request[Any, Any, Any], error: Exception) -> Response[bytes]:

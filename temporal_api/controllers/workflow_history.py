@@ -24,6 +24,7 @@ from temporal_api.temporal.history import (
     close_event,
     closing_event,
     event_json,
+    events_json,
     listed,
     next_run,
 )
@@ -129,9 +130,7 @@ class WorkflowHistoryController(Controller):
         events, cursor = await listed(
             temporal, workflow_id, run_id, cursor=cursor, size=page_size, reverse=order == "reverse"
         )
-        return HistoryResponse(
-            [await event_json(temporal, event) for event in events], state.page_tokens.seal(cursor, *bound)
-        )
+        return HistoryResponse(await events_json(temporal, events), state.page_tokens.seal(cursor, *bound))
 
     @get(
         "/{workflow_id:str}/events",

@@ -64,6 +64,15 @@ async def event_json(temporal: Temporal, event: HistoryEvent) -> Event:
     )
 
 
+async def events_json(temporal: Temporal, events: list[HistoryEvent]) -> list[Event]:
+    """Many of them, with room for other requests in between."""
+    told = []
+    for some in _parts(events):
+        told += [await event_json(temporal, event) for event in some]
+        await asyncio.sleep(0)
+    return told
+
+
 async def _fields(temporal: Temporal, message: Message) -> dict[str, Any]:
     return {
         field.name: await _value(temporal, field, value)
