@@ -889,7 +889,7 @@ async def test_an_admitted_update_is_sent_again() -> None:
 
 async def test_waiting_for_an_outcome_outlives_temporals_absence(monkeypatch: pytest.MonkeyPatch) -> None:
     """Who waits is not told that Temporal was away; what else goes wrong ends the wait."""
-    monkeypatch.setattr(updates, "RETRY_SECONDS", 0)
+    monkeypatch.setattr("temporal_api.temporal.history.RETRY_SECONDS", 0)
     away = RPCError("away", RPCStatusCode.UNAVAILABLE, b"")
     payload = Payload(metadata={"encoding": b"json/plain"}, data=b"1.10")
     done = PollWorkflowExecutionUpdateResponse(stage=3, outcome=Outcome(success=Payloads(payloads=[payload])))

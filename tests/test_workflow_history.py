@@ -14,6 +14,8 @@ from urllib.parse import quote
 import httpx
 import pytest
 from temporalio import activity, workflow
+from temporalio.api.enums.v1 import EventType
+from temporalio.api.history.v1 import HistoryEvent
 from temporalio.client import Client
 from temporalio.common import RetryPolicy
 from temporalio.exceptions import ApplicationError, ApplicationErrorCategory
@@ -404,6 +406,23 @@ async def settled(alice: httpx.AsyncClient, path: str) -> bool:
     """Its worker has dealt with what was sent."""
     page = (await alice.get(f"{path}/history", params={"order": "reverse", "page_size": 1})).json()
     return bool(page["items"][0]["event_type"] == "WORKFLOW_TASK_COMPLETED")
+
+
+async def test_a_watcher_that_begins_while_temporal_is_away(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was there before is read through Temporal's absence too, not only what comes."""
+    away, closing = [2], HistoryEvent(event_id=1, event_type=EventType.EVENT_TYPE_WORKFLOW_EXECUTION_TERMINATED)
+
+    async def page(*_: object, wait: bool = False, **__: object) -> history.Page:
+        if not wait and away[0]:
+            away[0] -= 1
+            raise Problem("temporal_connection_error", "It is away.")
+        return history.Page([closing], b"")
+
+    monkeypatch.setattr(history, "page", page)
+    monkeypatch.setattr(history, "RETRY_SECONDS", 0)
+    told = [events async for events in history.Feeds(Temporal(client, 10)).events("w", "r", 0, 1)]
+
+    assert ([[closing]], [0]) == (told, away)
 
 
 async def test_what_goes_wrong_with_a_feed_ends_it_for_all(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 Everything an answer needs lies there, so it is right with no worker up, and after the end.
 """
 
+import functools
 from collections.abc import AsyncGenerator
 from datetime import datetime
 from typing import Annotated, Any, Literal
@@ -16,7 +17,7 @@ from temporal_api.auth import User
 from temporal_api.controllers.addressing import RESERVED
 from temporal_api.errors import Problem, invalid
 from temporal_api.temporal import COMPLETED, STATUS, Temporal, is_open
-from temporal_api.temporal.history import CLOSING, Feeds
+from temporal_api.temporal.history import CLOSING, Feeds, patient
 from temporal_api.waiting import sse
 
 WORKFLOW_TYPE = "order_processing"
@@ -135,13 +136,14 @@ async def status_events(
                 memo = changed.upserted_memo if changed.HasField("upserted_memo") else started.memo
                 now: Any = await temporal.memo(memo, STATUS_MEMO, StatusMemo)
                 if event.event_type in CLOSING:
-                    ended = await temporal.describe(workflow_id, run_id)
+                    ended = await patient(functools.partial(temporal.describe, workflow_id, run_id))
                     run = ended.workflow_execution_info
                     reset = ended.workflow_extended_info.reset_run_id
                     now = None if reset else _unsaid(run, await _kept(temporal, run))
                 if now is not None:
                     yield sse(now, event="status", event_id=f"{run_id}:{event.event_id}")
-        following = (await temporal.describe(workflow_id, run_id)).workflow_extended_info.reset_run_id
+        ended = await patient(functools.partial(temporal.describe, workflow_id, run_id))
+        following = ended.workflow_extended_info.reset_run_id
         if not following:
             break
         run_id, seen, length = following, 0, 0

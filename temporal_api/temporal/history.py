@@ -5,9 +5,10 @@ Temporal's own page tokens stay inside: one of a workflow opens another's histor
 
 import asyncio
 import base64
-from collections.abc import AsyncGenerator, Iterable, Iterator
+import functools
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Iterator
 from contextlib import aclosing, contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 from google.protobuf.descriptor import FieldDescriptor
@@ -26,6 +27,8 @@ from temporalio.api.workflowservice.v1 import (
 from temporal_api.errors import Problem
 from temporal_api.temporal.client import Temporal
 from temporal_api.temporal.payloads import raw_json
+
+Answer = TypeVar("Answer")
 
 LONG_POLL_SECONDS = 30.0
 """More than the 20 s after which Temporal answers an empty page."""
@@ -165,12 +168,13 @@ async def page(
 
 
 async def pages(
-    temporal: Temporal, workflow_id: str, run_id: str, *, token: bytes = b"", reverse: bool = False
+    temporal: Temporal, workflow_id: str, run_id: str, *, token: bytes = b"", reverse: bool = False, wait: bool = False
 ) -> AsyncGenerator[Page, None]:
-    """Page after page to the end, each of a length that can be held."""
+    """Page after page to the end, each of a length that can be held; with `wait`, through Temporal's absences."""
     batches = PAGE_BATCHES
     while True:
-        found = await page(temporal, workflow_id, run_id, token=token, batches=batches, reverse=reverse)
+        read = functools.partial(page, temporal, workflow_id, run_id, token=token, batches=batches, reverse=reverse)
+        found = await (patient(read) if wait else read())
         yield found
         if not (token := found.token):
             return
@@ -220,19 +224,18 @@ async def closing_event(temporal: Temporal, workflow_id: str, run_id: str) -> Hi
     """The event that closes a run, however long that takes."""
     token = b""
     while True:
-        found = await patient_page(temporal, workflow_id, run_id, token, closing_only=True)
+        poll = functools.partial(page, temporal, workflow_id, run_id, token=token, wait=True, closing_only=True)
+        found = await patient(poll)
         if found.events:
             return found.events[-1]
         token = found.token
 
 
-async def patient_page(
-    temporal: Temporal, workflow_id: str, run_id: str, token: bytes, *, closing_only: bool = False
-) -> Page:
-    """A long poll that outlives Temporal's absences: who waits is not told of them."""
+async def patient(ask: Callable[[], Awaitable[Answer]]) -> Answer:
+    """The answer, asked for again during Temporal's absences: who waits is not told of them."""
     while True:
         try:
-            return await page(temporal, workflow_id, run_id, token=token, wait=True, closing_only=closing_only)
+            return await ask()
         except Problem as problem:
             if problem.code not in ("temporal_timeout", "temporal_connection_error", "temporal_overloaded"):
                 raise
@@ -291,7 +294,8 @@ class Feeds:
         token = b""
         try:
             while True:
-                found = await patient_page(self._temporal, workflow_id, run_id, token)
+                poll = functools.partial(page, self._temporal, workflow_id, run_id, token=token, wait=True)
+                found = await patient(poll)
                 fresh = [event for event in found.events if event.event_id > after]
                 if fresh:
                     after = fresh[-1].event_id
@@ -315,7 +319,7 @@ class Feeds:
             while True:
                 # What was there before the feed told us of news: read it ourselves.
                 watcher.behind = False
-                async for found in pages(self._temporal, workflow_id, run_id):
+                async for found in pages(self._temporal, workflow_id, run_id, wait=True):
                     fresh = [event for event in found.events if event.event_id > seen]
                     for some in _parts(fresh):
                         seen = some[-1].event_id

@@ -4,6 +4,7 @@ An update that Temporal has only admitted is kept nowhere and may be lost: until
 """
 
 import asyncio
+import functools
 from collections.abc import Awaitable, Callable, Iterable
 from typing import Any, TypeVar
 
@@ -25,7 +26,7 @@ from temporalio.service import RPCError
 from temporal_api.errors import Problem
 from temporal_api.temporal.client import Started, Temporal
 from temporal_api.temporal.failures import multi_operation_problem
-from temporal_api.temporal.history import LONG_POLL_SECONDS, RETRY_SECONDS
+from temporal_api.temporal.history import LONG_POLL_SECONDS, patient
 
 ACCEPTED = Stage.UPDATE_WORKFLOW_EXECUTION_LIFECYCLE_STAGE_ACCEPTED
 COMPLETED = Stage.UPDATE_WORKFLOW_EXECUTION_LIFECYCLE_STAGE_COMPLETED
@@ -130,22 +131,17 @@ async def find(temporal: Temporal, workflow_id: str, run_id: str, update_id: str
 
 async def done(temporal: Temporal, update: Update) -> Update:
     """The update when its handler has ended, however long that takes. Raises Problem: `update_rejected`, ..."""
-    request = _poll(temporal, update.workflow_id, update.run_id, update.update_id, COMPLETED)
+    poll = functools.partial(
+        temporal.call,
+        temporal.service.poll_workflow_execution_update,
+        _poll(temporal, update.workflow_id, update.run_id, update.update_id, COMPLETED),
+        update.workflow_id,
+        update.run_id,
+        seconds=LONG_POLL_SECONDS,
+    )
     while update.result is None:
-        try:
-            response = await temporal.call(
-                temporal.service.poll_workflow_execution_update,
-                request,
-                update.workflow_id,
-                update.run_id,
-                seconds=LONG_POLL_SECONDS,
-            )
-        except Problem as problem:  # who waits is not told of Temporal's absences
-            if problem.code not in ("temporal_timeout", "temporal_connection_error", "temporal_overloaded"):
-                raise
-            await asyncio.sleep(RETRY_SECONDS)
-        else:
-            update = await _update(temporal, update.workflow_id, update.update_id, response)
+        response = await patient(poll)
+        update = await _update(temporal, update.workflow_id, update.update_id, response)
     return update
 
 
