@@ -6,7 +6,7 @@ Everything an answer needs lies there, so it is right with no worker up, and aft
 import functools
 from collections.abc import AsyncGenerator
 from datetime import datetime
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import msgspec
 from msgspec import Meta
@@ -108,15 +108,14 @@ def _unsaid(run: WorkflowExecutionInfo, kept: StatusMemo) -> StatusMemo | None:
 
 async def watched_run(temporal: Temporal, run: WorkflowExecutionInfo, run_id: str, seen: int) -> WorkflowExecutionInfo:
     """The order's run that a watcher was at, which is an earlier one when an operator has reset it. Raises Problem."""
-    try:
-        if run_id not in ("", run.execution.run_id):
+    forged = invalid("Last-Event-ID", "Expected the id of an event of this order")
+    if run_id not in ("", run.execution.run_id):
+        try:
             run = (await temporal.describe(run.execution.workflow_id, run_id)).workflow_execution_info
-    except Problem as problem:
-        if problem.status not in (400, 404):
-            raise
-        seen = run.history_length + 1
+        except Problem as problem:
+            raise forged if problem.status in (400, 404) else problem from None
     if seen > run.history_length:
-        raise invalid("Last-Event-ID", "Expected the id of an event of this order")
+        raise forged
     return run
 
 
@@ -129,22 +128,23 @@ async def status_events(
     """
     workflow_id, run_id, length = run.execution.workflow_id, run.execution.run_id, run.history_length
     while True:
+        closing = ""
         async for events in feeds.events(workflow_id, run_id, seen, length):
             for event in events:
                 started = event.workflow_execution_started_event_attributes
                 changed = event.workflow_properties_modified_event_attributes
                 memo = changed.upserted_memo if changed.HasField("upserted_memo") else started.memo
-                now: Any = await temporal.memo(memo, STATUS_MEMO, StatusMemo)
-                if event.event_type in CLOSING:
-                    ended = await patient(functools.partial(temporal.describe, workflow_id, run_id))
-                    run = ended.workflow_execution_info
-                    reset = ended.workflow_extended_info.reset_run_id
-                    now = None if reset else _unsaid(run, await _kept(temporal, run))
+                now: StatusMemo | None = await temporal.memo(memo, STATUS_MEMO, StatusMemo)
+                event_id = f"{run_id}:{event.event_id}"
                 if now is not None:
-                    yield sse(now, event="status", event_id=f"{run_id}:{event.event_id}")
+                    yield sse(now, event="status", event_id=event_id)
+                if event.event_type in CLOSING:
+                    closing = event_id
         ended = await patient(functools.partial(temporal.describe, workflow_id, run_id))
-        following = ended.workflow_extended_info.reset_run_id
-        if not following:
+        if not ended.workflow_extended_info.reset_run_id:
             break
-        run_id, seen, length = following, 0, 0
+        run_id, seen, length = ended.workflow_extended_info.reset_run_id, 0, 0
+    run = ended.workflow_execution_info
+    if closing and (now := _unsaid(run, await _kept(temporal, run))) is not None:
+        yield sse(now, event="status", event_id=closing)
     yield sse({"workflow_id": workflow_id}, event="done")

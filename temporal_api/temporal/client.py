@@ -103,7 +103,7 @@ class Temporal:
         self.identity = client.identity
         self._to_payload = client.data_converter.payload_converter.to_payload
         self.codec = client.data_converter.payload_codec
-        self._unindexed_until: dict[Iterable[str], float] = {}
+        self._unindexed_until: dict[tuple[str, ...], float] = {}
         self._open: set[asyncio.Timeout] = set()
         self._ending_at = float("inf")
         self._timeout = timedelta(seconds=rpc_timeout_seconds)

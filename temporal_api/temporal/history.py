@@ -168,13 +168,19 @@ async def page(
 
 
 async def pages(
-    temporal: Temporal, workflow_id: str, run_id: str, *, token: bytes = b"", reverse: bool = False, wait: bool = False
+    temporal: Temporal,
+    workflow_id: str,
+    run_id: str,
+    *,
+    token: bytes = b"",
+    reverse: bool = False,
+    patiently: bool = False,
 ) -> AsyncGenerator[Page, None]:
-    """Page after page to the end, each of a length that can be held; with `wait`, through Temporal's absences."""
+    """Page after page to the end, each of a length that can be held; `patiently`: through Temporal's absences."""
     batches = PAGE_BATCHES
     while True:
         read = functools.partial(page, temporal, workflow_id, run_id, token=token, batches=batches, reverse=reverse)
-        found = await (patient(read) if wait else read())
+        found = await (patient(read) if patiently else read())
         yield found
         if not (token := found.token):
             return
@@ -319,7 +325,7 @@ class Feeds:
             while True:
                 # What was there before the feed told us of news: read it ourselves.
                 watcher.behind = False
-                async for found in pages(self._temporal, workflow_id, run_id, wait=True):
+                async for found in pages(self._temporal, workflow_id, run_id, patiently=True):
                     fresh = [event for event in found.events if event.event_id > seen]
                     for some in _parts(fresh):
                         seen = some[-1].event_id
