@@ -32,6 +32,7 @@ from temporal_api.observe import Metrics, Observe
 from temporal_api.page_tokens import PageTokens
 from temporal_api.requests import JSONRequest, JSONResponse
 from temporal_api.settings import Settings
+from temporal_api.temporal.endings import Endings
 from temporal_api.temporal.history import Feeds
 from temporal_api.waiting import Waits
 
@@ -85,6 +86,7 @@ def _connected(settings: Settings, metrics: Metrics) -> Callable[[Litestar], Abs
         app.state.temporal = temporal.Temporal(client, settings.rpc_timeout_seconds)
         app.state.waits = Waits(settings.max_open_waits)
         app.state.feeds = Feeds(app.state.temporal)
+        app.state.endings = Endings(app.state.temporal)
         app.state.health = HealthCheck(app.state.temporal, settings.orders_task_queue)
         draining = asyncio.create_task(metrics.drain_forever())
         try:

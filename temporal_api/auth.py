@@ -22,7 +22,6 @@ from litestar.params import SkipValidation
 from litestar.types import ASGIApp, Receive, Scope, Send
 
 from temporal_api.errors import Problem
-from temporal_api.requests import decode_path_params
 from temporal_api.settings import DEFAULT_ASYMMETRIC_ALGORITHMS, Settings, SettingsError
 
 REMEMBERED_TOKENS = 4096
@@ -276,7 +275,6 @@ class Authenticate:
             needs = " or ".join(allowed) or "(none is enough)"
             challenge = f'Bearer realm="temporal_api", error="insufficient_scope", scope="{" ".join(allowed[:1])}"'
             raise Problem("insufficient_scope", f"The token needs the scope {needs}.", {"WWW-Authenticate": challenge})
-        decode_path_params(scope)
         await self._app(scope, receive, send)
 
 

@@ -38,7 +38,7 @@ from temporalio.runtime import (
 )
 
 from temporal_api import errors
-from temporal_api.requests import keep_encoded_slashes
+from temporal_api.requests import decoded, keep_encoded_slashes
 
 REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
 # W3C Trace Context: a version that is not ff, a trace and a parent that are not all zeros.
@@ -288,7 +288,7 @@ def _workflow_id(context: Any) -> str | None:
         return None
     prefix = context["route_handler"].opt.get("workflow_id_prefix")
     named: str | None = prefix + next(iter(params.values())) if prefix else params.get("workflow_id")
-    return named
+    return str(decoded(named)) if named else None
 
 
 async def _send_defect(send: Send, request_id: str) -> None:

@@ -59,6 +59,11 @@ def unchanged(headers: Mapping[str, str]) -> JSONResponse[Any]:
 class JSONRequest(Request[Any, Any, Any]):
     """A request whose `json()` is the handler's `data` parameter, already of its type."""
 
+    @property
+    def path_params(self) -> dict[str, Any]:
+        """Decoded: what `keep_encoded_slashes` kept encoded for the router."""
+        return {name: decoded(value) for name, value in super().path_params.items()}
+
     async def json(self) -> Any:
         """Decode the body. Raises Problem: `unsupported_media_type`, `malformed_json`, `validation_error`."""
         kind = self.headers.get("content-type", "").partition(";")[0].strip().lower()
@@ -109,11 +114,6 @@ def keep_encoded_slashes(scope: Any) -> None:
         scope["path"] = unquote(kept)
 
 
-def decode_path_params(scope: Scope) -> None:
-    """After routing: the path parameters as the caller meant them."""
-    if "%" in scope["path"]:
-        # A new dict: Litestar caches the old one and shares it between requests.
-        scope["path_params"] = {
-            name: value.replace("%2F", "/").replace("%25", "%") if isinstance(value, str) else value
-            for name, value in scope["path_params"].items()
-        }
+def decoded(segment: Any) -> Any:
+    """A path parameter as the caller meant it."""
+    return segment.replace("%2F", "/").replace("%25", "%") if isinstance(segment, str) else segment

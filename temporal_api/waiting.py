@@ -6,7 +6,7 @@ Whatever waits here ends by itself when its caller goes away, when its time is o
 import asyncio
 import re
 import time
-from collections.abc import AsyncGenerator, Callable, Coroutine, Hashable, Iterator
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator
 from contextlib import contextmanager, suppress
 from typing import Annotated, Any, TypeVar
 
@@ -61,7 +61,6 @@ class Waits:
         self.draining = asyncio.Event()
         self._limit = limit
         self._open = 0
-        self._shared: dict[Hashable, tuple[asyncio.Task[Any], int]] = {}
 
     @property
     def full(self) -> bool:
@@ -106,20 +105,6 @@ class Waits:
                 return task.result() if task.done() else None
             finally:
                 await cancel(task, ending, gone)
-
-    async def shared(self, key: Hashable, make: Callable[[], Coroutine[Any, Any, T]]) -> T:
-        """What the work of that key gives; callers at the same time share one, which ends with the last of them."""
-        task, users = self._shared.get(key) or (asyncio.ensure_future(make()), 0)
-        self._shared[key] = (task, users + 1)
-        try:
-            return await asyncio.shield(task)
-        finally:
-            task, users = self._shared[key]
-            if users > 1:
-                self._shared[key] = (task, users - 1)
-            else:
-                del self._shared[key]
-                task.cancel()
 
 
 def etag(run: WorkflowExecutionInfo) -> str:

@@ -37,6 +37,7 @@ from api import WORKFLOWS, assert_problem, bearer, eventually, service
 from temporal_api.devserver import DevServer
 from temporal_api.errors import Problem
 from temporal_api.temporal import DATA_CONVERTER, Temporal, updates, workers
+from temporal_api.temporal.workflow import Workflow
 
 pytestmark = pytest.mark.anyio
 
@@ -881,7 +882,7 @@ async def test_an_admitted_update_is_sent_again() -> None:
     """Temporal gives up waiting for a worker and may forget the update: it is sent until it is accepted."""
     admitted, accepted = UpdateWorkflowExecutionResponse(stage=1), UpdateWorkflowExecutionResponse(stage=2)
     temporal, asked = scripted(update_workflow_execution=[admitted, admitted, accepted])
-    update = await updates.start(temporal, "w", "", "u", "name", [])
+    update = await updates.start(Workflow(temporal, "w"), "u", "name", [])
 
     assert 3 * ["update_workflow_execution"] == asked
     assert update.result is None
@@ -943,7 +944,7 @@ async def test_what_silence_means(
     )
     temporal._timeout = timedelta(seconds=0.2)
     with pytest.raises(Problem) as caught:
-        await temporal.query("w", "", "name", [])
+        await Workflow(temporal, "w").query("name", [])
 
     assert code == caught.value.code
 
@@ -969,7 +970,7 @@ async def test_a_workflow_that_temporal_does_not_ask(describe: Any, last: Any, c
         describe_workflow_execution=[describe],
         get_workflow_execution_history_reverse=[last],
     )
-    for asking in (temporal.query("w", "", "name", []), updates.start(temporal, "w", "", "u", "name", [])):
+    for asking in (Workflow(temporal, "w").query("name", []), updates.start(Workflow(temporal, "w"), "u", "name", [])):
         with pytest.raises(Problem) as caught:
             await asking
         assert code == caught.value.code

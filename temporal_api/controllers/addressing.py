@@ -3,11 +3,14 @@
 from typing import Annotated
 from urllib.parse import quote
 
-from litestar.params import PathParameter, QueryParameter
+from litestar.datastructures import State
+from litestar.di import NamedDependency, Provide
+from litestar.params import PathParameter, QueryParameter, SkipValidation
 from msgspec import Meta, Raw, UnsetType
 
-from temporal_api.auth import User
+from temporal_api.auth import CurrentUser, User
 from temporal_api.errors import Problem, invalid
+from temporal_api.temporal.workflow import Workflow
 
 RESERVED: dict[str, str] = {}
 """What the ids of a resource's workflows begin with, and the scope that sees them under /workflows too."""
@@ -47,7 +50,12 @@ def hidden_prefixes(user: User) -> tuple[str, ...]:
     return tuple(prefix for prefix, scope in RESERVED.items() if scope not in user.scopes)
 
 
-def check_reserved(user: User, workflow_id: str) -> None:
-    """To who may not see it, it does not exist."""
+def provide_workflow(user: CurrentUser, state: State, workflow_id: PathId, run_id: RunId = "") -> Workflow:
+    """The workflow that the path names; for who may not see it, it does not exist."""
     if workflow_id.startswith(hidden_prefixes(user)):
         raise Problem("workflow_not_found", f"There is no workflow {workflow_id!r}.", workflow_id=workflow_id)
+    return Workflow(state.temporal, workflow_id, run_id)
+
+
+NamedWorkflow = NamedDependency[SkipValidation[Workflow]]
+WORKFLOW = Provide(provide_workflow, sync_to_thread=False)

@@ -35,8 +35,8 @@ from temporal_api.idempotency import REPLAYED, IdempotencyKey, check_key, check_
 from temporal_api.money import Price, check_price, exact
 from temporal_api.requests import NOT_MODIFIED, JSONResponse, unchanged
 from temporal_api.temporal import STATUS, TemporalClient, is_open, seconds_between
-from temporal_api.temporal.history import close_event
 from temporal_api.temporal.visibility import findable
+from temporal_api.temporal.workflow import Workflow
 from temporal_api.waiting import (
     EventStream,
     IfNoneMatch,
@@ -181,11 +181,10 @@ class OrderController(Controller):
         headers = {"ETag": etag(run), **applied(seconds)}
         if if_none_match and is_known(request, run):
             return unchanged(headers)
-        lasted, event = None, None
+        lasted, result = None, Raw(b"null")
         if not is_open(run):
             lasted = seconds_between(run.start_time, run.close_time)
-            event = await close_event(temporal, order.workflow_id, run.execution.run_id)
-        result, _ = await temporal.outcome(event)
+            result = (await state.endings.end(order.workflow_id, run.execution.run_id)).result
         status, run_id = STATUS[run.status], run.execution.run_id
         answer = OrderStatusResponse(order.workflow_id, run_id, status, result, run.history_length, lasted, order)
         return JSONResponse(answer, headers=headers)
@@ -232,7 +231,9 @@ class OrderController(Controller):
         if order.status in _TOO_LATE:
             raise _not_cancellable(order)
         try:
-            await temporal.signal(order.workflow_id, run.execution.run_id, "cancel", [data or CancelOrderRequest()])
+            await Workflow(temporal, order.workflow_id, run.execution.run_id).signal(
+                "cancel", [data or CancelOrderRequest()]
+            )
         except Problem as problem:
             if problem.code != "workflow_completed":
                 raise

@@ -10,33 +10,22 @@ from litestar.datastructures import ResponseHeader, State
 from litestar.openapi.datastructures import ResponseSpec
 from litestar.params import HeaderParameter, JSONBody, PathParameter
 from msgspec import UNSET, Meta, Raw
-from temporalio.api.common.v1 import WorkflowExecution
-from temporalio.api.enums.v1 import EventType, ResetReapplyType
-from temporalio.api.workflowservice.v1 import (
-    DeleteWorkflowExecutionRequest,
-    RequestCancelWorkflowExecutionRequest,
-    ResetWorkflowExecutionRequest,
-    TerminateWorkflowExecutionRequest,
-)
 
-from temporal_api.auth import CurrentUser, User
+from temporal_api.auth import User
 from temporal_api.controllers.addressing import (
+    WORKFLOW,
     Argument,
     Arguments,
+    NamedWorkflow,
     NonEmpty,
-    PathId,
-    RunId,
     arguments,
-    check_reserved,
     location,
 )
 from temporal_api.controllers.workflow_history import RETRY_AFTER_SECONDS
 from temporal_api.errors import Problem, invalid, responses
 from temporal_api.idempotency import check_key
 from temporal_api.requests import JSONResponse
-from temporal_api.temporal import TemporalClient, is_open, updates
-from temporal_api.temporal.failures import completed_problem
-from temporal_api.temporal.history import pages
+from temporal_api.temporal import updates
 from temporal_api.temporal.updates import Update
 from temporal_api.waiting import Prefer, applied, preferred_wait
 
@@ -135,6 +124,7 @@ class WorkflowControlController(Controller):
 
     path = "/workflows"
     tags = ["workflows"]  # noqa: RUF012 - Litestar's way
+    dependencies = {"workflow": WORKFLOW}  # noqa: RUF012 - likewise
 
     @post(
         "/{workflow_id:str}/update",
@@ -160,12 +150,9 @@ class WorkflowControlController(Controller):
     async def update_workflow(
         self,
         request: Request[User, Any, Any],
-        workflow_id: PathId,
+        workflow: NamedWorkflow,
         data: JSONBody[UpdateRequest],
         state: State,
-        user: CurrentUser,
-        temporal: TemporalClient,
-        run_id: RunId = "",
         idempotency_key: UpdateKey = None,
         prefer: Prefer = None,
     ) -> JSONResponse[UpdateResponse]:
@@ -173,18 +160,19 @@ class WorkflowControlController(Controller):
 
         202 means that a worker has accepted it, so that it will not be lost. Refused, or failed: 422.
         """
-        check_reserved(user, workflow_id)
         args = arguments(("update_input", "update_args"), data.update_input, data.update_args)
         update_id = _update_id(data, check_key(idempotency_key))
         seconds = preferred_wait(request, state.settings.max_wait_seconds)
         preferred = "waits" in request.scope
         now = asyncio.get_running_loop().time
         until = now() + (seconds if preferred else state.settings.rpc_timeout_seconds)
-        update = await updates.start(temporal, workflow_id, run_id, update_id, data.update_name, args)
+        update = await updates.start(workflow, update_id, data.update_name, args)
         if update.result is None:
             left = max(0, until - now())
             seconds = 0 if state.waits.full else seconds
-            done = await state.waits.within(request, left, lambda: updates.done(temporal, update), already_done=True)
+            done = await state.waits.within(
+                request, left, lambda: updates.done(workflow.temporal, update), already_done=True
+            )
             update = done or update
         return _answer(update, seconds)
 
@@ -208,20 +196,18 @@ class WorkflowControlController(Controller):
     async def get_update(
         self,
         request: Request[User, Any, Any],
-        workflow_id: PathId,
+        workflow: NamedWorkflow,
         update_id: PathUpdateId,
         state: State,
-        user: CurrentUser,
-        temporal: TemporalClient,
-        run_id: RunId = "",
         prefer: Prefer = None,
     ) -> JSONResponse[UpdateResponse]:
         """Kept as long as the run is, also after its end; but a refusal is told once and not kept."""
-        check_reserved(user, workflow_id)
         seconds = preferred_wait(request, state.settings.max_wait_seconds)
-        update = await updates.find(temporal, workflow_id, run_id, update_id)
+        update = await updates.find(workflow, update_id)
         if update.result is None:
-            update = await state.waits.within(request, seconds, lambda: updates.done(temporal, update)) or update
+            update = (
+                await state.waits.within(request, seconds, lambda: updates.done(workflow.temporal, update)) or update
+            )
         return _answer(update, seconds)
 
     @post(
@@ -233,32 +219,11 @@ class WorkflowControlController(Controller):
         responses=responses("workflow_not_found", "workflow_completed", body=True),
     )
     async def cancel_workflow(
-        self,
-        workflow_id: PathId,
-        user: CurrentUser,
-        temporal: TemporalClient,
-        data: JSONBody[CancelRequest | None] = None,
-        run_id: RunId = "",
+        self, workflow: NamedWorkflow, data: JSONBody[CancelRequest | None] = None
     ) -> CancelResponse:
         """Its code decides what it does about it, and may clean up first; to end it at once, terminate it."""
-        check_reserved(user, workflow_id)
-        # Temporal says yes to a closed one too.
-        if not is_open((await temporal.describe(workflow_id, run_id)).workflow_execution_info):
-            raise completed_problem(workflow_id, run_id)
-        await temporal.call(
-            temporal.service.request_cancel_workflow_execution,
-            RequestCancelWorkflowExecutionRequest(
-                namespace=temporal.namespace,
-                # Not the run that was described: when that one has gone on as another, the other is meant.
-                workflow_execution=WorkflowExecution(workflow_id=workflow_id, run_id=run_id),
-                identity=temporal.identity,
-                request_id=str(uuid.uuid4()),
-                reason=data.reason if data else "",
-            ),
-            workflow_id,
-            run_id,
-        )
-        return CancelResponse(workflow_id)
+        await workflow.cancel(data.reason if data else "")
+        return CancelResponse(workflow.id)
 
     @post(
         "/{workflow_id:str}/terminate",
@@ -268,30 +233,9 @@ class WorkflowControlController(Controller):
         summary="End a workflow at once",
         responses=responses("workflow_not_found", "workflow_completed", body=True),
     )
-    async def terminate_workflow(
-        self,
-        workflow_id: PathId,
-        data: JSONBody[TerminateRequest],
-        user: CurrentUser,
-        temporal: TemporalClient,
-        run_id: RunId = "",
-    ) -> None:
+    async def terminate_workflow(self, workflow: NamedWorkflow, data: JSONBody[TerminateRequest]) -> None:
         """Without asking its code, which cleans nothing up."""
-        check_reserved(user, workflow_id)
-        try:
-            await temporal.call(
-                temporal.service.terminate_workflow_execution,
-                TerminateWorkflowExecutionRequest(
-                    namespace=temporal.namespace,
-                    workflow_execution=WorkflowExecution(workflow_id=workflow_id, run_id=run_id),
-                    identity=temporal.identity,
-                    reason=data.reason,
-                ),
-                workflow_id,
-                run_id,
-            )
-        except Problem as problem:
-            raise await temporal.told_apart(problem, workflow_id, run_id) from problem.__cause__
+        await workflow.terminate(data.reason)
 
     @post(
         "/{workflow_id:str}/reset",
@@ -301,43 +245,23 @@ class WorkflowControlController(Controller):
         summary="Run a workflow again from a point",
         responses=responses("workflow_not_found", body=True),
     )
-    async def reset_workflow(
-        self,
-        workflow_id: PathId,
-        data: JSONBody[ResetRequest],
-        user: CurrentUser,
-        temporal: TemporalClient,
-        run_id: RunId = "",
-    ) -> ResetResponse:
+    async def reset_workflow(self, workflow: NamedWorkflow, data: JSONBody[ResetRequest]) -> ResetResponse:
         """A new run with the history up to there; signals and updates that came later are sent to it again.
 
         A run that is still open is terminated; a closed one can be reset too.
         """
-        check_reserved(user, workflow_id)
-        run = (await temporal.describe(workflow_id, run_id)).workflow_execution_info.execution
-        event_id = data.event_id or await _task_end(temporal, run, backward=data.to == "last_workflow_task")
+        run = await workflow.pinned()
+        event_id = data.event_id or await run.task_end(backward=data.to == "last_workflow_task")
+        if event_id is None:
+            raise invalid("to", "Expected a run with a workflow task that was completed; this one has none")
         try:
-            response = await temporal.call(
-                temporal.service.reset_workflow_execution,
-                ResetWorkflowExecutionRequest(
-                    namespace=temporal.namespace,
-                    workflow_execution=run,
-                    reason=data.reason,
-                    workflow_task_finish_event_id=event_id,
-                    request_id=str(uuid.uuid4()),
-                    reset_reapply_type=ResetReapplyType.RESET_REAPPLY_TYPE_ALL_ELIGIBLE,
-                    identity=temporal.identity,
-                ),
-                workflow_id,
-                run_id,
-            )
+            return ResetResponse(workflow.id, await run.reset(event_id, data.reason))
         except Problem as problem:
             if problem.code != "validation_error":
                 raise
             why = "it is no boundary of a workflow task" if "StateRebuilder" in problem.message else problem.message
             reason = f"Temporal cannot reset the run to the event {event_id}: {why}"
             raise invalid("event_id" if data.event_id else "to", reason) from None
-        return ResetResponse(workflow_id, response.run_id)
 
     @delete(
         "/{workflow_id:str}",
@@ -346,20 +270,9 @@ class WorkflowControlController(Controller):
         summary="Delete a workflow",
         responses=responses("workflow_not_found"),
     )
-    async def delete_workflow(
-        self, workflow_id: PathId, user: CurrentUser, temporal: TemporalClient, run_id: RunId = ""
-    ) -> None:
+    async def delete_workflow(self, workflow: NamedWorkflow) -> None:
         """With its history, for good; one that still runs is terminated. Temporal may take a minute to do it."""
-        check_reserved(user, workflow_id)
-        await temporal.call(
-            temporal.service.delete_workflow_execution,
-            DeleteWorkflowExecutionRequest(
-                namespace=temporal.namespace,
-                workflow_execution=WorkflowExecution(workflow_id=workflow_id, run_id=run_id),
-            ),
-            workflow_id,
-            run_id,
-        )
+        await workflow.delete()
 
 
 def _update_id(data: UpdateRequest, key: str | None) -> str:
@@ -382,12 +295,3 @@ def _answer(update: Update, waited: float) -> JSONResponse[UpdateResponse]:
     headers["Retry-After"] = RETRY_AFTER_SECONDS
     pending: Any = UpdatePendingResponse(update.workflow_id, update.run_id, update.update_id, "ACCEPTED")
     return JSONResponse(pending, status_code=202, headers=headers)
-
-
-async def _task_end(temporal: TemporalClient, run: WorkflowExecution, *, backward: bool) -> int:
-    """The event that ends the run's first workflow task, or its last."""
-    async for found in pages(temporal, run.workflow_id, run.run_id, reverse=backward):
-        for event in found.events:
-            if event.event_type == EventType.EVENT_TYPE_WORKFLOW_TASK_COMPLETED:
-                return event.event_id
-    raise invalid("to", "Expected a run with a workflow task that was completed; this one has none")

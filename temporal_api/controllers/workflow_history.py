@@ -1,6 +1,5 @@
 """What a workflow did and gave back: its result, its history in pages, and its history live."""
 
-import functools
 from collections.abc import AsyncGenerator
 from typing import Annotated, Any, Literal
 
@@ -9,39 +8,27 @@ from litestar import Controller, Request, get
 from litestar.datastructures import State
 from litestar.openapi.datastructures import ResponseSpec
 from litestar.params import QueryParameter
-from msgspec import Raw
-from temporalio.api.history.v1 import HistoryEvent
 
 from temporal_api.auth import CurrentUser, User
-from temporal_api.controllers.addressing import PathId, RunId, check_reserved
+from temporal_api.controllers.addressing import WORKFLOW, NamedWorkflow
 from temporal_api.errors import Problem, invalid, responses
 from temporal_api.requests import JSONResponse
-from temporal_api.temporal import STATUS, FailureInfo, Temporal, TemporalClient, is_open
+from temporal_api.temporal import STATUS, Temporal, is_open
+from temporal_api.temporal.endings import End
 from temporal_api.temporal.history import (
-    CLOSING,
     Event,
-    Feeds,
-    close_event,
-    closing_event,
     event_json,
     events_json,
     listed,
-    next_run,
 )
-from temporal_api.waiting import EventStream, LastEventId, Prefer, Waits, applied, preferred_wait, resume, sse
+from temporal_api.temporal.workflow import Workflow
+from temporal_api.waiting import EventStream, LastEventId, Prefer, applied, preferred_wait, resume, sse
 
 RETRY_AFTER_SECONDS = "2"
 
 
-class WorkflowResultResponse(msgspec.Struct):
+class WorkflowResultResponse(End):
     """How a run ended. A run that failed is a 200 that says so. `new_run_id`: the run that a pinned one went on as."""
-
-    workflow_id: str
-    run_id: str
-    status: str
-    result: Raw
-    failure: FailureInfo | None
-    new_run_id: str | None
 
 
 class WorkflowPendingResponse(msgspec.Struct):
@@ -64,6 +51,7 @@ class WorkflowHistoryController(Controller):
 
     path = "/workflows"
     tags = ["workflows"]  # noqa: RUF012 - Litestar's way
+    dependencies = {"workflow": WORKFLOW}  # noqa: RUF012 - likewise
 
     @get(
         "/{workflow_id:str}/result",
@@ -78,28 +66,24 @@ class WorkflowHistoryController(Controller):
     async def get_result(
         self,
         request: Request[User, Any, Any],
-        workflow_id: PathId,
+        workflow: NamedWorkflow,
         state: State,
-        user: CurrentUser,
-        temporal: TemporalClient,
-        run_id: RunId = "",
         prefer: Prefer = None,
     ) -> JSONResponse[WorkflowResultResponse]:
         """Continue-as-new, retries and cron are followed; a pinned run is not, but names its `new_run_id`."""
-        check_reserved(user, workflow_id)
         seconds = preferred_wait(request, state.settings.max_wait_seconds)
-        run = (await temporal.describe(workflow_id, run_id)).workflow_execution_info
+        run = (await workflow.describe()).workflow_execution_info
 
         if is_open(run):
             end = await state.waits.within(
                 request,
                 seconds,
-                lambda: ended(temporal, state.waits, workflow_id, run.execution.run_id, follow=not run_id),
+                lambda: state.endings.wait(workflow.id, run.execution.run_id, follow=not workflow.run_id),
             )
         else:
-            end = await end_of(temporal, workflow_id, run.execution.run_id)
+            end = await state.endings.end(workflow.id, run.execution.run_id)
         if end is None:
-            pending: Any = WorkflowPendingResponse(workflow_id, run.execution.run_id, STATUS[run.status])
+            pending: Any = WorkflowPendingResponse(workflow.id, run.execution.run_id, STATUS[run.status])
             return JSONResponse(
                 pending, status_code=202, headers={"Retry-After": RETRY_AFTER_SECONDS, **applied(seconds)}
             )
@@ -114,21 +98,17 @@ class WorkflowHistoryController(Controller):
     )
     async def get_history(
         self,
-        workflow_id: PathId,
+        workflow: NamedWorkflow,
         state: State,
-        user: CurrentUser,
-        temporal: TemporalClient,
-        run_id: RunId = "",
         order: Annotated[Literal["forward", "reverse"], QueryParameter(description="From which end.")] = "forward",
         page_size: Annotated[int, QueryParameter(ge=1, le=1000, description="Events a page, at most.")] = 100,
         page_token: Annotated[str, QueryParameter(description="`next_page_token` of the page before.")] = "",
     ) -> HistoryResponse:
         """Payloads are decoded. A page token is good for this workflow, run and order only."""
-        check_reserved(user, workflow_id)
-        bound = ("history", workflow_id, run_id, order)
+        temporal, bound = workflow.temporal, ("history", workflow.id, workflow.run_id, order)
         cursor = state.page_tokens.unseal(page_token, *bound)
         events, cursor = await listed(
-            temporal, workflow_id, run_id, cursor=cursor, size=page_size, reverse=order == "reverse"
+            temporal, workflow.id, workflow.run_id, cursor=cursor, size=page_size, reverse=order == "reverse"
         )
         return HistoryResponse(await events_json(temporal, events), state.page_tokens.seal(cursor, *bound))
 
@@ -142,63 +122,33 @@ class WorkflowHistoryController(Controller):
     )
     async def stream_events(
         self,
-        workflow_id: PathId,
+        workflow: NamedWorkflow,
         state: State,
         user: CurrentUser,
-        temporal: TemporalClient,
-        run_id: RunId = "",
         last_event_id: LastEventId = None,
     ) -> EventStream:
         """Server-sent events: `history`, each an `Event` as in the history, then `done` with `run_id` and `status`.
 
         Continue-as-new is followed, unless pinned.
         """
-        check_reserved(user, workflow_id)
         run, seen = resume(last_event_id)
-        if run and run_id not in ("", run):
+        follow = not workflow.run_id
+        if run and workflow.run_id not in ("", run):
             raise invalid("Last-Event-ID", "Expected an event of the run that run_id pins")
-        described = (await temporal.describe(workflow_id, run or run_id)).workflow_execution_info
+        workflow = Workflow(workflow.temporal, workflow.id, run) if run else workflow
+        described = (await workflow.describe()).workflow_execution_info
         length = described.history_length
         if seen > length:
             raise invalid("Last-Event-ID", f"Expected an event of this run, which has {length}")
-        events = _stream(
-            temporal, state.feeds, workflow_id, described.execution.run_id, seen, length, follow=not run_id
-        )
+        events = _stream(workflow.temporal, state, workflow.id, described.execution.run_id, seen, length, follow=follow)
         return EventStream(state.waits, events, user.expires_at)
 
 
-async def end_of(temporal: Temporal, workflow_id: str, run_id: str) -> WorkflowResultResponse:
-    """How a run that is closed has ended."""
-    return await _ended_with(temporal, workflow_id, run_id, await close_event(temporal, workflow_id, run_id))
-
-
-async def _ended_with(temporal: Temporal, workflow_id: str, run_id: str, event: HistoryEvent) -> WorkflowResultResponse:
-    result, failure = await temporal.outcome(event)
-    following = next_run(event) or None
-    return WorkflowResultResponse(workflow_id, run_id, CLOSING[event.event_type], result, failure, following)
-
-
-async def ended(
-    temporal: Temporal, waits: Waits, workflow_id: str, run_id: str, *, follow: bool
-) -> WorkflowResultResponse:
-    """How the run ends, or with `follow` the last of its chain; callers at the same time share the long poll."""
-    while True:
-        event = await waits.shared(
-            ("end", workflow_id, run_id), functools.partial(closing_event, temporal, workflow_id, run_id)
-        )
-        following = next_run(event)
-        if not (follow and following):
-            return await _ended_with(temporal, workflow_id, run_id, event)
-        run_id = following
-
-
 async def _stream(
-    temporal: Temporal, feeds: Feeds, workflow_id: str, run_id: str, seen: int, length: int, *, follow: bool
+    temporal: Temporal, state: State, workflow_id: str, run_id: str, seen: int, length: int, *, follow: bool
 ) -> AsyncGenerator[bytes, None]:
     while True:
-        last: HistoryEvent | None = None
-        async for events in feeds.events(workflow_id, run_id, seen, length):
-            last = events[-1]
+        async for events in state.feeds.events(workflow_id, run_id, seen, length):
             told: list[bytes] = []
             try:
                 for event in events:
@@ -208,10 +158,8 @@ async def _stream(
                 yield b"".join(told)
                 raise
             yield b"".join(told)
-        if last is None:  # it was closed, and all of it seen
-            last = await closing_event(temporal, workflow_id, run_id)
-        following = next_run(last) if follow else ""
-        if not following:
+        end = await state.endings.end(workflow_id, run_id)
+        if not (follow and end.new_run_id):
             break
-        run_id, seen, length = following, 0, 0
-    yield sse({"run_id": run_id, "status": CLOSING[last.event_type]}, event="done")
+        run_id, seen, length = end.new_run_id, 0, 0
+    yield sse({"run_id": run_id, "status": end.status}, event="done")

@@ -16,7 +16,7 @@ from temporalio.api.workflowservice.v1 import StartWorkflowExecutionRequest
 from temporal_api import idempotency
 from temporal_api.auth import CurrentUser, User
 from temporal_api.controllers.addressing import Argument, Arguments, NonEmpty, arguments, hidden_prefixes, location
-from temporal_api.controllers.workflow_history import RETRY_AFTER_SECONDS, end_of, ended
+from temporal_api.controllers.workflow_history import RETRY_AFTER_SECONDS
 from temporal_api.errors import Problem, invalid, responses
 from temporal_api.idempotency import REPLAYED, IdempotencyKey, check_key, check_same, derived_id, fingerprint
 from temporal_api.requests import JSONResponse
@@ -208,12 +208,12 @@ class WorkflowStartController(Controller):
         seconds = 0 if state.waits.full else seconds
         try:
             if closed:
-                end = await end_of(temporal, workflow_id, run.run_id)
+                end = await state.endings.end(workflow_id, run.run_id)
             elif update is None:
                 end = await state.waits.within(
                     request,
                     seconds,
-                    lambda: ended(temporal, state.waits, workflow_id, run.run_id, follow=True),
+                    lambda: state.endings.wait(workflow_id, run.run_id, follow=True),
                     already_done=True,
                 )
         except Problem as problem:  # it is started all the same: here is its id

@@ -15,20 +15,11 @@ from msgspec import UNSET, Meta, Raw, UnsetType
 from temporalio.api.enums.v1 import PendingActivityState
 
 from temporal_api.auth import CurrentUser, User
-from temporal_api.controllers.addressing import (
-    Argument,
-    Arguments,
-    NonEmpty,
-    PathId,
-    RunId,
-    arguments,
-    check_reserved,
-)
+from temporal_api.controllers.addressing import WORKFLOW, Argument, Arguments, NamedWorkflow, NonEmpty, arguments
 from temporal_api.errors import Problem, responses
 from temporal_api.idempotency import check_key, derived_id
 from temporal_api.requests import NOT_MODIFIED, JSONResponse, unchanged
-from temporal_api.temporal import STATUS, FailureInfo, TemporalClient, is_open, seconds_between
-from temporal_api.temporal.history import close_event
+from temporal_api.temporal import STATUS, FailureInfo, is_open, seconds_between
 from temporal_api.waiting import IfNoneMatch, Prefer, applied, awaited, etag, is_known, preferred_wait
 
 # Fields of answers, with the examples that the documentation shows.
@@ -118,6 +109,7 @@ class WorkflowController(Controller):
 
     path = "/workflows"
     tags = ["workflows"]  # noqa: RUF012 - Litestar's way
+    dependencies = {"workflow": WORKFLOW}  # noqa: RUF012 - likewise
 
     @get(
         "/{workflow_id:str}",
@@ -129,11 +121,8 @@ class WorkflowController(Controller):
     async def get_workflow(
         self,
         request: Request[User, Any, Any],
-        workflow_id: PathId,
+        workflow: NamedWorkflow,
         state: State,
-        user: CurrentUser,
-        temporal: TemporalClient,
-        run_id: RunId = "",
         if_none_match: IfNoneMatch = None,
         prefer: Prefer = None,
     ) -> JSONResponse[WorkflowStatusResponse]:
@@ -141,27 +130,24 @@ class WorkflowController(Controller):
 
         With `If-None-Match` it is a 304 while nothing changed; with `Prefer: wait` too, it answers when something does.
         """
-        check_reserved(user, workflow_id)
         seconds = preferred_wait(request, state.settings.max_wait_seconds) if if_none_match else 0
-        found = await temporal.describe(workflow_id, run_id)
+        found = await workflow.describe()
         if await awaited(request, found.workflow_execution_info, seconds):
-            found = await temporal.describe(workflow_id, run_id)
+            found = await workflow.describe()
         run = found.workflow_execution_info
         headers = {"ETag": etag(run), **applied(seconds)}
         if if_none_match and is_known(request, run):
             return unchanged(headers)
-        closed = not is_open(run)
-        result, failure = await temporal.outcome(
-            await close_event(temporal, workflow_id, run.execution.run_id) if closed else None
-        )
+        temporal, closed = workflow.temporal, not is_open(run)
+        end = await state.endings.end(workflow.id, run.execution.run_id) if closed else None
         status = WorkflowStatusResponse(
-            workflow_id=workflow_id,
+            workflow_id=workflow.id,
             run_id=run.execution.run_id,
             workflow_type=run.type.name,
             task_queue=run.task_queue,
             status=STATUS[run.status],
-            result=result,
-            failure=failure,
+            result=end.result if end else Raw(b"null"),
+            failure=end.failure if end else None,
             history_length=run.history_length,
             start_time=run.start_time.ToDatetime(tzinfo=UTC),
             close_time=run.close_time.ToDatetime(tzinfo=UTC) if closed else None,
@@ -192,21 +178,16 @@ class WorkflowController(Controller):
     )
     async def signal_workflow(
         self,
-        workflow_id: PathId,
+        workflow: NamedWorkflow,
         data: JSONBody[SignalRequest],
         user: CurrentUser,
-        temporal: TemporalClient,
-        run_id: RunId = "",
         idempotency_key: SignalKey = None,
     ) -> SignalResponse:
         """Accepted (202): Temporal keeps it until a worker handles it."""
-        check_reserved(user, workflow_id)
         args = arguments(("signal_input", "signal_args"), data.signal_input, data.signal_args)
         key = check_key(idempotency_key)
-        await temporal.signal(
-            workflow_id, run_id, data.signal_name, args, derived_id("signals", user, key) if key else None
-        )
-        return SignalResponse(workflow_id, data.signal_name)
+        await workflow.signal(data.signal_name, args, derived_id("signals", user, key) if key else None)
+        return SignalResponse(workflow.id, data.signal_name)
 
     @post(
         "/{workflow_id:str}/query",
@@ -219,20 +200,12 @@ class WorkflowController(Controller):
         ),
     )
     async def query_workflow(
-        self,
-        workflow_id: PathId,
-        data: JSONBody[QueryRequest],
-        user: CurrentUser,
-        temporal: TemporalClient,
-        run_id: RunId = "",
+        self, workflow: NamedWorkflow, data: JSONBody[QueryRequest], user: CurrentUser
     ) -> QueryResponse:
         """Its worker answers; names that begin with `__` need the scope `workflows:admin`."""
-        check_reserved(user, workflow_id)
         if data.query_name.startswith("__") and "workflows:admin" not in user.scopes:
             needed = "workflows:admin"
             challenge = f'Bearer realm="temporal_api", error="insufficient_scope", scope="{needed}"'
             message = f"Queries that begin with __ need the scope {needed}."
             raise Problem("insufficient_scope", message, {"WWW-Authenticate": challenge})
-        return QueryResponse(
-            await temporal.query(workflow_id, run_id, data.query_name, _query_arguments(data.query_args))
-        )
+        return QueryResponse(await workflow.query(data.query_name, _query_arguments(data.query_args)))

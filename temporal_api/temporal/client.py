@@ -17,19 +17,14 @@ from litestar.di import NamedDependency, Provide
 from litestar.params import SkipValidation
 from temporalio.api.common.v1 import Memo, Payload, Payloads, WorkflowExecution, WorkflowType
 from temporalio.api.enums.v1 import WorkflowExecutionStatus
-from temporalio.api.errordetails.v1 import QueryFailedFailure
 from temporalio.api.failure.v1 import Failure
-from temporalio.api.history.v1 import HistoryEvent
-from temporalio.api.query.v1 import WorkflowQuery
 from temporalio.api.taskqueue.v1 import TaskQueue
 from temporalio.api.workflow.v1 import WorkflowExecutionInfo
 from temporalio.api.workflowservice.v1 import (
     DescribeNamespaceRequest,
     DescribeWorkflowExecutionRequest,
     DescribeWorkflowExecutionResponse,
-    QueryWorkflowRequest,
     SignalWithStartWorkflowExecutionRequest,
-    SignalWorkflowExecutionRequest,
     StartWorkflowExecutionRequest,
 )
 from temporalio.client import Client
@@ -43,7 +38,6 @@ from temporal_api.settings import Settings
 from temporal_api.temporal.failures import (
     FailureInfo,
     completed_problem,
-    detail_of,
     failure_kind,
     gateway_problem,
     problem_of,
@@ -246,66 +240,12 @@ class Temporal:
         decoded = await self.decoded(fields[name] for name in sorted(fields))
         return {name: raw_json(payload) for name, payload in zip(sorted(fields), decoded, strict=True)}
 
-    async def outcome(self, closing: HistoryEvent | None) -> tuple[msgspec.Raw, FailureInfo | None]:
-        """What a run gave back and why it failed, by its closing event."""
-        if closing is None:
-            return msgspec.Raw(b"null"), None
-        failed = closing.workflow_execution_failed_event_attributes
-        return (
-            await self.result(closing.workflow_execution_completed_event_attributes.result.payloads),
-            await self.failure(failed.failure) if failed.HasField("failure") else None,
-        )
-
-    async def signal(
-        self, workflow_id: str, run_id: str, name: str, args: Iterable[object], request_id: str | None = None
-    ) -> None:
-        """Send a signal; of those with one request id, Temporal gives a run the first.
-
-        Raises Problem: `workflow_not_found`, `workflow_completed`, ...
-        """
-        request = SignalWorkflowExecutionRequest(
-            namespace=self.namespace,
-            workflow_execution=WorkflowExecution(workflow_id=workflow_id, run_id=run_id),
-            signal_name=name,
-            input=await self.payloads(args),
-            identity=self.identity,
-            request_id=request_id or str(uuid.uuid4()),
-        )
-        try:
-            await self.call(self.service.signal_workflow_execution, request, workflow_id, run_id)
-        except Problem as problem:
-            raise await self.told_apart(problem, workflow_id, run_id) from problem.__cause__
-
     async def told_apart(self, problem: Problem, workflow_id: str, run_id: str) -> Problem:
         """Temporal refuses a closed workflow in the words of an unknown one: one describe tells them apart."""
         if problem.code != "workflow_not_found":
             return problem
         await self.describe(workflow_id, run_id)
         return completed_problem(workflow_id, run_id)
-
-    async def query(self, workflow_id: str, run_id: str, name: str, args: Iterable[object]) -> msgspec.Raw:
-        """Ask a worker.
-
-        Raises Problem: `workflow_not_found`, `query_failed`, `no_worker`, `workflow_task_failing`,
-        `temporal_timeout`, ...
-        """
-        request = QueryWorkflowRequest(
-            namespace=self.namespace,
-            execution=WorkflowExecution(workflow_id=workflow_id, run_id=run_id),
-            query=WorkflowQuery(query_type=name, query_args=await self.payloads(args)),
-        )
-        try:
-            rpc = self.workers.attended(self.service.query_workflow, workflow_id, run_id)
-            response = await self.call(rpc, request, workflow_id, run_id)
-        except Problem as problem:
-            cause = problem.__cause__
-            if not isinstance(cause, RPCError) or detail_of(cause, QueryFailedFailure) is None:
-                raise
-            message = cause.message
-            if message == "Encoded failure":  # Temporal (1.29) passes on no more than that
-                message = "The workflow refused the query; its reason is encrypted, and only its worker's log tells it."
-            raise Problem("query_failed", message, source="workflow", workflow_id=workflow_id) from None
-        return await self.result(response.query_result.payloads)
 
     async def result(self, payloads: Iterable[Payload]) -> msgspec.Raw:
         """What a workflow gave back: none is null, one is itself, more are a list."""

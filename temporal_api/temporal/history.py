@@ -221,22 +221,6 @@ async def listed(
     return events, msgspec.msgpack.encode(at) if at.token else b""
 
 
-async def close_event(temporal: Temporal, workflow_id: str, run_id: str) -> HistoryEvent:
-    """The event that closed a run; of one that is open, Temporal waits for it until the deadline of the call."""
-    return (await page(temporal, workflow_id, run_id, closing_only=True)).events[-1]
-
-
-async def closing_event(temporal: Temporal, workflow_id: str, run_id: str) -> HistoryEvent:
-    """The event that closes a run, however long that takes."""
-    token = b""
-    while True:
-        poll = functools.partial(page, temporal, workflow_id, run_id, token=token, wait=True, closing_only=True)
-        found = await patient(poll)
-        if found.events:
-            return found.events[-1]
-        token = found.token
-
-
 async def patient(ask: Callable[[], Awaitable[Answer]]) -> Answer:
     """The answer, asked for again during Temporal's absences: who waits is not told of them."""
     while True:
@@ -246,12 +230,6 @@ async def patient(ask: Callable[[], Awaitable[Answer]]) -> Answer:
             if problem.code not in ("temporal_timeout", "temporal_connection_error", "temporal_overloaded"):
                 raise
             await asyncio.sleep(RETRY_SECONDS)
-
-
-def next_run(event: HistoryEvent) -> str:
-    """The run that goes on after this closing event (continue-as-new, retry, cron); empty when there is none."""
-    attributes = getattr(event, event.WhichOneof("attributes") or "", None)
-    return str(getattr(attributes, "new_execution_run_id", ""))
 
 
 class _Watcher:

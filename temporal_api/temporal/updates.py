@@ -27,6 +27,7 @@ from temporal_api.errors import Problem
 from temporal_api.temporal.client import Started, Temporal
 from temporal_api.temporal.failures import multi_operation_problem
 from temporal_api.temporal.history import LONG_POLL_SECONDS, patient
+from temporal_api.temporal.workflow import Workflow
 
 ACCEPTED = Stage.UPDATE_WORKFLOW_EXECUTION_LIFECYCLE_STAGE_ACCEPTED
 COMPLETED = Stage.UPDATE_WORKFLOW_EXECUTION_LIFECYCLE_STAGE_COMPLETED
@@ -43,14 +44,13 @@ class Update(msgspec.Struct, frozen=True):
     result: msgspec.Raw | None
 
 
-async def start(
-    temporal: Temporal, workflow_id: str, run_id: str, update_id: str, name: str, args: Iterable[object]
-) -> Update:
+async def start(workflow: Workflow, update_id: str, name: str, args: Iterable[object]) -> Update:
     """Send an update until it is accepted; one of the same id is sent once, and answered with its first outcome.
 
     Raises Problem: `workflow_not_found`, `workflow_completed`, `update_rejected`, `no_worker`,
     `workflow_task_failing`, `temporal_timeout`, ...; each with the update's id, to send it again.
     """
+    temporal, workflow_id, run_id = workflow.temporal, workflow.id, workflow.run_id
     request = await _request(temporal, workflow_id, run_id, update_id, name, args)
     rpc = temporal.workers.attended(_until_accepted(temporal.service.update_workflow_execution), workflow_id, run_id)
     try:
@@ -111,8 +111,9 @@ async def _request(
     )
 
 
-async def find(temporal: Temporal, workflow_id: str, run_id: str, update_id: str) -> Update:
+async def find(workflow: Workflow, update_id: str) -> Update:
     """The update as it is now, once it is accepted. Raises Problem: `update_not_found`, and as `start` does."""
+    temporal, workflow_id, run_id = workflow.temporal, workflow.id, workflow.run_id
     rpc = temporal.workers.attended(
         _until_accepted(temporal.service.poll_workflow_execution_update), workflow_id, run_id
     )
