@@ -22,15 +22,15 @@ from temporal_api.controllers.codec import CodecController
 from temporal_api.controllers.health import HealthCheck, HealthController
 from temporal_api.controllers.order_list import OrderListController
 from temporal_api.controllers.orders import OrderController
-from temporal_api.controllers.workflow_control import WorkflowControlController
-from temporal_api.controllers.workflow_history import WorkflowHistoryController
-from temporal_api.controllers.workflow_list import WorkflowListController
-from temporal_api.controllers.workflow_start import WorkflowStartController
-from temporal_api.controllers.workflows import WorkflowController
+from temporal_api.controllers.workflows.history import WorkflowHistoryController
+from temporal_api.controllers.workflows.lifecycle import WorkflowControlController
+from temporal_api.controllers.workflows.listing import WorkflowListController
+from temporal_api.controllers.workflows.messages import WorkflowController
+from temporal_api.controllers.workflows.start import WorkflowStartController
 from temporal_api.errors import EXCEPTION_HANDLERS, allow
 from temporal_api.observe import Metrics, Observe
-from temporal_api.page_tokens import PageTokens
 from temporal_api.requests import JSONRequest, JSONResponse
+from temporal_api.sealing import PageTokens
 from temporal_api.settings import Settings
 from temporal_api.temporal.endings import Endings
 from temporal_api.temporal.history import Feeds

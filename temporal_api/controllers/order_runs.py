@@ -14,7 +14,7 @@ from temporalio.api.workflow.v1 import WorkflowExecutionInfo
 
 from temporal_api import errors
 from temporal_api.auth import User
-from temporal_api.controllers.addressing import RESERVED
+from temporal_api.controllers.workflows.addressing import RESERVED
 from temporal_api.errors import Problem, invalid
 from temporal_api.temporal import COMPLETED, STATUS, Temporal, is_open
 from temporal_api.temporal.history import CLOSING, Feeds, patient

@@ -10,7 +10,7 @@ from litestar.openapi.datastructures import ResponseSpec
 from litestar.params import QueryParameter
 
 from temporal_api.auth import CurrentUser, User
-from temporal_api.controllers.addressing import WORKFLOW, NamedWorkflow
+from temporal_api.controllers.workflows.addressing import WORKFLOW, NamedWorkflow
 from temporal_api.errors import Problem, invalid, responses
 from temporal_api.requests import JSONResponse
 from temporal_api.temporal import STATUS, Temporal, is_open

@@ -15,8 +15,15 @@ from temporalio.api.workflowservice.v1 import StartWorkflowExecutionRequest
 
 from temporal_api import idempotency
 from temporal_api.auth import CurrentUser, User
-from temporal_api.controllers.addressing import Argument, Arguments, NonEmpty, arguments, hidden_prefixes, location
-from temporal_api.controllers.workflow_history import RETRY_AFTER_SECONDS
+from temporal_api.controllers.workflows.addressing import (
+    Argument,
+    Arguments,
+    NonEmpty,
+    arguments,
+    hidden_prefixes,
+    location,
+)
+from temporal_api.controllers.workflows.history import RETRY_AFTER_SECONDS
 from temporal_api.errors import Problem, invalid, responses
 from temporal_api.idempotency import REPLAYED, IdempotencyKey, check_key, check_same, derived_id, fingerprint
 from temporal_api.requests import JSONResponse

@@ -17,7 +17,7 @@ from msgspec import Meta, Raw
 from temporalio.api.workflow.v1 import WorkflowExecutionInfo
 
 from temporal_api.auth import CurrentUser, User
-from temporal_api.controllers.addressing import hidden_prefixes
+from temporal_api.controllers.workflows.addressing import hidden_prefixes
 from temporal_api.errors import FieldError, Problem, invalid, responses
 from temporal_api.requests import JSONResponse
 from temporal_api.temporal import STATUS, TemporalClient, is_open, raw_json, seconds_between

@@ -15,7 +15,14 @@ from msgspec import UNSET, Meta, Raw, UnsetType
 from temporalio.api.enums.v1 import PendingActivityState
 
 from temporal_api.auth import CurrentUser, User
-from temporal_api.controllers.addressing import WORKFLOW, Argument, Arguments, NamedWorkflow, NonEmpty, arguments
+from temporal_api.controllers.workflows.addressing import (
+    WORKFLOW,
+    Argument,
+    Arguments,
+    NamedWorkflow,
+    NonEmpty,
+    arguments,
+)
 from temporal_api.errors import Problem, responses
 from temporal_api.idempotency import check_key, derived_id
 from temporal_api.requests import NOT_MODIFIED, JSONResponse, unchanged

@@ -12,7 +12,7 @@ from litestar.params import HeaderParameter, JSONBody, PathParameter
 from msgspec import UNSET, Meta, Raw
 
 from temporal_api.auth import User
-from temporal_api.controllers.addressing import (
+from temporal_api.controllers.workflows.addressing import (
     WORKFLOW,
     Argument,
     Arguments,
@@ -21,7 +21,7 @@ from temporal_api.controllers.addressing import (
     arguments,
     location,
 )
-from temporal_api.controllers.workflow_history import RETRY_AFTER_SECONDS
+from temporal_api.controllers.workflows.history import RETRY_AFTER_SECONDS
 from temporal_api.errors import Problem, invalid, responses
 from temporal_api.idempotency import check_key
 from temporal_api.requests import JSONResponse
