@@ -21,7 +21,8 @@ from litestar.di import NamedDependency, Provide
 from litestar.params import SkipValidation
 from litestar.types import ASGIApp, Receive, Scope, Send
 
-from temporal_api.errors import Problem
+from temporal_api.errors import AuthUnavailable, ExpiredToken, InsufficientScope, InvalidToken, MissingToken
+from temporal_api.record import record_of
 from temporal_api.settings import DEFAULT_ASYMMETRIC_ALGORITHMS, Settings, SettingsError
 
 REMEMBERED_TOKENS = 4096
@@ -57,7 +58,7 @@ class JWKS:
         self._fetching: asyncio.Task[None] | None = None
 
     async def key(self, kid: str | None) -> PyJWK:
-        """The key of that id, asking the issuer when it is new or may be out of date. Raises Problem."""
+        """The key of that id, asking the issuer when it is new or may be out of date. Raises InvalidToken or AuthUnavailable."""
         found = self._keys.get(kid)
         now = time.monotonic()
         if found is not None and now - self._fetched_at < JWKS_REFRESH_SECONDS:
@@ -69,7 +70,7 @@ class JWKS:
         if (found := self._keys.get(kid)) is not None:
             return found
         if self._away:
-            raise Problem("auth_unavailable", "The keys that tokens are checked with cannot be had now; try again.")
+            raise AuthUnavailable
         raise _invalid("its key id is not known")
 
     def _fetch(self, now: float) -> asyncio.Task[None] | None:
@@ -145,7 +146,7 @@ class Verifier:
         return self
 
     async def user(self, token: str) -> User:
-        """The verified caller. Raises Problem: `invalid_token`, `expired_token`, `auth_unavailable`."""
+        """The verified caller. Raises InvalidToken, ExpiredToken or AuthUnavailable."""
         now = time.time()
         known = self._verified.get(token)
         if known is not None and now < known[1]:
@@ -180,7 +181,7 @@ class Verifier:
             )
             subject, expires = claims["sub"], float(claims["exp"])
         except jwt.ExpiredSignatureError:
-            raise _unauthorized("expired_token", "The token has expired; get a new one.", "invalid_token") from None
+            raise ExpiredToken from None
         except jwt.MissingRequiredClaimError as error:
             raise _invalid(f"it has no {error.claim} claim") from None
         except jwt.InvalidAudienceError:
@@ -245,16 +246,8 @@ def _scopes(claims: dict[str, Any], path: str) -> frozenset[str]:
     return frozenset()
 
 
-def _unauthorized(code: str, message: str, error: str | None = None) -> Problem:
-    # RFC 6750 3.1: no error attribute when the request carried no token at all.
-    challenge = 'Bearer realm="temporal_api"'
-    if error:
-        challenge += f', error="{error}", error_description="{message}"'
-    return Problem(code, message, {"WWW-Authenticate": challenge})
-
-
-def _invalid(why: str) -> Problem:
-    return _unauthorized("invalid_token", f"The token is not accepted: {why}.", "invalid_token")
+def _invalid(why: str) -> InvalidToken:
+    return InvalidToken(f"The token is not accepted: {why}.")
 
 
 class Authenticate:
@@ -265,28 +258,26 @@ class Authenticate:
         self._verifier = verifier
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Set `scope["user"]`, or raise Problem."""
+        """Authenticate and authorize, or raise Unauthorized or InsufficientScope."""
         user = await self._verifier.user(_bearer(scope["headers"]))
         scope["user"] = user
+        record_of(scope).user = user.sub
         needed = scope["route_handler"].opt.get("scope", ())
         allowed = (needed,) if isinstance(needed, str) else needed
         # Litestar's own OPTIONS handlers tell which methods there are, and name no scope.
         if user.scopes.isdisjoint(allowed) and scope.get("method") != "OPTIONS":
             needs = " or ".join(allowed) or "(none is enough)"
-            challenge = f'Bearer realm="temporal_api", error="insufficient_scope", scope="{" ".join(allowed[:1])}"'
-            raise Problem("insufficient_scope", f"The token needs the scope {needs}.", {"WWW-Authenticate": challenge})
+            raise InsufficientScope(f"The token needs the scope {needs}.", " ".join(allowed[:1]))
         await self._app(scope, receive, send)
 
 
 def _bearer(headers: Iterable[tuple[bytes, bytes]]) -> str:
     values = [value for name, value in headers if name == b"authorization"]
     if not values:
-        raise _unauthorized("missing_token", "Send a token: Authorization: Bearer TOKEN.")
+        raise MissingToken
     scheme, _, token = values[0].decode("latin-1").partition(" ")
     if len(values) > 1 or scheme.lower() != "bearer" or not token.strip():
-        raise _unauthorized(
-            "missing_token", "Send exactly one Authorization header of the form: Authorization: Bearer TOKEN."
-        )
+        raise MissingToken("Send exactly one Authorization header of the form: Authorization: Bearer TOKEN.")
     return token.strip()
 
 

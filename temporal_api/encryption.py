@@ -13,7 +13,7 @@ from google.protobuf.message import DecodeError
 from temporalio.api.common.v1 import Payload
 from temporalio.converter import PayloadCodec
 
-from temporal_api.errors import Problem
+from temporal_api.errors import PayloadUndecodable
 
 ENCODING = b"binary/encrypted"
 _NONCE_BYTES = 12
@@ -31,7 +31,7 @@ class EncryptionCodec(PayloadCodec):
         return [self._seal(payload) for payload in payloads]
 
     async def decode(self, payloads: Sequence[Payload]) -> list[Payload]:
-        """Open with the key that each names. Raises Problem `payload_undecodable`."""
+        """Open with the key that each names. Raises PayloadUndecodable."""
         return [self._open(payload) for payload in payloads]
 
     def _seal(self, payload: Payload) -> Payload:
@@ -54,5 +54,5 @@ class EncryptionCodec(PayloadCodec):
             raise _undecodable("it was not sealed with the key that it names") from None
 
 
-def _undecodable(why: str) -> Problem:
-    return Problem("payload_undecodable", f"What Temporal keeps here cannot be decrypted: {why}.")
+def _undecodable(why: str) -> PayloadUndecodable:
+    return PayloadUndecodable(f"What Temporal keeps here cannot be decrypted: {why}.")

@@ -1,86 +1,58 @@
-"""What can go wrong and how it is told: one table, one body (RFC 9457).
+"""What can go wrong: one class per failure.
 
-Everything that fails on purpose raises `Problem(code, message)`; the code decides the status:
+Whatever fails on purpose raises a Problem. Its class has the code and the status; its docstring is what the caller is
+told when there is nothing more exact to say:
 
-    Problem            our own, by the table below
-    HTTPException      Litestar's (unknown route, wrong method, too large, bad parameter), put under our codes
-    anything else      500 `internal_server_error`; the traceback goes to the log, never to the caller
+    Problem
+      ValidationError                400  validation_error
+        MalformedJSON                     malformed_json
+        InvalidQuery                      invalid_query
+        InvalidPageToken                  invalid_page_token
+        WorkflowStartError                workflow_start_error
+          SearchAttributeUnknown
+      Unauthorized                   401
+        MissingToken                      missing_token
+        InvalidToken                      invalid_token
+        ExpiredToken                      expired_token
+      InsufficientScope              403  insufficient_scope
+      NotAllowed                     403  not_allowed
+      NotFound                       404  not_found
+        WorkflowNotFound                  workflow_not_found
+        UpdateNotFound                    update_not_found
+        (a resource's own)                order_not_found
+      MethodNotAllowed               405  method_not_allowed
+      Conflict                       409
+        WorkflowAlreadyExists             workflow_already_exists
+        WorkflowCompleted                 workflow_completed
+        ReservedId                        reserved_id
+        (a resource's own)                order_not_cancellable
+      PayloadTooLarge                413  payload_too_large
+      UnsupportedMediaType           415  unsupported_media_type
+      IdempotencyKeyReused           422  idempotency_key_reused
+      UpdateRejected                 422  update_rejected
+      QueryFailed                    422  query_failed
+      TemporalOverloaded             429  temporal_overloaded
+      InternalServerError            500  internal_server_error
+      SearchAttributesMissing        501  search_attributes_missing
+      TemporalError                  502  temporal_error
+      PayloadUndecodable             502  payload_undecodable
+      Unavailable                    503
+        TemporalConnectionError           temporal_connection_error
+        NoWorker                          no_worker
+        WorkflowTaskFailing               workflow_task_failing
+        TooManyWaits                      too_many_waits
+        AuthUnavailable                   auth_unavailable
+        ShuttingDown                      shutting_down
+      TemporalTimeout                504  temporal_timeout
+
+`problems` tells them to the caller.
 """
 
-import logging
-import re
-from collections.abc import Iterable, Mapping
-from http import HTTPStatus
-from typing import Annotated, Any
+import copy
+from collections.abc import Mapping
+from typing import Any, ClassVar, Self
 
 import msgspec
-from litestar import Request, Response
-from litestar.exceptions import HTTPException, InternalServerException, NotFoundException
-from litestar.openapi.datastructures import ResponseSpec
-from litestar.openapi.spec import Example
-from msgspec import Meta
-
-PROBLEM_JSON = "application/problem+json"
-
-# What belongs to one resource, the resource adds: see `controllers/order_runs.py`.
-STATUS = {
-    "validation_error": 400,
-    "malformed_json": 400,
-    "invalid_query": 400,
-    "invalid_page_token": 400,
-    "workflow_start_error": 400,
-    "missing_token": 401,
-    "invalid_token": 401,
-    "expired_token": 401,
-    "insufficient_scope": 403,
-    "not_allowed": 403,
-    "not_found": 404,
-    "workflow_not_found": 404,
-    "update_not_found": 404,
-    "method_not_allowed": 405,
-    "workflow_already_exists": 409,
-    "workflow_completed": 409,
-    "reserved_id": 409,
-    "payload_too_large": 413,
-    "unsupported_media_type": 415,
-    "idempotency_key_reused": 422,
-    "update_rejected": 422,
-    "query_failed": 422,
-    "temporal_overloaded": 429,
-    "internal_server_error": 500,
-    "search_attributes_missing": 501,
-    "temporal_error": 502,
-    "payload_undecodable": 502,
-    "temporal_connection_error": 503,
-    "no_worker": 503,
-    "workflow_task_failing": 503,
-    "too_many_waits": 503,
-    "auth_unavailable": 503,
-    "shutting_down": 503,
-    "temporal_timeout": 504,
-}
-
-# Seconds after which another try makes sense (RFC 9110 10.2.3); also what makes a problem `retryable`.
-RETRY_AFTER = {
-    "temporal_overloaded": 1,
-    "temporal_connection_error": 2,
-    "no_worker": 5,
-    "workflow_task_failing": 10,
-    "too_many_waits": 2,
-    "auth_unavailable": 5,
-    "shutting_down": 1,
-}
-
-# Litestar's own refusals.
-_HTTP_CODES = {
-    400: "validation_error",
-    404: "not_found",
-    405: "method_not_allowed",
-    413: "payload_too_large",
-    415: "unsupported_media_type",
-}
-
-log = logging.getLogger(__name__)
 
 
 class FieldError(msgspec.Struct):
@@ -90,162 +62,302 @@ class FieldError(msgspec.Struct):
     message: str
 
 
-_FIELD_ERRORS = {"type": "array", "items": {"$ref": "#/components/schemas/FieldError"}}
-
-
-class ProblemDetails(msgspec.Struct):
-    """The body of every error answer (`application/problem+json`, RFC 9457)."""
-
-    title: str
-    status: int
-    error: str
-    message: str
-    details: Annotated[dict[str, Any], Meta(extra_json_schema={"properties": {"errors": _FIELD_ERRORS}})]
-    request_id: str | None
-
-
 class Problem(Exception):  # noqa: N818 - RFC 9457's word
-    """A failure the caller is told about: a code of the table, what to do about it, and what to act on."""
+    """A failure that the caller is told about."""
 
-    def __init__(self, code: str, message: str, headers: Mapping[str, str] | None = None, **details: Any) -> None:
-        super().__init__(message)
-        self.code = code
-        self.status = STATUS[code]
-        self.message = message
-        self.details = details
+    code: ClassVar[str]
+    status: ClassVar[int]
+    retry_after: ClassVar[int | None] = None
+    """Seconds after which another try makes sense (RFC 9110 10.2.3)."""
+
+    def __init__(self, message: str | None = None, headers: Mapping[str, str] | None = None, **details: Any) -> None:
+        """Without a message the class's docstring is told. `details` are what a program can act on."""
+        self.message = message or type(self).__doc__ or self.code
+        super().__init__(self.message)
+        self.details = {name: value for name, value in details.items() if value not in (None, "")}
         self.headers = dict(headers or {})
-        if code in RETRY_AFTER:
-            self.headers.setdefault("Retry-After", str(RETRY_AFTER[code]))
+        if self.retry_after is not None:
+            self.headers.setdefault("Retry-After", str(self.retry_after))
             self.details.setdefault("retryable", True)
 
-
-# msgspec's words for what JSON calls otherwise.
-_JSON_WORDS = {"int": "an integer", "float": "a number", "str": "a string", "bool": "a boolean"}
-_QUOTED = re.compile(r"`([^`]*)`")
-
-
-def in_json_words(message: str) -> str:
-    """What msgspec says of a value, with no Python name in it."""
-    return _QUOTED.sub(lambda m: " or ".join(_JSON_WORDS.get(kind, kind) for kind in m[1].split(" | ")), message)
+    def adding(self, hint: str = "", headers: Mapping[str, str] | None = None, **details: Any) -> Self:
+        """The same failure with more to act on; what it says already stays."""
+        more = copy.copy(self)
+        more.message = f"{self.message} {hint}".rstrip()
+        more.headers = {**(headers or {}), **self.headers}
+        more.details = {**details, **self.details}
+        return more
 
 
-def invalid(key: str, message: str) -> Problem:
+class ValidationError(Problem):
+    """The request is not as expected; `details.errors` says where and what is expected there."""
+
+    code = "validation_error"
+    status = 400
+
+
+class MalformedJSON(ValidationError):
+    """The body is not JSON."""
+
+    code = "malformed_json"
+
+
+class InvalidQuery(ValidationError):
+    """Temporal cannot search by these filters."""
+
+    code = "invalid_query"
+
+
+class InvalidPageToken(ValidationError):
+    """This page token was not given for this listing: send it unchanged, with the same parameters."""
+
+    code = "invalid_page_token"
+
+
+class WorkflowStartError(ValidationError):
+    """Temporal refuses this start."""
+
+    code = "workflow_start_error"
+
+
+class SearchAttributeUnknown(WorkflowStartError):
+    """The namespace does not have a search attribute that the start sets."""
+
+
+class Unauthorized(Problem):
+    """The request needs a token. The `WWW-Authenticate` header says what is wrong (RFC 6750)."""
+
+    status = 401
+    challenge: ClassVar[str | None] = "invalid_token"
+    """RFC 6750 3.1: no error is named when the request carried no token at all."""
+
+    def __init__(self, message: str | None = None) -> None:
+        """Say in the header too what is wrong."""
+        super().__init__(message)
+        value = 'Bearer realm="temporal_api"'
+        if self.challenge:
+            value += f', error="{self.challenge}", error_description="{self.message}"'
+        self.headers["WWW-Authenticate"] = value
+
+
+class MissingToken(Unauthorized):
+    """Send a token: Authorization: Bearer TOKEN."""
+
+    code = "missing_token"
+    challenge = None
+
+
+class InvalidToken(Unauthorized):
+    """The token is not accepted."""
+
+    code = "invalid_token"
+
+
+class ExpiredToken(Unauthorized):
+    """The token has expired; get a new one."""
+
+    code = "expired_token"
+
+
+class InsufficientScope(Problem):
+    """The token lacks a scope that this needs; the `WWW-Authenticate` header names it."""
+
+    code = "insufficient_scope"
+    status = 403
+
+    def __init__(self, message: str, scope: str = "") -> None:
+        """Name the scope that would do."""
+        challenge = f'Bearer realm="temporal_api", error="insufficient_scope", scope="{scope}"'
+        super().__init__(message, {"WWW-Authenticate": challenge})
+
+
+class NotAllowed(Problem):
+    """The operators of this service do not allow this."""
+
+    code = "not_allowed"
+    status = 403
+
+
+class NotFound(Problem):
+    """There is nothing here."""
+
+    code = "not_found"
+    status = 404
+
+
+class WorkflowNotFound(NotFound):
+    """There is no such workflow, or none that you may see."""
+
+    code = "workflow_not_found"
+
+
+class UpdateNotFound(NotFound):
+    """The workflow has no such update; a rejected update is not kept."""
+
+    code = "update_not_found"
+
+
+class MethodNotAllowed(Problem):
+    """This method is not possible here; the `Allow` header lists those that are."""
+
+    code = "method_not_allowed"
+    status = 405
+
+
+class Conflict(Problem):
+    """The state of the thing does not allow this."""
+
+    status = 409
+
+
+class WorkflowAlreadyExists(Conflict):
+    """The workflow exists already; take another id."""
+
+    code = "workflow_already_exists"
+
+
+class WorkflowCompleted(Conflict):
+    """The workflow is closed."""
+
+    code = "workflow_completed"
+
+
+class ReservedId(Conflict):
+    """Ids that begin like this belong to a resource of its own; take another."""
+
+    code = "reserved_id"
+
+
+class PayloadTooLarge(Problem):
+    """The data is larger than Temporal or this service takes."""
+
+    code = "payload_too_large"
+    status = 413
+
+
+class UnsupportedMediaType(Problem):
+    """Send JSON, with Content-Type: application/json."""
+
+    code = "unsupported_media_type"
+    status = 415
+
+
+class IdempotencyKeyReused(Problem):
+    """This Idempotency-Key came with another body before; take a new key for this one."""
+
+    code = "idempotency_key_reused"
+    status = 422
+
+
+class UpdateRejected(Problem):
+    """The workflow rejected the update, or failed at it."""
+
+    code = "update_rejected"
+    status = 422
+
+
+class QueryFailed(Problem):
+    """The workflow does not know the query, or failed at it."""
+
+    code = "query_failed"
+    status = 422
+
+
+class TemporalOverloaded(Problem):
+    """Temporal is at its limit; try again later."""
+
+    code = "temporal_overloaded"
+    status = 429
+    retry_after = 1
+
+
+class InternalServerError(Problem):
+    """The service failed. Quote the request_id when you report this."""
+
+    code = "internal_server_error"
+    status = 500
+
+
+class SearchAttributesMissing(Problem):
+    """The namespace lacks the search attributes of this resource: its operators run temporal-api setup."""
+
+    code = "search_attributes_missing"
+    status = 501
+
+
+class TemporalError(Problem):
+    """Temporal refused or failed the request; the operators of this service can tell why."""
+
+    code = "temporal_error"
+    status = 502
+
+
+class PayloadUndecodable(Problem):
+    """What Temporal keeps here cannot be decrypted."""
+
+    code = "payload_undecodable"
+    status = 502
+
+
+class Unavailable(Problem):
+    """Not now; try again after `Retry-After` seconds."""
+
+    status = 503
+
+
+class TemporalConnectionError(Unavailable):
+    """Temporal cannot be reached now; try again."""
+
+    code = "temporal_connection_error"
+    retry_after = 2
+
+
+class NoWorker(Unavailable):
+    """No worker is there to answer; start one, or try again."""
+
+    code = "no_worker"
+    retry_after = 5
+
+
+class WorkflowTaskFailing(Unavailable):
+    """The workflow cannot answer: its task fails again and again until its code is fixed."""
+
+    code = "workflow_task_failing"
+    retry_after = 10
+
+
+class TooManyWaits(Unavailable):
+    """Too many callers wait here; try again, or ask without waiting."""
+
+    code = "too_many_waits"
+    retry_after = 2
+
+
+class AuthUnavailable(Unavailable):
+    """The keys that tokens are checked with cannot be fetched now; try again."""
+
+    code = "auth_unavailable"
+    retry_after = 5
+
+
+class ShuttingDown(Unavailable):
+    """This replica is shutting down; ask again, another one will answer."""
+
+    code = "shutting_down"
+    retry_after = 1
+
+
+class TemporalTimeout(Problem):
+    """Temporal did not answer in time. What was asked may still happen: look before asking again."""
+
+    code = "temporal_timeout"
+    status = 504
+
+
+TEMPORAL_AWAY = (TemporalTimeout, TemporalConnectionError, TemporalOverloaded)
+"""How a call fails that may work when it is made again."""
+
+
+def invalid(key: str, message: str) -> ValidationError:
     """A 400 for one wrong field; `key` is its path in the body, or the parameter's name."""
-    return Problem("validation_error", f"{key}: {message}" if key else message, errors=[FieldError(key, message)])
-
-
-def body(problem: Problem, request_id: str | None) -> bytes:
-    """The one error body, encoded."""
-    details = {k: v for k, v in problem.details.items() if v not in (None, "")}
-    return msgspec.json.encode(
-        ProblemDetails(
-            HTTPStatus(problem.status).phrase, problem.status, problem.code, problem.message, details, request_id
-        )
-    )
-
-
-def _response(request: Request[Any, Any, Any], problem: Problem) -> Response[bytes]:
-    return Response(
-        body(problem, request.scope.get("request_id")),  # type: ignore[arg-type]
-        status_code=problem.status,
-        media_type=PROBLEM_JSON,
-        headers=problem.headers,
-    )
-
-
-def on_problem(request: Request[Any, Any, Any], problem: Problem) -> Response[bytes]:
-    """Answer one of our own failures."""
-    return _response(request, problem)
-
-
-def allow(methods: Iterable[str]) -> dict[str, str]:
-    """The header that lists what is possible (RFC 9110 10.2.1): where GET is, `observe` makes HEAD of it."""
-    return {"Allow": ", ".join(sorted({*methods, "HEAD"} if "GET" in methods else methods))}
-
-
-def on_http_exception(request: Request[Any, Any, Any], error: HTTPException) -> Response[bytes]:
-    """Put Litestar's own refusals under our codes."""
-    if isinstance(error, InternalServerException) and "disconnect" in error.detail:
-        request.scope["gone"] = True  # type: ignore[typeddict-unknown-key] # nobody's defect, and nobody reads this
-        return _response(request, internal())
-    code = _HTTP_CODES.get(error.status_code)
-    if code is None:
-        return on_exception(request, error)
-    message, headers = error.detail, error.headers or {}
-    if code == "validation_error" and isinstance(error.extra, list) and error.extra:
-        first = error.extra[0]  # msgspec stops at the first
-        if first["key"] == "data":  # Litestar's name for a body that is not there
-            return _response(request, invalid("", "Expected a JSON body; there is none."))
-        return _response(request, invalid(first["key"], in_json_words(first["message"])))
-    if code == "not_found":
-        message = f"There is nothing at {request.scope['path']}. /openapi.json lists every path."
-    elif code == "method_not_allowed":
-        message = f"{request.method} is not possible here; the Allow header lists what is."
-        headers = allow(headers["allow"].split(", "))
-    elif code == "payload_too_large":
-        message = "The body is larger than this service takes."
-    return _response(request, Problem(code, message, headers))
-
-
-def on_no_file(request: Request[Any, Any, Any], error: Exception) -> Response[bytes]:
-    """There can be no file of that name."""
-    return on_http_exception(request, NotFoundException())
-
-
-def on_exception(request: Request[Any, Any, Any], error: Exception) -> Response[bytes]:
-    """Answer a defect: 500 to the caller, the traceback to the log."""
-    log.error(
-        "unhandled exception",
-        exc_info=error,
-        extra={"fields": {"request_id": request.scope.get("request_id"), "path": request.scope["path"]}},
-    )
-    return _response(request, internal())
-
-
-def internal() -> Problem:
-    """The only thing a caller learns of a defect."""
-    return Problem("internal_server_error", "The service failed. Quote the request_id when you report this.")
-
-
-EXCEPTION_HANDLERS: Any = {Problem: on_problem, HTTPException: on_http_exception, Exception: on_exception}
-
-_EVERY_OPERATION = (
-    "validation_error",
-    "missing_token",
-    "invalid_token",
-    "expired_token",
-    "insufficient_scope",
-    "temporal_overloaded",
-    "internal_server_error",
-    "temporal_error",
-    "temporal_connection_error",
-    "auth_unavailable",
-    "temporal_timeout",
-)
-_EVERY_BODY = ("malformed_json", "payload_too_large", "unsupported_media_type")
-
-
-def responses(*codes: str, body: bool = False) -> dict[int, ResponseSpec]:
-    """For OpenAPI: every error an operation under /api/v1 can answer; `codes` are those of its own."""
-    return _specs((*_EVERY_OPERATION, *(_EVERY_BODY if body else ()), *codes))
-
-
-def _specs(codes: Iterable[str]) -> dict[int, ResponseSpec]:
-    by_status: dict[int, list[str]] = {}
-    for code in codes:
-        by_status.setdefault(STATUS[code], []).append(code)
-    return {
-        status: ResponseSpec(
-            ProblemDetails,
-            description=f"{HTTPStatus(status).phrase}: " + ", ".join(f"`{c}`" for c in sorted(by_status[status])),
-            media_type=PROBLEM_JSON,
-            generate_examples=False,
-            examples=[_example(code) for code in sorted(by_status[status])],
-        )
-        for status in sorted(by_status)
-    }
-
-
-def _example(code: str) -> Example:
-    problem = Problem(code, code.replace("_", " ").capitalize() + ".")
-    return Example(id=code, value=msgspec.json.decode(body(problem, "5bc187c43e794a7eb10e091afa264f8c")))
+    return ValidationError(f"{key}: {message}" if key else message, errors=[FieldError(key, message)])

@@ -15,7 +15,7 @@ import msgspec
 from litestar.params import HeaderParameter
 
 from temporal_api.auth import User
-from temporal_api.errors import Problem, invalid
+from temporal_api.errors import IdempotencyKeyReused, invalid
 
 MEMO = "temporal_api.idempotency"
 REPLAYED = {"Idempotent-Replayed": "true"}
@@ -57,8 +57,6 @@ def fingerprint(key: str, body: msgspec.Struct) -> str:
 
 
 def check_same(key: str, body: msgspec.Struct, remembered: Any) -> None:
-    """Raises Problem `idempotency_key_reused` when the key came with another body before."""
+    """Raises IdempotencyKeyReused when the key came with another body before."""
     if not isinstance(remembered, str) or not hmac.compare_digest(remembered, fingerprint(key, body)):
-        raise Problem(
-            "idempotency_key_reused", "This Idempotency-Key came with another body before; take a new key for this one."
-        )
+        raise IdempotencyKeyReused

@@ -13,7 +13,8 @@ from litestar import Request, Response
 from litestar.openapi.datastructures import ResponseSpec
 from litestar.types import Receive, Scope, Send
 
-from temporal_api.errors import Problem, in_json_words, invalid
+from temporal_api.errors import MalformedJSON, UnsupportedMediaType, ValidationError, invalid
+from temporal_api.problems import in_json_words
 
 T = TypeVar("T")
 
@@ -65,10 +66,10 @@ class JSONRequest(Request[Any, Any, Any]):
         return {name: decoded(value) for name, value in super().path_params.items()}
 
     async def json(self) -> Any:
-        """Decode the body. Raises Problem: `unsupported_media_type`, `malformed_json`, `validation_error`."""
+        """Decode the body. Raises UnsupportedMediaType, MalformedJSON or ValidationError."""
         kind = self.headers.get("content-type", "").partition(";")[0].strip().lower()
         if kind != "application/json" and not (kind.startswith("application/") and kind.endswith("+json")):
-            raise Problem("unsupported_media_type", "Send JSON, with Content-Type: application/json.")
+            raise UnsupportedMediaType
         body = await self.body()
         # An operation whose body is optional has a default; an empty body means that default.
         annotation = self.route_handler.parsed_data_field.annotation  # type: ignore[union-attr]
@@ -88,15 +89,15 @@ class JSONRequest(Request[Any, Any, Any]):
             raise _malformed(str(error).removeprefix("JSON is malformed: ")) from None
 
 
-def _malformed(why: str) -> Problem:
-    return Problem("malformed_json", f"The body is not JSON: {why}.")
+def _malformed(why: str) -> MalformedJSON:
+    return MalformedJSON(f"The body is not JSON: {why}.")
 
 
 # Both msgspec's own complaints about a field and those of a struct's `__post_init__` ("unit_price: Expected ...").
 _FIELD = re.compile(r"(?:Object (?:missing required|contains unknown) field `(?P<a>[^`]*)`|(?P<b>[a-z_]+): )")
 
 
-def _field_error(text: str) -> Problem:
+def _field_error(text: str) -> ValidationError:
     """A 400 that names the field by its path, as in `items[0].quantity`."""
     message, _, path = text.partition(" - at `")
     key = path.rstrip("`").removeprefix("key` in `").removeprefix("$").removeprefix(".")

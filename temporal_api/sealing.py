@@ -7,7 +7,7 @@ import os
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
-from temporal_api.errors import Problem
+from temporal_api.errors import InvalidPageToken
 from temporal_api.settings import Settings
 
 
@@ -30,7 +30,7 @@ class PageTokens:
         return base64.urlsafe_b64encode(nonce + self._cipher.encrypt(nonce, token, _bound(bound_to))).decode()
 
     def unseal(self, sealed: str, *bound_to: str) -> bytes:
-        """Temporal's token; none for none. Raises Problem: `invalid_page_token`."""
+        """Temporal's token; none for none. Raises InvalidPageToken."""
         if not sealed:
             return b""
         try:
@@ -39,10 +39,7 @@ class PageTokens:
                 raise ValueError
             return self._cipher.decrypt(data[:12], data[12:], _bound(bound_to))
         except (ValueError, InvalidTag):
-            raise Problem(
-                "invalid_page_token",
-                "This page token was not given for this listing: send it with the same parameters, unchanged.",
-            ) from None
+            raise InvalidPageToken from None
 
 
 def _bound(parts: tuple[str, ...]) -> bytes:

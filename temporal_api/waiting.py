@@ -14,11 +14,14 @@ import msgspec
 from litestar import Request, Response
 from litestar.params import HeaderParameter
 from litestar.types import Receive, Scope, Send
-from temporalio.api.workflow.v1 import WorkflowExecutionInfo
 
-from temporal_api import errors
-from temporal_api.errors import Problem, invalid
-from temporal_api.temporal.history import Feeds
+from temporal_api.auth import User
+from temporal_api.errors import Problem, ShuttingDown, TooManyWaits, invalid
+from temporal_api.problems import body
+from temporal_api.record import record_of
+from temporal_api.temporal.feeds import Feeds
+from temporal_api.temporal.run import Run
+from temporal_api.temporal.workflow import Workflow
 
 T = TypeVar("T")
 
@@ -40,16 +43,16 @@ LastEventId = Annotated[
 ]
 
 
-def preferred_wait(request: Request[Any, Any, Any], most: float) -> float:
-    """Seconds the caller would wait (RFC 7240), `most` at most; 0 without a preference. A strange one is ignored."""
+def preferred_wait(request: Request[User, Any, Any], most: float) -> float | None:
+    """Seconds that the caller prefers to wait (RFC 7240), `most` at most; None without a preference."""
     found = _WAIT.search(",".join(request.headers.getall("prefer", [])))
     if found is None:
-        return 0.0
-    request.scope["waits"] = True  # type: ignore[typeddict-unknown-key] # kept out of the duration metric
+        return None
+    record_of(request.scope).waited = True
     return min(float(found[1]), most)
 
 
-def applied(seconds: float) -> dict[str, str]:
+def preference_applied(seconds: float | None) -> dict[str, str]:
     """The header that says which wait was honoured."""
     return {"Preference-Applied": f"wait={seconds:g}"} if seconds else {}
 
@@ -69,11 +72,11 @@ class Waits:
 
     @contextmanager
     def slot(self) -> Iterator[None]:
-        """One place among the open waits. Raises Problem: `too_many_waits`, `shutting_down`."""
+        """One place among the open waits. Raises TooManyWaits or ShuttingDown."""
         if self.draining.is_set():
-            raise Problem("shutting_down", "This replica is ending; ask again, another one will answer.")
+            raise ShuttingDown
         if self.full:
-            raise Problem("too_many_waits", "Too many callers wait here; try again, or ask without waiting.")
+            raise TooManyWaits
         self._open += 1
         try:
             yield
@@ -83,14 +86,14 @@ class Waits:
     async def within(
         self,
         request: Request[Any, Any, Any],
-        seconds: float,
+        seconds: float | None,
         work: Callable[[], Coroutine[Any, Any, T]],
         *,
         already_done: bool = False,
     ) -> T | None:
         """What the work gives; None (and it is cancelled) when the time is over, the service ends or the caller goes.
 
-        Raises Problem `too_many_waits`, unless something was `already_done` that a refusal now would lose.
+        Raises TooManyWaits, unless something was `already_done` that a refusal now would lose.
         """
         if not seconds or self.draining.is_set() or (already_done and self.full):
             return None
@@ -101,34 +104,34 @@ class Waits:
             try:
                 await asyncio.wait({task, ending, gone}, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
                 if gone.done():
-                    request.scope["gone"] = True  # type: ignore[typeddict-unknown-key] # for the log
+                    record_of(request.scope).client_gone = True
                 return task.result() if task.done() else None
             finally:
                 await cancel(task, ending, gone)
 
 
-def etag(run: WorkflowExecutionInfo) -> str:
+def etag(run: Run) -> str:
     """Weak: two answers with the same one mean the same, which is all that a conditional read asks (RFC 9110 8.8.1)."""
-    return f'W/"{run.execution.run_id}-{run.state_transition_count}"'
+    return f'W/"{run.version}"'
 
 
-def is_known(request: Request[Any, Any, Any], run: WorkflowExecutionInfo) -> bool:
+def is_known(request: Request[User, Any, Any], run: Run) -> bool:
     """Whether `If-None-Match` names the run as it is: in a list, as `*`, by weak comparison (RFC 9110 13.1.2)."""
     known = ",".join(request.headers.getall("if-none-match", []))
-    return known.strip() == "*" or etag(run).removeprefix("W/") in _TAG.findall(known)
+    return known.strip() == "*" or f'"{run.version}"' in _TAG.findall(known)
 
 
-async def awaited(request: Request[Any, Any, Any], run: WorkflowExecutionInfo, seconds: float) -> bool:
+async def wait_for_change(
+    request: Request[User, Any, Any], waits: Waits, feeds: Feeds, workflow: Workflow, run: Run, seconds: float | None
+) -> bool:
     """Wait until a run that the caller knows as it is changes, or the time is over; False when there is no wait.
 
-    After it, read again either way: an activity's next attempt changes the run, but is no event to be woken by.
+    Afterwards read it again either way: an activity's next attempt changes the run, but is no event to be woken by.
     """
-    if not seconds or not is_known(request, run) or run.close_time.seconds:
+    if not seconds or not run.is_open or not is_known(request, run):
         return False
-    waits: Waits = request.app.state.waits
-    feeds: Feeds = request.app.state.feeds
-    execution, length = run.execution, run.history_length
-    await waits.within(request, seconds, lambda: feeds.changed(execution.workflow_id, execution.run_id, length))
+    pinned, length = workflow.run(run.run_id), run.history_length
+    await waits.within(request, seconds, lambda: feeds.wait_for_change(pinned, length))
     return True
 
 
@@ -169,9 +172,9 @@ class EventStream(Response[bytes]):
 
     def to_asgi_response(self, app: object, request: Request[Any, Any, Any], **_: Any) -> Any:
         """The stream as an ASGI application."""
-        request.scope["waits"] = True  # type: ignore[typeddict-unknown-key] # kept out of the duration metric
-        self._request_id = str(request.scope.get("request_id"))
-        self._headers_only = bool(request.scope.get("head"))
+        record = record_of(request.scope)
+        record.waited = True
+        self._request_id, self._headers_only = record.request_id, record.is_head
         return self._stream
 
     async def _stream(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -233,7 +236,7 @@ class EventStream(Response[bytes]):
         try:
             return following.result()
         except Problem as problem:
-            return sse(msgspec.Raw(errors.body(problem, self._request_id)), event="error")
+            return sse(msgspec.Raw(body(problem, self._request_id)), event="error")
 
 
 async def _gone(receive: Receive) -> None:

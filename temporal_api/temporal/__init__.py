@@ -1,36 +1,16 @@
 """Temporal: the one place that knows gRPC.
 
-payloads   JSON into Temporal and out of it, byte for byte
-failures   what Temporal's failures mean in HTTP
-client     the connection, and the calls that handlers make
+client      the connection: calls with a deadline, payloads encoded and decoded
+failures    what Temporal's failures mean
+payloads    JSON into Temporal and out of it, byte for byte
+workers     whether anybody polls a task queue
+workflow    a handle: what can be asked of a workflow or done to it
+starts      starting one
+updates     sending it an update, and finding the outcome
+history     its history in pages
+events      a history's events as JSON
+feeds       its history as it grows
+endings     how it ended, or will
+polls       long polls that are shared
+visibility  which workflows there are
 """
-
-from temporal_api.temporal.client import (
-    COMPLETED,
-    STATUS,
-    TEMPORAL,
-    Started,
-    Temporal,
-    TemporalClient,
-    connect,
-    is_open,
-    seconds_between,
-)
-from temporal_api.temporal.failures import FailureInfo
-from temporal_api.temporal.payloads import DATA_CONVERTER, data_converter, raw_json
-
-__all__ = [
-    "COMPLETED",
-    "DATA_CONVERTER",
-    "STATUS",
-    "TEMPORAL",
-    "FailureInfo",
-    "Started",
-    "Temporal",
-    "TemporalClient",
-    "connect",
-    "data_converter",
-    "is_open",
-    "raw_json",
-    "seconds_between",
-]

@@ -7,13 +7,15 @@ import msgspec
 from msgspec import Raw
 from temporalio.api.history.v1 import HistoryEvent
 
-from temporal_api.temporal.client import Temporal
+from temporal_api.temporal.events import CLOSING
 from temporal_api.temporal.failures import FailureInfo
-from temporal_api.temporal.history import CLOSING, page, patient
+from temporal_api.temporal.history import read_page, retry_while_away
+from temporal_api.temporal.polls import Polls
+from temporal_api.temporal.workflow import Workflow
 
 
-class End(msgspec.Struct):
-    """How a run ended. A run that failed is a 200 that says so. `new_run_id`: the run that a pinned one went on as."""
+class Ending(msgspec.Struct):
+    """How a run ended; `new_run_id` is the run that goes on after it (continue-as-new, retry, cron)."""
 
     workflow_id: str
     run_id: str
@@ -24,58 +26,45 @@ class End(msgspec.Struct):
 
 
 class Endings:
-    """Ends of runs; all who wait for one run share one long poll, which ends with the last of them."""
+    """Tells how runs end; all who wait for one run share one long poll."""
 
-    def __init__(self, temporal: Temporal) -> None:
-        self._temporal = temporal
-        self._polls: dict[tuple[str, str], tuple[asyncio.Task[HistoryEvent], int]] = {}
+    def __init__(self) -> None:
+        self._polls: Polls[HistoryEvent] = Polls()
 
-    async def end(self, workflow_id: str, run_id: str) -> End:
+    async def read(self, run: Workflow) -> Ending:
         """How a closed run ended."""
-        event = (await page(self._temporal, workflow_id, run_id, closing_only=True)).events[-1]
-        return await self._told(workflow_id, run_id, event)
+        return await _ending(run, (await read_page(run, closing_only=True)).events[-1])
 
-    async def wait(self, workflow_id: str, run_id: str, *, follow: bool) -> End:
+    async def wait(self, run: Workflow, *, follow: bool) -> Ending:
         """How the run ends, however long that takes; with `follow`, the last of its chain."""
         while True:
-            end = await self._told(workflow_id, run_id, await self._shared(workflow_id, run_id))
-            if not (follow and end.new_run_id):
-                return end
-            run_id = end.new_run_id
+            with self._polls.join((run.id, run.run_id), functools.partial(_closing_event, run)) as poll:
+                event = await asyncio.shield(poll)
+            ending = await _ending(run, event)
+            if not (follow and ending.new_run_id):
+                return ending
+            run = run.run(ending.new_run_id)
 
-    async def _told(self, workflow_id: str, run_id: str, event: HistoryEvent) -> End:
-        failed = event.workflow_execution_failed_event_attributes
-        attributes = getattr(event, event.WhichOneof("attributes") or "", None)
-        return End(
-            workflow_id,
-            run_id,
-            CLOSING[event.event_type],
-            await self._temporal.result(event.workflow_execution_completed_event_attributes.result.payloads),
-            await self._temporal.failure(failed.failure) if failed.HasField("failure") else None,
-            str(getattr(attributes, "new_execution_run_id", "")) or None,
-        )
 
-    async def _shared(self, workflow_id: str, run_id: str) -> HistoryEvent:
-        key = (workflow_id, run_id)
-        task, users = self._polls.get(key) or (asyncio.ensure_future(self._poll(workflow_id, run_id)), 0)
-        self._polls[key] = (task, users + 1)
-        try:
-            return await asyncio.shield(task)
-        finally:
-            task, users = self._polls[key]
-            if users > 1:
-                self._polls[key] = (task, users - 1)
-            else:
-                del self._polls[key]
-                task.cancel()
+async def _closing_event(run: Workflow) -> HistoryEvent:
+    token = b""
+    while True:
+        read = functools.partial(read_page, run, token=token, wait=True, closing_only=True)
+        found = await retry_while_away(read)
+        if found.events:
+            return found.events[-1]
+        token = found.token
 
-    async def _poll(self, workflow_id: str, run_id: str) -> HistoryEvent:
-        token = b""
-        while True:
-            read = functools.partial(
-                page, self._temporal, workflow_id, run_id, token=token, wait=True, closing_only=True
-            )
-            found = await patient(read)
-            if found.events:
-                return found.events[-1]
-            token = found.token
+
+async def _ending(run: Workflow, event: HistoryEvent) -> Ending:
+    completed = event.workflow_execution_completed_event_attributes
+    failed = event.workflow_execution_failed_event_attributes
+    attributes = getattr(event, event.WhichOneof("attributes") or "", None)
+    return Ending(
+        run.id,
+        run.run_id,
+        CLOSING[event.event_type],
+        await run.temporal.result(completed.result.payloads),
+        await run.temporal.failure(failed.failure) if failed.HasField("failure") else None,
+        str(getattr(attributes, "new_execution_run_id", "")) or None,
+    )

@@ -1,8 +1,8 @@
-"""What Temporal's failures mean: gRPC statuses as HTTP problems, a run's failure without its stack trace."""
+"""What Temporal's failures mean: a failed call as a Problem, a run's failure without its stack trace."""
 
 import logging
-from collections.abc import Iterable
-from typing import TypeVar
+from collections.abc import Iterable, Mapping
+from typing import Any, TypeVar
 
 import msgspec
 from google.protobuf.message import Message
@@ -10,12 +10,28 @@ from temporalio.api.common.v1 import Payload
 from temporalio.api.errordetails.v1 import (
     MultiOperationExecutionFailure,
     NamespaceNotFoundFailure,
+    QueryFailedFailure,
     WorkflowExecutionAlreadyStartedFailure,
 )
 from temporalio.api.failure.v1 import Failure, MultiOperationExecutionAborted
 from temporalio.service import RPCError, RPCStatusCode
 
-from temporal_api.errors import Problem
+from temporal_api.errors import (
+    NoWorker,
+    PayloadTooLarge,
+    Problem,
+    QueryFailed,
+    SearchAttributeUnknown,
+    TemporalConnectionError,
+    TemporalError,
+    TemporalOverloaded,
+    TemporalTimeout,
+    ValidationError,
+    WorkflowAlreadyExists,
+    WorkflowNotFound,
+    WorkflowStartError,
+    WorkflowTaskFailing,
+)
 
 log = logging.getLogger(__name__)
 
@@ -29,49 +45,94 @@ class FailureInfo(msgspec.Struct, omit_defaults=True):
     cause: "FailureInfo | None" = None
 
 
-# What Temporal's failures mean to an HTTP caller; a status that is not here is Temporal's own defect.
-_CODES = {
-    RPCStatusCode.CANCELLED: "temporal_timeout",  # how the SDK reports some deadlines
-    RPCStatusCode.DEADLINE_EXCEEDED: "temporal_timeout",
-    RPCStatusCode.NOT_FOUND: "workflow_not_found",
-    RPCStatusCode.ALREADY_EXISTS: "workflow_already_exists",
-    RPCStatusCode.RESOURCE_EXHAUSTED: "temporal_overloaded",
-    RPCStatusCode.UNAVAILABLE: "temporal_connection_error",
-    RPCStatusCode.INVALID_ARGUMENT: "validation_error",
-}
-_MESSAGES = {
-    "temporal_timeout": "Temporal did not answer in time. What was asked may still happen: look before asking again.",
-    "temporal_overloaded": "Temporal is at its limit; try again later.",
-    "temporal_connection_error": "Temporal cannot be reached now; try again.",
-    "temporal_error": "Temporal refused or failed the request; the operators of this service can tell why.",
-    "workflow_task_failing": "The workflow cannot answer: its task fails again and again until its code is mended.",
-    "shutting_down": "This replica is ending, and Temporal has not answered; ask again, another one will.",
-    "payload_too_large": "The data is larger than Temporal takes.",
-}
-_TOO_LARGE = ("exceeds size limit", "exceeds limit", "larger than max", "too large")
+class Subject(msgspec.Struct, frozen=True):
+    """What a call is about: how the caller is told that it is missing, exists already, or was asked for wrongly."""
+
+    name: str = ""
+    missing: type[Problem] = TemporalError
+    exists: type[Problem] = TemporalError
+    invalid: type[Problem] = ValidationError
+    invalid_intro: str = ""
+    details: Mapping[str, Any] = {}
 
 
-def problem_of(error: RPCError, workflow_id: str | None, run_id: str | None) -> Problem:
+NOTHING = Subject()
+
+
+def workflow_subject(workflow_id: str, run_id: str = "") -> Subject:
+    """A workflow, or one run of it."""
+    return Subject(
+        f"workflow {workflow_id!r}" + (f" with the run {run_id!r}" if run_id else ""),
+        missing=WorkflowNotFound,
+        details={"workflow_id": workflow_id, "run_id": run_id},
+    )
+
+
+def start_subject(workflow_id: str) -> Subject:
+    """A workflow that is to be started."""
+    return Subject(
+        f"workflow {workflow_id!r}",
+        exists=WorkflowAlreadyExists,
+        invalid=WorkflowStartError,
+        invalid_intro="Temporal refuses this start: ",
+        details={"workflow_id": workflow_id},
+    )
+
+
+# Where Temporal's reason tells the caller nothing that the class does not say better.
+_BY_STATUS: dict[RPCStatusCode, type[Problem]] = {
+    RPCStatusCode.CANCELLED: TemporalTimeout,  # how the SDK reports some deadlines
+    RPCStatusCode.DEADLINE_EXCEEDED: TemporalTimeout,
+    RPCStatusCode.RESOURCE_EXHAUSTED: TemporalOverloaded,
+    RPCStatusCode.UNAVAILABLE: TemporalConnectionError,
+}
+
+
+def problem_of(error: RPCError, subject: Subject = NOTHING) -> Problem:
     """A failed call as the caller is told of it."""
-    code = _CODES.get(error.status, "temporal_error")
+    details: dict[str, Any] = {"source": "temporal", **subject.details}
     text = error.message.lower()
-    if code in ("validation_error", "temporal_overloaded") and any(t in text for t in _TOO_LARGE):
-        # A too large message is also reported as RESOURCE_EXHAUSTED.
-        code = "payload_too_large" if "size" in text or "message" in text else code
-    elif code == "workflow_not_found" and (detail_of(error, NamespaceNotFoundFailure) or workflow_id is None):
-        code = "temporal_error"
-    elif error.status is RPCStatusCode.FAILED_PRECONDITION and "poller" in text:
-        code = "no_worker"
-    elif error.status is RPCStatusCode.FAILED_PRECONDITION and "task in failed state" in text:
-        code = "workflow_task_failing"
-    message = _MESSAGES.get(code, error.message)
-    if code == "workflow_not_found":
-        message = f"There is no workflow {workflow_id!r}" + (f" with the run {run_id!r}." if run_id else ".")
-    elif code == "no_worker":
-        message = "No worker is there to answer; start one, or try again."
-    if code == "temporal_error":
+    match error.status:
+        case RPCStatusCode.INVALID_ARGUMENT | RPCStatusCode.RESOURCE_EXHAUSTED if _is_too_large(text):
+            return PayloadTooLarge("The data is larger than Temporal takes.", **details)
+        case RPCStatusCode.INVALID_ARGUMENT if detail_of(error, QueryFailedFailure) is not None:
+            return QueryFailed(_query_failure(error.message), **{**details, "source": "workflow"})
+        case RPCStatusCode.INVALID_ARGUMENT:
+            kind = subject.invalid
+            if kind is WorkflowStartError and "search attribute" in text:
+                kind = SearchAttributeUnknown
+            return kind(subject.invalid_intro + _without_internals(error.message), **details)
+        case RPCStatusCode.NOT_FOUND if detail_of(error, NamespaceNotFoundFailure) is None:
+            if subject.missing is not TemporalError:
+                return subject.missing(f"There is no {subject.name}.", **details)
+        case RPCStatusCode.ALREADY_EXISTS if subject.exists is not TemporalError:
+            existing = detail_of(error, WorkflowExecutionAlreadyStartedFailure)
+            message = f"The {subject.name} exists already; take another id."
+            return subject.exists(message, **details, run_id=existing.run_id if existing else None)
+        case RPCStatusCode.FAILED_PRECONDITION if "poller" in text:
+            return NoWorker(**details)
+        case RPCStatusCode.FAILED_PRECONDITION if "task in failed state" in text:
+            return WorkflowTaskFailing(**details)
+    kind = _BY_STATUS.get(error.status, TemporalError)
+    if kind is TemporalError:
         log.error("Temporal failed: %s %s", error.status.name, error.message)
-    return Problem(code, message, source="temporal", workflow_id=workflow_id, run_id=run_id)
+    return kind(**details)
+
+
+def _is_too_large(text: str) -> bool:
+    """A message that is too large is also reported as RESOURCE_EXHAUSTED."""
+    limits = ("exceeds size limit", "exceeds limit", "larger than max", "too large")
+    return any(limit in text for limit in limits) and ("size" in text or "message" in text)
+
+
+def _query_failure(message: str) -> str:
+    if message == "Encoded failure":  # Temporal (1.29) passes on no more than that
+        return "The workflow refused the query; its reason is encrypted, and only its worker's log tells it."
+    return message
+
+
+def _without_internals(message: str) -> str:
+    return message.removeprefix("invalid query: ").replace("*sqlparser.", "").replace("sqlparser.", "")
 
 
 Detail = TypeVar("Detail", bound=Message)
@@ -86,30 +147,6 @@ def detail_of(error: RPCError, kind: type[Detail]) -> Detail | None:
     return None
 
 
-def gateway_problem(code: str, workflow_id: str | None) -> Problem:
-    """What the gateway itself finds when Temporal does not."""
-    return Problem(code, _MESSAGES[code], source="gateway", workflow_id=workflow_id)
-
-
-def completed_problem(workflow_id: str, run_id: str) -> Problem:
-    """For a workflow that is there, but closed."""
-    return Problem(
-        "workflow_completed", f"The workflow {workflow_id!r} is closed.", workflow_id=workflow_id, run_id=run_id
-    )
-
-
-def start_problem(problem: Problem) -> Problem:
-    """What went wrong with a start, in its own words."""
-    cause = problem.__cause__
-    if problem.code == "workflow_already_exists" and isinstance(cause, RPCError):
-        existing = detail_of(cause, WorkflowExecutionAlreadyStartedFailure)
-        problem.message = f"The workflow {problem.details['workflow_id']!r} exists already; take another id."
-        problem.details["run_id"] = existing.run_id if existing else None
-    elif problem.code == "validation_error":
-        return Problem("workflow_start_error", f"Temporal refuses this start: {problem.message}", **problem.details)
-    return problem
-
-
 def multi_operation_problem(error: RPCError, workflow_id: str) -> Problem:
     """What went wrong with a start and an update in one call: the one that failed, not the one given up for it."""
     both = detail_of(error, MultiOperationExecutionFailure)
@@ -117,14 +154,10 @@ def multi_operation_problem(error: RPCError, workflow_id: str) -> Problem:
         aborted = any(packed.Is(MultiOperationExecutionAborted.DESCRIPTOR) for packed in status.details)
         if status.code and not aborted:
             code = RPCStatusCode(status.code)
-            if position == 0 and code is RPCStatusCode.ALREADY_EXISTS:
-                message = f"The workflow {workflow_id!r} exists already; take another id."
-                return Problem("workflow_already_exists", message, source="temporal", workflow_id=workflow_id)
-            if code is RPCStatusCode.INVALID_ARGUMENT:
-                message = f"Temporal refuses this start: {status.message}"
-                return Problem("workflow_start_error", message, source="temporal", workflow_id=workflow_id)
-            return problem_of(RPCError(status.message, code, b""), workflow_id, None)
-    return problem_of(error, workflow_id, None)
+            about_start = position == 0 or code is RPCStatusCode.INVALID_ARGUMENT
+            subject = start_subject(workflow_id) if about_start else workflow_subject(workflow_id)
+            return problem_of(RPCError(status.message, code, b""), subject)
+    return problem_of(error, workflow_subject(workflow_id))
 
 
 def failure_kind(failure: Failure) -> tuple[str, Iterable[Payload]]:

@@ -11,12 +11,11 @@ lists of keywords take ASCII letters of either case.
 import asyncio
 import hashlib
 import re
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, Literal
 
 import msgspec
-from google.protobuf.message import Message
 from msgspec import Meta
 from temporalio.api.enums.v1 import IndexedValueType
 from temporalio.api.workflowservice.v1 import (
@@ -24,13 +23,13 @@ from temporalio.api.workflowservice.v1 import (
     DescribeNamespaceRequest,
     GetSearchAttributesRequest,
     ListWorkflowExecutionsRequest,
-    ListWorkflowExecutionsResponse,
 )
 
-from temporal_api.errors import FieldError, Problem, invalid
-from temporal_api.temporal.client import STATUS, Temporal
+from temporal_api.errors import FieldError, InvalidQuery, ValidationError, invalid
+from temporal_api.temporal.client import Temporal
+from temporal_api.temporal.failures import Subject
+from temporal_api.temporal.run import RUN_STATUS, Run
 
-Response = TypeVar("Response", bound=Message)
 Status = Literal["RUNNING", "COMPLETED", "FAILED", "CANCELED", "TERMINATED", "CONTINUED_AS_NEW", "TIMED_OUT", "PAUSED"]
 
 
@@ -48,22 +47,22 @@ class Filters(msgspec.Struct, frozen=True, kw_only=True):
     search_attribute: Sequence[str] = ()
     """`Name=value`; of those with one name, any."""
     query: str | None = None
-    """A visibility query of the caller's own."""
+    """A visibility query of the caller's own, as it is."""
 
 
-async def compiled(temporal: Temporal, filters: Filters, *, without_prefixes: Iterable[str]) -> str:
-    """The visibility query; `without_prefixes`: workflows whose id starts so are left out, whatever the filters say.
+async def compile_query(temporal: Temporal, filters: Filters, *, without_prefixes: Iterable[str]) -> str:
+    """The visibility query for these filters; workflows whose id begins with one of `without_prefixes` are left out.
 
-    Filters that mean the same compile to the same query. Raises Problem: `invalid_query`, `validation_error`, ...
+    Filters that mean the same compile to the same query. Raises InvalidQuery or ValidationError.
     """
-    terms = [f"({_checked(filters.query)})"] if filters.query is not None else []
+    terms = [f"({filters.query})"] if filters.query is not None else []
     for column, value in (("WorkflowType", filters.workflow_type), ("TaskQueue", filters.task_queue)):
         if value is not None:
-            terms.append(equal(column, value))
+            terms.append(compare(column, value))
     if filters.workflow_id_prefix is not None:
-        terms.append(equal("WorkflowId", filters.workflow_id_prefix, "STARTS_WITH"))
+        terms.append(compare("WorkflowId", filters.workflow_id_prefix, "STARTS_WITH"))
     if filters.status:
-        terms.append(f"ExecutionStatus IN ({', '.join(sorted({_text(_QUERY_STATUS[s]) for s in filters.status}))})")
+        terms.append(f"ExecutionStatus IN ({', '.join(sorted({_quote(_QUERY_STATUS[s]) for s in filters.status}))})")
     terms += _window("StartTime", filters.started_from, filters.started_to)
     closed = _window("CloseTime", filters.closed_from, filters.closed_to)
     # Temporal takes the close time of what still runs for a day in the year 9999.
@@ -73,73 +72,70 @@ async def compiled(temporal: Temporal, filters: Filters, *, without_prefixes: It
     for hidden in without_prefixes:
         # SQLite's prefixes ignore case: the second half brings back `Order-1`, which is less than `order-` there. In no
         # collation is a text less than its own beginning, so it brings back nothing that is to stay out.
-        prefix = _text(hidden)
+        prefix = _quote(hidden)
         terms.append(f"(WorkflowId NOT STARTS_WITH {prefix} OR WorkflowId < {prefix})")
     return " AND ".join(terms)
 
 
-async def listed(temporal: Temporal, query: str, size: int, token: bytes) -> ListWorkflowExecutionsResponse:
-    """A page, in Temporal's order: running, newest first, then closed, last closed first. Raises `invalid_query`."""
+_QUERY = Subject(invalid=InvalidQuery, invalid_intro="Temporal refuses this query: ")
+
+
+async def list_runs(temporal: Temporal, query: str, size: int, token: bytes) -> tuple[list[Run], bytes]:
+    """A page and Temporal's token of the next one: running, newest first, then closed, last closed first.
+
+    Raises InvalidQuery.
+    """
     request = ListWorkflowExecutionsRequest(
         namespace=temporal.namespace, query=query, page_size=size, next_page_token=token
     )
-    return await _asked(temporal, temporal.service.list_workflow_executions, request)
+    page = await temporal.call(temporal.service.list_workflow_executions, request, _QUERY)
+    return [Run(info) for info in page.executions], page.next_page_token
 
 
-async def counted(temporal: Temporal, query: str) -> dict[str, int]:
-    """How many there are of each status that there are any of. Raises Problem: `invalid_query`, ..."""
+async def count_by_status(temporal: Temporal, query: str) -> dict[str, int]:
+    """How many there are of each status that there are any of. Raises InvalidQuery."""
     request = CountWorkflowExecutionsRequest(
         namespace=temporal.namespace, query=f"{query} GROUP BY ExecutionStatus".lstrip()
     )
-    response = await _asked(temporal, temporal.service.count_workflow_executions, request)
+    response = await temporal.call(temporal.service.count_workflow_executions, request, _QUERY)
     names = ((msgspec.json.decode(group.group_values[0].data, type=str), group.count) for group in response.groups)
     return {_STATUS_OF.get(name, name): count for name, count in names}
 
 
-async def _asked(temporal: Temporal, rpc: Callable[..., Awaitable[Response]], request: Message) -> Response:
-    try:
-        return await temporal.call(rpc, request)
-    except Problem as problem:
-        if problem.code != "validation_error":
-            raise
-        reason = problem.message.removeprefix("invalid query: ").replace("*sqlparser.", "").replace("sqlparser.", "")
-        raise Problem("invalid_query", f"Temporal refuses this query: {reason}", source="temporal") from None
-
-
 # --- values ---
 
-_QUERY_STATUS = {name: name.title().replace("_", "") for name in STATUS.values()}
+_QUERY_STATUS = {name: name.title().replace("_", "") for name in RUN_STATUS.values()}
 _STATUS_OF = {query: name for name, query in _QUERY_STATUS.items()}
-_UNFINDABLE = re.compile(r"""\A'|'\Z|["\\\x00-\x1f]""")
+_CANNOT_BE_FOUND = re.compile(r"""\A'|'\Z|["\\\x00-\x1f]""")
 _NOTHING = "RunId = ''"
 _Time = Annotated[datetime, Meta(tz=True)]
 
 
-def _text(value: str) -> str:
-    """A text of the query; of one that is unfindable, none may be made."""
+def _quote(value: str) -> str:
+    """A text of the query; never make one of a value that cannot be found."""
     return "'" + value.replace("'", "''") + "'"
 
 
-def equal(column: str, value: str, operator: str = "=") -> str:
+def compare(column: str, value: str, operator: str = "=") -> str:
     """A term in which the value is data, whatever it holds."""
-    return _NOTHING if _UNFINDABLE.search(value) else f"{column} {operator} {_text(value)}"
+    return _NOTHING if _CANNOT_BE_FOUND.search(value) else f"{column} {operator} {_quote(value)}"
 
 
-def findable(value: str) -> str:
-    """What stands in the index for the value: itself, or a hash of one that is unfindable.
+def index_value(value: str) -> str:
+    """What the index holds for the value: itself, or the hash of a value that Temporal cannot look for.
 
     Another value may read like that hash: compare what is found with the value itself.
     """
-    return f"sha256:{hashlib.sha256(value.encode()).hexdigest()}" if _UNFINDABLE.search(value) else value
+    return f"sha256:{hashlib.sha256(value.encode()).hexdigest()}" if _CANNOT_BE_FOUND.search(value) else value
 
 
 def _window(column: str, begin: datetime | None, end: datetime | None) -> list[str]:
     bounds = ((">=", begin), ("<", end))
-    return [f"{column} {operator} {_text(time.isoformat())}" for operator, time in bounds if time]
+    return [f"{column} {operator} {_quote(time.isoformat())}" for operator, time in bounds if time]
 
 
 def parse_time(key: str, text: str) -> datetime:
-    """A moment, in UTC. Raises Problem: `validation_error`."""
+    """A moment, in UTC. Raises ValidationError."""
     try:
         return msgspec.convert(text, _Time).astimezone(UTC)
     except (msgspec.ValidationError, OverflowError):  # the year 10000 somewhere
@@ -173,7 +169,7 @@ def _attributes(pairs: Iterable[str], types: Mapping[str, str]) -> list[str]:
             raise invalid("search_attribute", "Expected Name=value, such as OrderStatus=delivered")
         if name not in types or "`" in name:
             message = f"There is no search attribute {name!r} in this namespace."
-            raise Problem("invalid_query", message, errors=[FieldError("search_attribute", message)])
+            raise InvalidQuery(message, errors=[FieldError("search_attribute", message)])
         wanted.setdefault(name, set()).add(_attribute(name, types[name], value))
     return [f"({' OR '.join(sorted(terms))})" for _, terms in sorted(wanted.items())]
 
@@ -201,8 +197,8 @@ def _attribute(name: str, kind: str, value: str) -> str:
         case "TEXT":
             # Any of the words, in every store; what is between them is syntax to some.
             words = re.sub(r"[^\w\u0080-\U0010ffff]+", " ", value).split()
-            return f"{column} = {_text(' '.join(words))}" if words else _NOTHING
-    return equal(column, value)
+            return f"{column} = {_quote(' '.join(words))}" if words else _NOTHING
+    return compare(column, value)
 
 
 def _double(name: str, value: str) -> str:
@@ -214,60 +210,8 @@ def _double(name: str, value: str) -> str:
     if number.is_integer() and abs(number) < 2**53:
         return str(int(number))
     # Temporal's parser has no negative fractions, but its stores read one from a text.
-    return repr(number) if number >= 0 else _text(repr(number))
+    return repr(number) if number >= 0 else _quote(repr(number))
 
 
-def _not_of(name: str, expected: str) -> Problem:
+def _not_of(name: str, expected: str) -> ValidationError:
     return invalid("search_attribute", f"Expected {expected} after {name}=")
-
-
-# --- the caller's own query ---
-
-# As Temporal's parser sees them; what it may read in another way (comments, `x'41'`, `@@a'`) is no token here.
-_TOKEN = re.compile(
-    r"""
-      [ \t\r\n]+
-    | (?P<text>'(?:[^'\\]|\\.|'')*+'|"(?:[^"\\]|\\.|"")*+")
-    | `[^`]++`(?!`)
-    | (?P<word>(?![xXbB]')[A-Za-z_][A-Za-z0-9_]*+)
-    | \d++(?:\.\d++)?(?:[eE][+-]?\d++)?(?![A-Za-z_])
-    | (?P<parenthesis>[()])
-    | -(?!-) | [=<>,+*%] | !=
-    """,
-    re.VERBOSE | re.DOTALL | re.ASCII,
-)
-_ESCAPES = {"0": "\0", "b": "\b", "n": "\n", "r": "\r", "t": "\t", "Z": "\x1a"}
-_CLAUSES = {"order": "ORDER BY", "group": "GROUP BY", "limit": "LIMIT"}
-
-
-def _checked(query: str) -> str:
-    """A query that stays in the parentheses that it is put into. Raises Problem: `invalid_query`."""
-    position, depth = 0, 0
-    while position < len(query) and depth >= 0:
-        token = _TOKEN.match(query, position)
-        if token is None:
-            raise _refused(
-                f"Cannot read it from {query[position : position + 20]!r} on; comments are not possible here"
-            )
-        if clause := _CLAUSES.get((token["word"] or "").lower()):
-            raise _refused(f"{clause} is not possible here (a search attribute of that name goes in backticks)")
-        if token["text"] and _UNFINDABLE.search(text := _meant(token["text"])):
-            raise _refused(f"Temporal's index cannot look for the text {text!r}")
-        if token["parenthesis"]:
-            depth += 1 if token[0] == "(" else -1
-        position = token.end()
-    if depth:
-        raise _refused("The parentheses do not match")
-    if not query.strip(" \t\r\n"):
-        raise _refused("Expected a condition, such as ExecutionStatus = 'Running'")
-    return query
-
-
-def _meant(text: str) -> str:
-    """The text between the quotes, as Temporal's parser reads it."""
-    escaped = rf"\\(.)|{text[0]}{text[0]}"
-    return re.sub(escaped, lambda e: _ESCAPES.get(e[1], e[1]) if e[1] else text[0], text[1:-1], flags=re.DOTALL)
-
-
-def _refused(message: str) -> Problem:
-    return Problem("invalid_query", f"query: {message}", errors=[FieldError("query", message)])

@@ -1,5 +1,6 @@
 """A workflow, or one run of it: everything that can be asked of it or done to it."""
 
+import asyncio
 import uuid
 from collections.abc import Awaitable, Callable, Iterable
 from typing import Any
@@ -7,12 +8,13 @@ from typing import Any
 import msgspec
 from google.protobuf.message import Message
 from temporalio.api.common.v1 import WorkflowExecution
-from temporalio.api.enums.v1 import EventType, ResetReapplyType
-from temporalio.api.errordetails.v1 import QueryFailedFailure
+from temporalio.api.enums.v1 import EventType, ResetReapplyType, WorkflowTaskFailedCause
+from temporalio.api.errordetails.v1 import WorkflowNotReadyFailure
 from temporalio.api.query.v1 import WorkflowQuery
 from temporalio.api.workflowservice.v1 import (
     DeleteWorkflowExecutionRequest,
-    DescribeWorkflowExecutionResponse,
+    DescribeWorkflowExecutionRequest,
+    GetWorkflowExecutionHistoryReverseRequest,
     QueryWorkflowRequest,
     RequestCancelWorkflowExecutionRequest,
     ResetWorkflowExecutionRequest,
@@ -21,109 +23,186 @@ from temporalio.api.workflowservice.v1 import (
 )
 from temporalio.service import RPCError
 
-from temporal_api.errors import Problem
-from temporal_api.temporal.client import Response, Temporal, is_open
-from temporal_api.temporal.failures import completed_problem, detail_of
-from temporal_api.temporal.history import pages
+from temporal_api.errors import NoWorker, Problem, WorkflowCompleted, WorkflowNotFound, WorkflowTaskFailing
+from temporal_api.temporal.client import Response, Temporal
+from temporal_api.temporal.failures import detail_of, workflow_subject
+from temporal_api.temporal.run import Run
+from temporal_api.temporal.workers import Workers
+
+# How long a query or an update goes unanswered before we look for the reason, and how often we look again.
+PATIENCE_SECONDS = 0.5
+LOOK_EVERY_SECONDS = 1.0
+RECENT_EVENTS = 100
 
 
 class Workflow:
-    """A workflow by its id; with `run_id`, that run of it only. Its methods raise Problem: `workflow_not_found`, ..."""
+    """A workflow by its id; with `run_id`, that run of it only. Every method raises WorkflowNotFound."""
 
-    def __init__(self, temporal: Temporal, workflow_id: str, run_id: str = "") -> None:
+    def __init__(self, temporal: Temporal, workers: Workers, workflow_id: str, run_id: str = "") -> None:
         self.temporal = temporal
         self.id = workflow_id
         self.run_id = run_id
-        self._execution = WorkflowExecution(workflow_id=workflow_id, run_id=run_id)
-        self._whose: dict[str, Any] = {"namespace": temporal.namespace, "workflow_execution": self._execution}
+        self.subject = workflow_subject(workflow_id, run_id)
+        self.execution = WorkflowExecution(workflow_id=workflow_id, run_id=run_id)
+        self._workers = workers
+        self._target: dict[str, Any] = {"namespace": temporal.namespace, "workflow_execution": self.execution}
 
-    async def _call(self, rpc: Callable[..., Awaitable[Response]], request: Message) -> Response:
-        return await self.temporal.call(rpc, request, self.id, self.run_id)
+    def run(self, run_id: str) -> "Workflow":
+        """One run of this workflow."""
+        return Workflow(self.temporal, self._workers, self.id, run_id)
 
-    async def _call_open(self, rpc: Callable[..., Awaitable[Response]], request: Message) -> Response:
-        """Temporal refuses a closed workflow in the words of an unknown one: one describe tells them apart."""
-        try:
-            return await self._call(rpc, request)
-        except Problem as problem:
-            raise await self.temporal.told_apart(problem, self.id, self.run_id) from problem.__cause__
+    async def describe(self) -> Run:
+        """Ask for its state now."""
+        request = DescribeWorkflowExecutionRequest(namespace=self.temporal.namespace, execution=self.execution)
+        described = await self.temporal.call(self.temporal.service.describe_workflow_execution, request, self.subject)
+        return Run(described.workflow_execution_info, described)
 
-    async def describe(self) -> DescribeWorkflowExecutionResponse:
-        """Its state as Temporal has it now."""
-        return await self.temporal.describe(self.id, self.run_id)
-
-    async def pinned(self) -> "Workflow":
-        """The run that it is now, whatever may follow it."""
-        return Workflow(self.temporal, self.id, (await self.describe()).workflow_execution_info.execution.run_id)
+    async def current_run(self) -> "Workflow":
+        """Pin the run that it has now, whatever may follow it."""
+        return self.run((await self.describe()).run_id)
 
     async def signal(self, name: str, args: Iterable[object], request_id: str | None = None) -> None:
-        """Send a signal; of those with one request id, Temporal gives a run the first."""
+        """Send a signal; a run gets those with the same request id once. Raises WorkflowCompleted."""
         request = SignalWorkflowExecutionRequest(
-            **self._whose,
+            **self._target,
             signal_name=name,
-            input=await self.temporal.payloads(args),
+            input=await self.temporal.encode(args),
             identity=self.temporal.identity,
             request_id=request_id or str(uuid.uuid4()),
         )
-        await self._call_open(self.temporal.service.signal_workflow_execution, request)
+        await self.call_open(self.temporal.service.signal_workflow_execution, request)
 
     async def query(self, name: str, args: Iterable[object]) -> msgspec.Raw:
-        """Ask a worker. Raises Problem: `query_failed`, `no_worker`, `workflow_task_failing`, ..."""
-        temporal = self.temporal
+        """Ask a worker. Raises QueryFailed, NoWorker, WorkflowTaskFailing, ..."""
         request = QueryWorkflowRequest(
-            namespace=temporal.namespace,
-            execution=self._execution,
-            query=WorkflowQuery(query_type=name, query_args=await temporal.payloads(args)),
+            namespace=self.temporal.namespace,
+            execution=self.execution,
+            query=WorkflowQuery(query_type=name, query_args=await self.temporal.encode(args)),
         )
-        rpc = temporal.workers.attended(temporal.service.query_workflow, self.id, self.run_id)
-        try:
-            response = await self._call(rpc, request)
-        except Problem as problem:
-            cause = problem.__cause__
-            if not isinstance(cause, RPCError) or detail_of(cause, QueryFailedFailure) is None:
-                raise
-            message = cause.message
-            if message == "Encoded failure":  # Temporal (1.29) passes on no more than that
-                message = "The workflow refused the query; its reason is encrypted, and only its worker's log tells it."
-            raise Problem("query_failed", message, source="workflow", workflow_id=self.id) from None
-        return await temporal.result(response.query_result.payloads)
+        rpc = self.fail_without_worker(self.temporal.service.query_workflow)
+        response = await self.temporal.call(rpc, request, self.subject)
+        return await self.temporal.result(response.query_result.payloads)
 
     async def cancel(self, reason: str) -> None:
-        """Ask its code to end. Raises Problem: `workflow_completed`, ..."""
+        """Ask its code to end. Raises WorkflowCompleted."""
         # Temporal says yes to a closed one too.
-        if not is_open((await self.describe()).workflow_execution_info):
-            raise completed_problem(self.id, self.run_id)
+        if not (await self.describe()).is_open:
+            raise self._completed()
         # Not the run that was described: when that one has gone on as another, the other is meant.
         request = RequestCancelWorkflowExecutionRequest(
-            **self._whose, identity=self.temporal.identity, request_id=str(uuid.uuid4()), reason=reason
+            **self._target, identity=self.temporal.identity, request_id=str(uuid.uuid4()), reason=reason
         )
-        await self._call(self.temporal.service.request_cancel_workflow_execution, request)
+        await self.temporal.call(self.temporal.service.request_cancel_workflow_execution, request, self.subject)
 
     async def terminate(self, reason: str) -> None:
-        """End it at once. Raises Problem: `workflow_completed`, ..."""
-        request = TerminateWorkflowExecutionRequest(**self._whose, identity=self.temporal.identity, reason=reason)
-        await self._call_open(self.temporal.service.terminate_workflow_execution, request)
+        """End it at once. Raises WorkflowCompleted."""
+        request = TerminateWorkflowExecutionRequest(**self._target, identity=self.temporal.identity, reason=reason)
+        await self.call_open(self.temporal.service.terminate_workflow_execution, request)
 
     async def delete(self) -> None:
         """Delete it with its history."""
-        request = DeleteWorkflowExecutionRequest(**self._whose)
-        await self._call(self.temporal.service.delete_workflow_execution, request)
+        request = DeleteWorkflowExecutionRequest(**self._target)
+        await self.temporal.call(self.temporal.service.delete_workflow_execution, request, self.subject)
 
     async def reset(self, event_id: int, reason: str) -> str:
-        """Begin a new run that goes on from that event; its id. Raises Problem: `validation_error`, ..."""
+        """Begin a new run that goes on from that event; its id. Raises ValidationError when it cannot."""
         request = ResetWorkflowExecutionRequest(
-            **self._whose,
+            **self._target,
             reason=reason,
             workflow_task_finish_event_id=event_id,
             request_id=str(uuid.uuid4()),
             reset_reapply_type=ResetReapplyType.RESET_REAPPLY_TYPE_ALL_ELIGIBLE,
             identity=self.temporal.identity,
         )
-        return (await self._call(self.temporal.service.reset_workflow_execution, request)).run_id
+        response = await self.temporal.call(self.temporal.service.reset_workflow_execution, request, self.subject)
+        return response.run_id
 
-    async def task_end(self, *, backward: bool) -> int | None:
-        """The event that ends its first workflow task, or its last; None when there is none."""
-        async for found in pages(self.temporal, self.id, self.run_id, reverse=backward):
-            for event in found.events:
-                if event.event_type == EventType.EVENT_TYPE_WORKFLOW_TASK_COMPLETED:
-                    return event.event_id
+    async def call_open(self, rpc: Callable[..., Awaitable[Response]], request: Message) -> Response:
+        """Make a call that only an open workflow takes. Raises WorkflowCompleted."""
+        try:
+            return await self.temporal.call(rpc, request, self.subject)
+        except WorkflowNotFound:
+            # Temporal refuses a closed workflow in the words of an unknown one: describing it tells them apart.
+            await self.describe()
+            raise self._completed() from None
+
+    def _completed(self, message: str | None = None) -> WorkflowCompleted:
+        return WorkflowCompleted(message or f"The workflow {self.id!r} is closed.", **self.subject.details)
+
+    # --- nobody there to answer ---
+
+    def fail_without_worker(self, rpc: Callable[..., Awaitable[Response]]) -> Callable[..., Awaitable[Response]]:
+        """Give the call up as soon as it is known that no worker will answer; Temporal itself would wait on.
+
+        The call raises NoWorker, WorkflowTaskFailing, or WorkflowCompleted (before it could be asked).
+        """
+
+        async def answer(request: Message, **options: Any) -> Response:
+            asking = asyncio.ensure_future(rpc(request, **options))
+            try:
+                await asyncio.wait({asking}, timeout=PATIENCE_SECONDS)
+                while not asking.done():
+                    problem = await self._why_silent()
+                    if problem is not None and not asking.done():
+                        raise problem
+                    await asyncio.wait({asking}, timeout=LOOK_EVERY_SECONDS)
+                return asking.result()
+            except RPCError as error:
+                if detail_of(error, WorkflowNotReadyFailure) is None:
+                    raise
+                raise await self._why_not_ready() from error
+            finally:
+                asking.cancel()
+
+        return answer
+
+    async def _why_silent(self) -> Problem | None:
+        """Why there is no answer yet; None when one may still come."""
+        try:
+            run = await self.describe()
+            if not await self._workers.poll(run.task_queue):
+                return NoWorker(
+                    f"No worker polls the task queue {run.task_queue!r}; start one, or try again.",
+                    source="gateway",
+                    task_queue=run.task_queue,
+                    **self.subject.details,
+                )
+            if run.task_attempt > 1:
+                return await self._task_failure(run.run_id)
+        except Problem:  # what is wrong with Temporal, the call itself will tell
+            return None
         return None
+
+    async def _why_not_ready(self) -> Problem:
+        """Why Temporal refuses to ask the workflow at all."""
+        run = await self.describe()
+        if not run.is_open:
+            return self._completed(f"The workflow {self.id!r} was closed before a worker could answer for it.")
+        failing = await self._task_failure(run.run_id)
+        return failing or WorkflowTaskFailing(source="gateway", **self.subject.details)
+
+    async def _task_failure(self, run_id: str) -> Problem | None:
+        """The failure of the run's last workflow task; None when its code is not to blame (a worker went away)."""
+        response = await self.temporal.call(
+            self.temporal.service.get_workflow_execution_history_reverse,
+            GetWorkflowExecutionHistoryReverseRequest(
+                namespace=self.temporal.namespace,
+                execution=WorkflowExecution(workflow_id=self.id, run_id=run_id),
+                maximum_page_size=RECENT_EVENTS,
+            ),
+            self.subject,
+        )
+        for event in response.history.events:
+            if event.event_type == EventType.EVENT_TYPE_WORKFLOW_TASK_TIMED_OUT:
+                return None
+            if event.event_type == EventType.EVENT_TYPE_WORKFLOW_TASK_FAILED:
+                failed = event.workflow_task_failed_event_attributes
+                failure = await self.temporal.failure(failed.failure)
+                cause = WorkflowTaskFailedCause.Name(failed.cause).removeprefix("WORKFLOW_TASK_FAILED_CAUSE_")
+                return WorkflowTaskFailing(
+                    f"The workflow cannot answer: its code fails again and again: {failure.message or cause}",
+                    source="workflow",
+                    failure=failure,
+                    **{**self.subject.details, "run_id": run_id},
+                )
+        return WorkflowTaskFailing(source="gateway", **self.subject.details)

@@ -1,0 +1,81 @@
+"""What handlers reach: one typed bundle, and how Litestar hands it to them."""
+
+from typing import Any
+
+import msgspec
+from litestar import Request
+from litestar.di import NamedDependency, Provide
+from litestar.params import SkipValidation
+
+from temporal_api.auth import CurrentUser, User
+from temporal_api.sealing import PageTokens
+from temporal_api.settings import Settings
+from temporal_api.temporal.client import Temporal
+from temporal_api.temporal.endings import Endings
+from temporal_api.temporal.feeds import Feeds
+from temporal_api.temporal.starts import Starts
+from temporal_api.temporal.workers import Workers
+from temporal_api.temporal.workflow import Workflow
+from temporal_api.waiting import Waits
+
+
+class Services(msgspec.Struct, frozen=True):
+    """The parts of the running service; there is one bundle a process."""
+
+    settings: Settings
+    temporal: Temporal
+    workers: Workers
+    starts: Starts
+    feeds: Feeds
+    endings: Endings
+    waits: Waits
+    page_tokens: PageTokens
+    hidden: dict[str, str]
+    """What the ids of a resource's workflows begin with, and the scope that sees them under /workflows too."""
+
+    @classmethod
+    def of(cls, settings: Settings, temporal: Temporal, hidden: dict[str, str]) -> "Services":
+        """Build the parts that stand on one connection to Temporal."""
+        return cls(
+            settings=settings,
+            temporal=temporal,
+            workers=Workers(temporal),
+            starts=Starts(temporal),
+            feeds=Feeds(),
+            endings=Endings(),
+            waits=Waits(settings.max_open_waits),
+            page_tokens=PageTokens(settings),
+            hidden=hidden,
+        )
+
+    def workflow(self, workflow_id: str, run_id: str = "") -> Workflow:
+        """A handle of any workflow. It checks no permission: handlers of `/workflows` get theirs by injection."""
+        return Workflow(self.temporal, self.workers, workflow_id, run_id)
+
+    def hidden_from(self, user: User) -> tuple[str, ...]:
+        """What the ids begin with that this user may not see under /workflows."""
+        return tuple(prefix for prefix, scope in self.hidden.items() if scope not in user.scopes)
+
+
+def services_of(request: Request[Any, Any, Any]) -> Services:
+    """The bundle; for public handlers, which have no user."""
+    services: Services = request.app.state.services
+    return services
+
+
+def provide_services(request: Request[User, Any, Any], user: CurrentUser) -> Services:
+    """Depends on the user: no handler reaches Temporal anonymously."""
+    return services_of(request)
+
+
+CurrentServices = NamedDependency[SkipValidation[Services]]
+SERVICES = Provide(provide_services, sync_to_thread=False)
+
+
+def provide_temporal(services: CurrentServices) -> Temporal:
+    """The connection; from the bundle, as a chain of dependencies is cheaper than two apart."""
+    return services.temporal
+
+
+CurrentTemporal = NamedDependency[SkipValidation[Temporal]]
+TEMPORAL = Provide(provide_temporal, sync_to_thread=False)

@@ -1,0 +1,101 @@
+"""A history's events as JSON, with their payloads decoded."""
+
+import asyncio
+import base64
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import msgspec
+from google.protobuf.descriptor import FieldDescriptor
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.message import Message
+from google.protobuf.timestamp_pb2 import Timestamp
+from temporalio.api.common.v1 import Payload, Payloads
+from temporalio.api.enums.v1 import EventType
+from temporalio.api.failure.v1 import Failure
+from temporalio.api.history.v1 import HistoryEvent
+
+from temporal_api.temporal.client import Temporal
+from temporal_api.temporal.payloads import raw_json
+
+EVENTS_AT_ONCE = 100
+"""Some milliseconds of work."""
+
+_ENDS = ("COMPLETED", "FAILED", "TIMED_OUT", "CANCELED", "TERMINATED", "CONTINUED_AS_NEW")
+CLOSING = {EventType.Value(f"EVENT_TYPE_WORKFLOW_EXECUTION_{end}"): end for end in _ENDS}
+"""The events that close a run, and the status it has then."""
+
+
+class Event(msgspec.Struct):
+    """One event of a history; `attributes` are those of its type, with Temporal's names."""
+
+    event_id: int
+    event_type: str
+    event_time: str
+    attributes: dict[str, Any]
+
+
+async def event_json(temporal: Temporal, event: HistoryEvent) -> Event:
+    """The event as callers see it."""
+    attributes = event.WhichOneof("attributes")
+    return Event(
+        event.event_id,
+        EventType.Name(event.event_type).removeprefix("EVENT_TYPE_"),
+        event.event_time.ToJsonString(),
+        await _fields(temporal, getattr(event, attributes)) if attributes else {},
+    )
+
+
+async def events_json(temporal: Temporal, events: list[HistoryEvent]) -> list[Event]:
+    """Many events; other requests are served in between."""
+    told = []
+    for some in in_parts(events):
+        told += [await event_json(temporal, event) for event in some]
+        await asyncio.sleep(0)
+    return told
+
+
+def in_parts(events: list[HistoryEvent]) -> Iterator[list[HistoryEvent]]:
+    """So few events at a time that nobody else has to wait for them."""
+    return (events[start : start + EVENTS_AT_ONCE] for start in range(0, len(events), EVENTS_AT_ONCE))
+
+
+async def _fields(temporal: Temporal, message: Message) -> dict[str, Any]:
+    return {
+        field.name: await _value(temporal, field, value)
+        for field, value in message.ListFields()
+        if field.name != "stack_trace"
+    }
+
+
+async def _value(temporal: Temporal, field: FieldDescriptor, value: Any) -> Any:
+    kind = field.message_type
+    if kind is not None and kind.GetOptions().map_entry:
+        of = kind.fields_by_name["value"]
+        return {key: await _one(temporal, of, value[key]) for key in value}
+    if isinstance(value, Iterable) and not isinstance(value, str | bytes | Message):
+        return [await _one(temporal, field, item) for item in value]
+    return await _one(temporal, field, value)
+
+
+async def _one(temporal: Temporal, field: FieldDescriptor, value: Any) -> Any:
+    match value:
+        case Payload():
+            (decoded,) = await temporal.decode([value])
+            return raw_json(decoded)
+        case Payloads():
+            return [raw_json(payload) for payload in await temporal.decode(value.payloads)]
+        case Failure():
+            return await temporal.failure(value)
+        case Timestamp():
+            return value.ToJsonString()
+        case Duration():
+            return value.ToTimedelta().total_seconds()
+        case Message():
+            return await _fields(temporal, value)
+        case bytes():
+            return base64.b64encode(value).decode()
+        case int() if field.enum_type is not None:
+            kind = field.enum_type.values_by_number.get(value)
+            return kind.name if kind else value
+    return value

@@ -1,0 +1,110 @@
+"""Starts: how a workflow is started, alone or with its first signal."""
+
+import logging
+import time
+import uuid
+from collections.abc import Iterable, Mapping
+from datetime import timedelta
+
+import msgspec
+from temporalio.api.common.v1 import WorkflowType
+from temporalio.api.taskqueue.v1 import TaskQueue
+from temporalio.api.workflowservice.v1 import SignalWithStartWorkflowExecutionRequest, StartWorkflowExecutionRequest
+
+from temporal_api.errors import SearchAttributeUnknown
+from temporal_api.temporal.client import Temporal
+from temporal_api.temporal.failures import start_subject
+from temporal_api.temporal.payloads import typed_payload
+
+log = logging.getLogger(__name__)
+
+UNINDEXED_SECONDS = 300
+"""How long a start goes without search attributes that the namespace was found not to have."""
+
+NO_ATTRIBUTES: Mapping[str, str] = {}
+
+
+class Started(msgspec.Struct, frozen=True):
+    """A run: `new` is false when the request was answered with one that ran already."""
+
+    run_id: str
+    new: bool
+
+
+class Starts:
+    """Starts workflows; remembers which search attributes the namespace lacks."""
+
+    def __init__(self, temporal: Temporal) -> None:
+        self._temporal = temporal
+        self._unindexed_until: dict[tuple[str, ...], float] = {}
+
+    async def request(
+        self,
+        workflow_type: str,
+        *,
+        workflow_id: str,
+        task_queue: str,
+        args: Iterable[object],
+        memo: Mapping[str, object],
+        execution_timeout_seconds: float | None,
+    ) -> StartWorkflowExecutionRequest:
+        """A start as Temporal is asked for it, for the caller to add to."""
+        temporal = self._temporal
+        request = StartWorkflowExecutionRequest(
+            namespace=temporal.namespace,
+            workflow_id=workflow_id,
+            workflow_type=WorkflowType(name=workflow_type),
+            task_queue=TaskQueue(name=task_queue),
+            input=await temporal.encode(args),
+            identity=temporal.identity,
+            # Temporal answers the SDK's retry of this request with the run that the first try started.
+            request_id=str(uuid.uuid4()),
+            memo=await temporal.encode_memo(memo) if memo else None,
+        )
+        if execution_timeout_seconds is not None:
+            request.workflow_execution_timeout.FromTimedelta(timedelta(seconds=execution_timeout_seconds))
+        return request
+
+    async def start(
+        self, request: StartWorkflowExecutionRequest, search_attributes: Mapping[str, str] = NO_ATTRIBUTES
+    ) -> Started:
+        """Start a workflow. Raises WorkflowAlreadyExists, WorkflowStartError, ...
+
+        `search_attributes` are keywords, and left out while the namespace does not have them.
+        """
+        names = tuple(search_attributes)
+        if names and time.monotonic() >= self._unindexed_until.get(names, 0):
+            for name, value in search_attributes.items():
+                keyword = typed_payload("Keyword", msgspec.Raw(msgspec.json.encode(value)))
+                request.search_attributes.indexed_fields[name].CopyFrom(keyword)
+            try:
+                return await self._start(request)
+            except SearchAttributeUnknown:
+                # `temporal-api setup` was not run here: the workflow matters more than finding it in a list.
+                log.warning("The namespace lacks a search attribute of %s: run temporal-api setup.", ", ".join(names))
+                self._unindexed_until[names] = time.monotonic() + UNINDEXED_SECONDS
+                request.ClearField("search_attributes")
+        return await self._start(request)
+
+    async def _start(self, request: StartWorkflowExecutionRequest) -> Started:
+        response = await self._temporal.call(
+            self._temporal.service.start_workflow_execution, request, start_subject(request.workflow_id)
+        )
+        return Started(response.run_id, response.started)
+
+    async def signal_with_start(
+        self, request: StartWorkflowExecutionRequest, signal_name: str, args: Iterable[object]
+    ) -> Started:
+        """Signal the workflow of that id; start it first unless it runs. Raises WorkflowStartError, ..."""
+        both = SignalWithStartWorkflowExecutionRequest(
+            signal_name=signal_name, signal_input=await self._temporal.encode(args)
+        )
+        for field, value in request.ListFields():
+            if field.message_type is None:
+                setattr(both, field.name, value)
+            else:
+                getattr(both, field.name).CopyFrom(value)
+        response = await self._temporal.call(
+            self._temporal.service.signal_with_start_workflow_execution, both, start_subject(request.workflow_id)
+        )
+        return Started(response.run_id, response.started)
