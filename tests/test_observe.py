@@ -27,7 +27,7 @@ from temporal_api.app import create_app
 from temporal_api.cli import serving
 from temporal_api.devserver import DevServer, free_port
 from temporal_api.devserver import dev_server as run_dev_server
-from temporal_api.observe import JSONFormatter
+from temporal_api.logs import JSONFormatter
 from temporal_api.settings import from_env
 
 pytestmark = pytest.mark.anyio
