@@ -2,18 +2,21 @@
 
 The modules, in the order a request meets them:
 
-    observe       outermost: request id, access log, metrics, gzip
+    observe       outermost: request id, access log, HTTP metrics, gzip, HEAD
+    logs          the formats of the log
+    metrics       the metrics of HTTP, the process and the Temporal SDK, and GET /metrics
     app           the table of contents: every route, and what stands before it
     auth          token -> user; closes everything under /api/v1
     requests      JSON in, decoded once, strictly; JSON out
-    controllers   the resources: orders, workflows, health, docs, codec
+    controllers   the resources: orders, workflows, health, pages, codec
     idempotency   Idempotency-Key without a store
     money         prices, digit for digit
     temporal      the one place that knows gRPC
     encryption    payloads sealed before Temporal sees them
     waiting       Prefer: wait, ETag, server-sent events
-    page_tokens   sealed, so that they open only their own listing
+    sealing       page tokens, sealed so that they open only their own listing
     errors        what can go wrong and how it is told
+    openapi       the contract document
 
 Beside them: settings (read once, refused when unsafe), cli (`temporal-api`), worker (the sample Temporal worker),
 devserver (finds or builds a Temporal dev server).

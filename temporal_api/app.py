@@ -17,7 +17,7 @@ from litestar.routes import HTTPRoute
 
 from temporal_api import __version__, temporal
 from temporal_api.auth import USER, Authenticate, Verifier
-from temporal_api.controllers import docs
+from temporal_api.controllers import pages
 from temporal_api.controllers.codec import CodecController
 from temporal_api.controllers.health import HealthCheck, HealthController
 from temporal_api.controllers.order_list import OrderListController
@@ -28,7 +28,9 @@ from temporal_api.controllers.workflows.listing import WorkflowListController
 from temporal_api.controllers.workflows.messages import WorkflowController
 from temporal_api.controllers.workflows.start import WorkflowStartController
 from temporal_api.errors import EXCEPTION_HANDLERS, allow
-from temporal_api.observe import Metrics, Observe
+from temporal_api.metrics import Metrics, get_metrics
+from temporal_api.observe import Observe
+from temporal_api.openapi import OPENAPI
 from temporal_api.requests import JSONRequest, JSONResponse
 from temporal_api.sealing import PageTokens
 from temporal_api.settings import Settings
@@ -61,14 +63,14 @@ def create_app(settings: Settings) -> Litestar:
         security=[{"bearer": []}],
     )
     app = Litestar(
-        [*docs.HANDLERS, HealthController, api],
+        [*pages.HANDLERS, get_metrics, HealthController, api],
         lifespan=[_connected(settings, metrics)],
         request_class=JSONRequest,
         response_class=JSONResponse,
         request_max_body_size=settings.max_body_bytes,
         exception_handlers=EXCEPTION_HANDLERS,
         cors_config=_cors(settings),
-        openapi_config=docs.OPENAPI,
+        openapi_config=OPENAPI,
         logging_config=None,  # observe.py logs requests, errors.py logs defects
         state=State({"settings": settings, "metrics": metrics, "page_tokens": PageTokens(settings)}),
     )

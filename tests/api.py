@@ -11,6 +11,7 @@ import httpx
 import jwt
 import msgspec
 from polyfactory.factories.msgspec_factory import MsgspecFactory
+from prometheus_client.parser import text_string_to_metric_families
 
 from temporal_api.app import create_app
 from temporal_api.cli import serving
@@ -54,6 +55,13 @@ async def eventually(condition: Callable[[], Awaitable[T]], seconds: float = 10)
         assert time.monotonic() < deadline, f"not within {seconds} s: {value!r}"
         await asyncio.sleep(0.02)
     return value
+
+
+async def samples(http: httpx.AsyncClient) -> dict[tuple[str, ...], float]:
+    """Every series with its value: (name, label, value, ...)."""
+    text = (await http.get("/metrics")).text
+    found = (sample for family in text_string_to_metric_families(text) for sample in family.samples)
+    return {(s.name, *(part for pair in sorted(s.labels.items()) for part in pair)): s.value for s in found}
 
 
 class ItemFactory(MsgspecFactory[OrderItem]):

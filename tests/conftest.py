@@ -3,6 +3,7 @@
 import asyncio
 import uuid
 from collections.abc import AsyncIterator
+from typing import Any
 
 import httpx
 import pytest
@@ -81,6 +82,13 @@ async def http(base_url: str) -> AsyncIterator[httpx.AsyncClient]:
     """An HTTP client of the shared service, without a token."""
     async with httpx.AsyncClient(base_url=base_url, timeout=30) as client:
         yield client
+
+
+@pytest.fixture(scope="session")
+async def contract(http: httpx.AsyncClient) -> dict[str, Any]:
+    """The OpenAPI document as it is served; a test that changes it copies it first."""
+    document: dict[str, Any] = (await http.get("/openapi.json")).json()
+    return document
 
 
 @pytest.fixture(scope="session")

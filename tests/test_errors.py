@@ -29,7 +29,7 @@ from temporal_api import app as app_module
 from temporal_api.app import create_app
 from temporal_api.devserver import DevServer
 from temporal_api.errors import EXCEPTION_HANDLERS, RETRY_AFTER, STATUS, Problem, body
-from temporal_api.observe import JSONFormatter
+from temporal_api.logs import JSONFormatter
 from temporal_api.settings import Settings
 
 pytestmark = pytest.mark.anyio

@@ -1,17 +1,13 @@
-"""What the outermost wrapper does for every answer: request id, counts, log line, compression, CORS around it."""
+"""What the outermost wrapper does for every answer: request id, counts, access log, gzip, HEAD, CORS."""
 
 import asyncio
 import gzip
 import json
 import logging
 import re
-import signal
 import uuid
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
-from datetime import UTC, datetime, timedelta
 from typing import Any
-from urllib.parse import quote
 
 import httpx
 import pytest
@@ -19,15 +15,12 @@ from litestar import MediaType, Response, asgi, get
 from litestar.params import FromPath
 from litestar.response import Stream
 from litestar.types import Receive, Scope, Send
-from prometheus_client.parser import text_string_to_metric_families
 
-from api import SECRET, assert_problem, bearer, eventually, order, service
-from commands import Process, temporal_api
+from api import SECRET, assert_problem, bearer, eventually, order, samples, service
 from temporal_api.app import create_app
 from temporal_api.cli import serving
 from temporal_api.devserver import DevServer, free_port
-from temporal_api.devserver import dev_server as run_dev_server
-from temporal_api.observe import JSONFormatter
+from temporal_api.logs import JSONFormatter
 from temporal_api.settings import from_env
 
 pytestmark = pytest.mark.anyio
@@ -138,13 +131,6 @@ async def order_id(web: httpx.AsyncClient) -> str:
     return str((await web.post("/api/v1/orders", json=order(), headers=bearer())).json()["id"])
 
 
-async def samples(web: httpx.AsyncClient) -> dict[tuple[str, ...], float]:
-    """Every series with its value: (name, label, value, ...)."""
-    text = (await web.get("/metrics")).text
-    found = (sample for family in text_string_to_metric_families(text) for sample in family.samples)
-    return {(s.name, *(part for pair in sorted(s.labels.items()) for part in pair)): s.value for s in found}
-
-
 ANSWERS: dict[str, tuple[int, str, str, dict[str, Any]]] = {
     # name: status, method, path, and what is sent
     "200": (200, "GET", "/health/live", {}),
@@ -238,41 +224,6 @@ async def test_an_unfit_request_id_is_replaced(web: httpx.AsyncClient, given: st
     assert first != second
 
 
-async def test_labels_do_not_grow_with_what_callers_send(web: httpx.AsyncClient) -> None:
-    """Ids, unknown paths and odd methods add no series."""
-
-    async def send(number: int) -> set[tuple[str, ...]]:
-        for path in (f"/api/v1/orders/{number}", f"/{number}/{uuid.uuid4()}", f"/docs/assets/redoc/{number}.js"):
-            await web.get(path, headers=bearer())
-        await web.get(f"/api/v1/workflows/{uuid.uuid4()}%2F{number}", headers=bearer())
-        await web.request(["PROPFIND", "PURGE", "LOCK", "SEARCH"][number % 4], "/")
-        return {key for key in await samples(web) if key[0].startswith("http_")}
-
-    first = await send(0)
-    assert first == [await send(number) for number in range(1, 9)][-1]
-    methods = {key[key.index("method") + 1] for key in first if "method" in key}
-    assert methods <= {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "OTHER"}
-
-
-async def test_what_the_sdk_measures_is_there(web: httpx.AsyncClient, order_id: str) -> None:
-    """Temporal's calls, their latency and their failures by operation, with no label that grows."""
-
-    async def measured() -> set[tuple[str, ...]]:
-        temporal = {key for key in await samples(web) if key[0].startswith("temporal_") and "version" not in key}
-        return temporal if any("failure" in key[0] for key in temporal) else set()
-
-    await web.get(f"/api/v1/orders/{order_id}", headers=bearer())
-    await web.get("/api/v1/orders/none", headers=bearer())
-    found = await eventually(measured)
-
-    ok = ("operation", "StartWorkflowExecution", "status_code", "")
-    lost = ("operation", "DescribeWorkflowExecution", "status_code", "NOT_FOUND")
-    assert ("temporal_request_total", *ok) in found
-    assert ("temporal_request_latency_seconds_count", *ok) in found
-    assert ("temporal_request_failure_total", *lost) in found
-    assert {"operation", "status_code", "le"} >= {label for key in found for label in key[1::2]}
-
-
 async def in_progress(web: httpx.AsyncClient) -> float:
     """Requests under way; the scrape itself is one."""
     return (await samples(web))[("http_requests_in_progress",)]
@@ -310,18 +261,6 @@ async def test_a_caller_that_leaves_is_no_longer_under_way(
     failed = [key for key in after if key[-2:] == ("status", "500") and after[key] != before.get(key, 0)]
     assert [] == failed
     assert [] == [record for record in caplog.records if record.levelno >= logging.ERROR]
-
-
-async def test_a_defect_is_logged_with_its_traceback(web: httpx.AsyncClient, caplog: pytest.LogCaptureFixture) -> None:
-    """The caller gets a 500 that tells nothing; the log gets one line with the traceback and the same request id."""
-    response = await web.get("/boom", headers={"X-Request-ID": "boom-1"})
-
-    body = assert_problem(response, 500, "internal_server_error")
-    assert "defect" not in json.dumps(body)
-    (record,) = [record for record in caplog.records if record.levelno >= logging.ERROR]
-    line = json.loads(JSONFormatter().format(record))
-    assert ("error", "boom-1") == (line["level"], line["request_id"])
-    assert "RuntimeError: a defect in a handler" in line["traceback"]
 
 
 async def test_a_defect_before_anything_was_sent_is_a_500(
@@ -504,120 +443,6 @@ async def test_without_origins_there_is_no_cors(dev_server: DevServer) -> None:
         assert [] == [name for name in response.headers if name.startswith("access-control")]
 
 
-@asynccontextmanager
-async def serve(address: str, **environ: str) -> AsyncIterator[tuple[Process, httpx.AsyncClient]]:
-    """`temporal-api serve`, listening, and a client with Alice's token."""
-    port = free_port()
-    async with temporal_api("serve", PORT=str(port), JWT_SECRET=SECRET, TEMPORAL_ADDRESS=address, **environ) as process:
-        await process.until("Uvicorn running")
-        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=30, headers=bearer()) as client:
-            yield process, client
-
-
-SECRETS = ("tok_secret_card", "Elm Street", "cust_of_alice", "argument_secret", "signal_secret", "query_secret")
-
-
-async def use(client: httpx.AsyncClient, workflow_id: str) -> tuple[str, list[httpx.Response]]:
-    """A few requests whose bodies nobody may find in a log; gives the order's id."""
-    secret = order(
-        customer_id="cust_of_alice",
-        payment_details={"card_token": "tok_secret_card"},
-        shipping_address={"street": "Elm Street"},
-    )
-    answered = [await client.post("/api/v1/orders", json=secret, headers={"traceparent": f"00-{TRACE}-{'a' * 16}-01"})]
-    start = {"workflow_type": "t", "task_queue": "nobody", "workflow_id": workflow_id, "input_data": "argument_secret"}
-    answered.append(await client.post("/api/v1/workflows", json=start))
-    path = f"/api/v1/workflows/{quote(workflow_id, safe='')}"
-    answered.append(await client.post(f"{path}/signal", json={"signal_name": "s", "signal_input": "signal_secret"}))
-    answered.append(await client.get(f"{path}?run_id=query_secret"))
-    answered.append(await client.get(path, headers={"Authorization": "Bearer token_secret"}))
-    answered.append(await client.post("/api/v1/orders", content=b'{"customer_id": "cust_of_alice"'))
-    return str(answered[0].json()["id"]), answered
-
-
-async def test_the_log_has_one_json_line_for_each_request(dev_server: DevServer) -> None:
-    """The line says who asked for what, how it ended and how long it took; every line of the process is JSON."""
-    workflow_id = f"a/b c-{uuid.uuid4()}"
-    async with serve(dev_server.address) as (process, client):
-        order_id, answered = await use(client, workflow_id)
-        assert 0 == await process.end(signal.SIGTERM)
-
-    lines = [json.loads(line) for line in process.output.splitlines()]
-    requests = [line for line in lines if line["logger"] == "temporal_api.access"]
-    assert [r.headers["x-request-id"] for r in answered] == [line["request_id"] for line in requests]
-    assert [201, 201, 202, 400, 401, 415] == [line["status"] for line in requests]
-    placed, started, signalled, _, refused, _ = requests
-    told = {key: value for key, value in placed.items() if key not in ("time", "duration_ms", "request_id")}
-    assert {
-        "level": "info",
-        "logger": "temporal_api.access",
-        "message": "request",
-        "trace_id": TRACE,
-        "method": "POST",
-        "route": "/api/v1/orders",
-        "path": "/api/v1/orders",
-        "status": 201,
-        "user": "alice",
-        "workflow_id": f"order-{order_id}",
-    } == told
-    assert timedelta() <= datetime.now(UTC) - datetime.fromisoformat(placed["time"]) < timedelta(minutes=1)
-    assert 0 < placed["duration_ms"] < 30_000
-    assert [workflow_id, workflow_id] == [started["workflow_id"], signalled["workflow_id"]]
-    assert quote(workflow_id, safe="") in signalled["path"]
-    assert "/api/v1/workflows/{workflow_id}/signal" == signalled["route"]
-    assert (None, None) == (refused["user"], refused["trace_id"])
-
-
-@pytest.mark.parametrize("log_format", ["json", "console"])
-async def test_the_log_holds_no_token_and_no_body(dev_server: DevServer, log_format: str) -> None:
-    """At the most talkative level too, nothing that a caller sent in a body, a query or a header is in it."""
-    async with serve(dev_server.address, LOG_FORMAT=log_format, LOG_LEVEL="debug") as (process, client):
-        _, answered = await use(client, str(uuid.uuid4()))
-        assert 0 == await process.end(signal.SIGTERM)
-
-    token = answered[0].request.headers["authorization"].removeprefix("Bearer ")
-    assert 6 == process.output.count("status=" if log_format == "console" else '"status":')
-    assert [] == [secret for secret in (*SECRETS, token, "token_secret", SECRET) if secret in process.output]
-
-
-async def test_the_console_format_is_one_readable_line(dev_server: DevServer) -> None:
-    """LOG_FORMAT=console: the clock, the level, what was asked; no caller can write a line of it."""
-    workflow_id = f"{uuid.uuid4()}\n12:00:00 error forged"
-    async with serve(dev_server.address, LOG_FORMAT="console") as (process, client):
-        start = {"workflow_type": "t", "task_queue": "nobody", "workflow_id": workflow_id}
-        assert 201 == (await client.post("/api/v1/workflows", json=start)).status_code
-        assert 0 == await process.end(signal.SIGTERM)
-
-    (line,) = [line for line in process.output.splitlines() if "status=201" in line]
-    assert re.match(r"\d\d:\d\d:\d\d info +request .*method=POST route=/api/v1/workflows ", line)
-    assert "user=alice" in line
-    assert "\\n12:00:00 error forged" in line
-    assert [] == [line for line in process.output.splitlines() if line.startswith("12:00:00 error forged")]
-
-
-async def answers(client: httpx.AsyncClient) -> bool:
-    """Whether it listens by now."""
-    try:
-        return (await client.get("/")).status_code == 200
-    except httpx.ConnectError:
-        return False
-
-
-async def test_a_higher_level_keeps_requests_out(dev_server: DevServer) -> None:
-    """LOG_LEVEL=error: a request that went well is not worth a line."""
-    port = free_port()
-    async with (
-        temporal_api(
-            "serve", PORT=str(port), JWT_SECRET=SECRET, TEMPORAL_ADDRESS=dev_server.address, LOG_LEVEL="error"
-        ) as process,
-        httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}") as client,
-    ):
-        await eventually(lambda: answers(client))
-        assert 0 == await process.end(signal.SIGTERM)
-
-    assert "" == process.output
-
-
 @pytest.mark.parametrize(
     "traceparent",
     [
@@ -650,21 +475,3 @@ async def test_an_orders_lines_name_its_workflow(
 
     named = [record.fields["workflow_id"] for record in caplog.records if record.name == "temporal_api.access"]
     assert [f"order-{order_id}"] * 2 == named
-
-
-async def test_the_sdks_own_log_is_in_ours(anyio_backend: str) -> None:
-    """What the Temporal SDK has to say, here of a server that went away, is JSON lines of the same form."""
-    async with AsyncExitStack() as away:
-        server = await away.enter_async_context(run_dev_server())
-        async with serve(server.address, RPC_TIMEOUT_SECONDS="5") as (process, client):
-            assert 200 == (await client.get("/health/ready")).status_code
-            await away.aclose()
-            assert_problem(await client.get("/api/v1/orders/x"), 503, "temporal_connection_error")
-            found = await process.until('.*"logger":"temporalio".*')
-            assert 0 == await process.end(signal.SIGTERM)
-
-    line = json.loads(found[0])
-    assert "warning" == line["level"]
-    assert "describe_workflow_execution" in line["message"]
-    assert {"time", "level", "logger", "message"} <= line.keys()
-    assert all(json.loads(line) for line in process.output.splitlines())

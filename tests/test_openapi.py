@@ -1,27 +1,23 @@
-"""The public pages: the OpenAPI contract, its two viewers, the metrics."""
+"""The contract: the OpenAPI document that generators of clients and people read."""
 
 import json
 import re
 import uuid
 from collections.abc import Iterator
-from html.parser import HTMLParser
 from importlib import import_module
-from pkgutil import iter_modules
+from pkgutil import walk_packages
 from typing import Any
 
 import httpx
 import msgspec
 import pytest
-from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
-from prometheus_client.parser import text_string_to_metric_families as parse_text
 
-from api import assert_problem, bearer, eventually
+from api import bearer
 from temporal_api import __version__, controllers, errors
 
 pytestmark = pytest.mark.anyio
 
-OPENMETRICS = "application/openmetrics-text;version=1.0.0;q=0.5,text/plain;version=0.0.4;q=0.3,*/*;q=0.1"
-MODULES = [errors, *(import_module(f"{controllers.__name__}.{m.name}") for m in iter_modules(controllers.__path__))]
+MODULES = [errors, *(import_module(m.name) for m in walk_packages(controllers.__path__, f"{controllers.__name__}."))]
 SCOPES = [f"{resource}:{what}" for resource in ("orders", "workflows", "codec") for what in ("admin", "decode")]
 STRUCTS = {
     name: value
@@ -29,12 +25,6 @@ STRUCTS = {
     for name, value in vars(module).items()
     if isinstance(value, type) and issubclass(value, msgspec.Struct)
 }
-
-
-@pytest.fixture
-async def contract(http: httpx.AsyncClient) -> dict[str, Any]:
-    """The OpenAPI document as it is served."""
-    return json.loads((await http.get("/openapi.json")).content)
 
 
 def operations(contract: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -74,20 +64,6 @@ def examples(body: dict[str, Any]) -> Iterator[tuple[type[msgspec.Struct], Any]]
             yield struct, value
 
 
-@pytest.mark.parametrize("path", ["/", "/docs", "/redoc", "/openapi.json", "/metrics"])
-async def test_the_pages_are_public(http: httpx.AsyncClient, path: str) -> None:
-    """Each page answers without a token, with or without a trailing slash."""
-    response = await http.get(path)
-
-    assert 200 == response.status_code
-    assert 200 == (await http.get(f"{path.rstrip('/')}/")).status_code
-
-
-async def test_the_root_says_what_answers(http: httpx.AsyncClient) -> None:
-    """GET / is the service's name and version."""
-    assert {"message": "Temporal Enterprise API", "version": __version__} == (await http.get("/")).json()
-
-
 async def test_the_contract_is_openapi_3_1(http: httpx.AsyncClient, contract: dict[str, Any]) -> None:
     """The contract is JSON, says its version, and is in the order of its paths."""
     response = await http.get("/openapi.json")
@@ -96,12 +72,6 @@ async def test_the_contract_is_openapi_3_1(http: httpx.AsyncClient, contract: di
     assert "3.1.0" == contract["openapi"]
     assert __version__ == contract["info"]["version"]
     assert sorted(contract["paths"]) == list(contract["paths"])
-
-
-async def test_the_framework_serves_no_pages_of_its_own(http: httpx.AsyncClient) -> None:
-    """There is one contract and one 404."""
-    for path in ("/openapi", "/openapi/openapi.json", "/openapi/swagger", "/schema"):
-        assert_problem(await http.get(path), 404, "not_found")
 
 
 async def test_every_operation_is_named_and_described(contract: dict[str, Any]) -> None:
@@ -322,118 +292,3 @@ async def test_only_an_optional_body_may_be_left_out(alice: httpx.AsyncClient, c
             assert needed == (answer.status_code == 400 and "no" in answer.json()["message"]), (path, answer.text)
             seen.add(needed)
     assert {True, False} == seen
-
-
-class Page(HTMLParser):
-    """An HTML page: every address in it, and its scripts' text."""
-
-    def __init__(self, html: str) -> None:
-        super().__init__()
-        self.addresses: list[str] = []
-        self.script = ""
-        self.feed(html)
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        """Keep the addresses."""
-        self.addresses += [value or "" for name, value in attrs if name in ("src", "href", "action", "data")]
-        self._in_script = tag == "script"
-
-    def handle_data(self, data: str) -> None:
-        """Keep the scripts."""
-        self.script += data if self._in_script else ""
-
-
-@pytest.mark.parametrize(("path", "assets"), [("/docs", 3), ("/redoc", 1)])
-async def test_a_viewer_shows_the_contract_and_asks_nobody_else(
-    http: httpx.AsyncClient, contract: dict[str, Any], path: str, assets: int
-) -> None:
-    """The page holds the contract; every address in it is the service's own and answers what it should."""
-    response = await http.get(path)
-    page = Page(response.text)
-    fetched = [address for address in page.addresses if not address.startswith("data:")]
-
-    assert "text/html; charset=utf-8" == response.headers["content-type"]
-    assert assets == len(fetched)
-    for address in fetched:
-        asset = await http.get(address)
-        kind = "text/css" if address.endswith(".css") else "text/javascript"
-        assert (200, f"{kind}; charset=utf-8") == (asset.status_code, asset.headers["content-type"])
-        assert address.startswith("/docs/")
-        assert asset.headers["cache-control"] == "max-age=86400, public"
-    assert "://" not in response.text
-    shown, _ = json.JSONDecoder().raw_decode(page.script, page.script.index('{"info"'))
-    assert contract == shown
-
-
-@pytest.mark.parametrize("path", ["/docs", "/redoc"])
-async def test_a_viewer_may_ask_only_this_service(http: httpx.AsyncClient, path: str) -> None:
-    """The Content-Security-Policy names no other place, and nobody may frame the page."""
-    policy = (await http.get(path)).headers["content-security-policy"]
-    directives = {name: values for name, *values in map(str.split, policy.split(";"))}
-
-    assert ["'none'"] == directives["default-src"]
-    assert ["'none'"] == directives["frame-ancestors"]
-    allowed = {"'none'", "'self'", "'unsafe-inline'", "data:", "blob:"}
-    assert {value for values in directives.values() for value in values} <= allowed
-    assert {"data:", "blob:"}.isdisjoint(directives["script-src"])
-
-
-async def test_redoc_takes_its_logo_from_the_service(http: httpx.AsyncClient) -> None:
-    """The bundled script would fetch a picture from its maker's server; here it asks this one, which has it."""
-    script = (await http.get("/docs/redoc.js")).text
-
-    assert "cdn.redoc.ly" not in script
-    logo = re.search(r'"(/docs/assets/redoc/[^"]+\.svg)"', script)
-    assert logo
-    assert (await http.get(logo[1])).headers["content-type"].startswith("image/svg+xml")
-
-
-async def test_assets_do_not_lead_out_of_their_folder(http: httpx.AsyncClient) -> None:
-    """A path that climbs is a 404."""
-    for path in ("..%2f__init__.py", "%2e%2e/__init__.py", "nothing.js", ""):
-        assert_problem(await http.get(f"/docs/assets/swagger_ui/{path}"), 404, "not_found")
-
-
-def lint(families: Any) -> dict[str, Any]:
-    """The families by name, after the checks that Prometheus's own linter makes."""
-    by_name = {}
-    for family in families:
-        assert family.documentation, family.name
-        assert family.type in ("counter", "gauge", "histogram"), family.name
-        assert re.fullmatch("[a-z][a-z0-9_]*", family.name)
-        assert not family.name.endswith(("_total", "_count", "_sum", "_bucket"))
-        assert family.name not in by_name
-        series = [(sample.name, tuple(sorted(sample.labels.items()))) for sample in family.samples]
-        assert len(set(series)) == len(series)
-        if family.type == "counter":
-            assert all(sample.name == f"{family.name}_total" for sample in family.samples)
-        by_name[family.name] = family
-    return by_name
-
-
-@pytest.mark.parametrize(
-    ("accept", "media_type", "parse", "openmetrics"),
-    [
-        ("*/*", "text/plain; version=1.0.0; charset=utf-8", parse_text, False),
-        ("text/plain;version=0.0.4", "text/plain; version=1.0.0; charset=utf-8", parse_text, False),
-        (OPENMETRICS, "application/openmetrics-text; version=1.0.0; charset=utf-8", parse_openmetrics, True),
-    ],
-)
-async def test_metrics_are_what_prometheus_asked_for(
-    alice: httpx.AsyncClient, accept: str, media_type: str, parse: Any, openmetrics: bool
-) -> None:
-    """Well-formed in either format: HTTP, process, and the Temporal SDK's own metrics in one scrape."""
-    await alice.get("/api/v1/orders/none")
-
-    async def scrape() -> dict[str, Any] | None:
-        response = await alice.get("/metrics", headers={"Accept": accept})
-        assert media_type == response.headers["content-type"]
-        assert openmetrics == response.text.endswith("# EOF\n")
-        families = lint(parse(response.text))
-        return families if "temporal_request" in families else None
-
-    families = await eventually(scrape)
-    expected = {"http_requests", "http_request_duration_seconds", "http_requests_in_progress", "temporal_api_info"}
-    assert expected <= families.keys()
-    assert {"temporal_request_latency_seconds", "process_resident_memory_bytes"} <= families.keys()
-    assert {"version": __version__} == families["temporal_api_info"].samples[0].labels
