@@ -1,8 +1,7 @@
 """The table of contents.
 
-To add a resource: copy `controllers/orders.py` and `order_runs.py` to `refunds.py` and `refund_runs.py`, add its
-controller to `RESOURCES`, and copy its test file (README, "Add your own resource"). Everything in `RESOURCES` is served
-under `/api/v1`, where no handler runs without a verified token and a scope that the handler names.
+To add a resource, write one file like `controllers/orders.py` and name its controller in `RESOURCES` (README, "Add your
+own resource"). Under `/api/v1` no handler runs without a verified token and a scope that the handler names.
 """
 
 import asyncio
@@ -11,41 +10,50 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 
 from litestar import Litestar, Router
 from litestar.config.cors import CORSConfig
-from litestar.datastructures import State
 from litestar.middleware import DefineMiddleware
 from litestar.routes import HTTPRoute
 
-from temporal_api import __version__, temporal
+from temporal_api import __version__
 from temporal_api.auth import USER, Authenticate, Verifier
+from temporal_api.checks import HealthCheck
 from temporal_api.controllers import pages
 from temporal_api.controllers.codec import CodecController
-from temporal_api.controllers.health import HealthCheck, HealthController
-from temporal_api.controllers.order_list import OrderListController
+from temporal_api.controllers.health import HealthController
 from temporal_api.controllers.orders import OrderController
 from temporal_api.controllers.workflows.history import WorkflowHistoryController
-from temporal_api.controllers.workflows.lifecycle import WorkflowControlController
+from temporal_api.controllers.workflows.lifecycle import WorkflowLifecycleController
 from temporal_api.controllers.workflows.listing import WorkflowListController
-from temporal_api.controllers.workflows.messages import WorkflowController
+from temporal_api.controllers.workflows.messages import WorkflowMessageController
 from temporal_api.controllers.workflows.start import WorkflowStartController
-from temporal_api.errors import EXCEPTION_HANDLERS, allow
-from temporal_api.metrics import Metrics, get_metrics
+from temporal_api.controllers.workflows.status import WorkflowStatusController
+from temporal_api.metrics import Metrics, metrics_route
 from temporal_api.observe import Observe
-from temporal_api.openapi import OPENAPI
+from temporal_api.openapi import openapi_config
+from temporal_api.owned import ResourceController
+from temporal_api.problems import EXCEPTION_HANDLERS, allow
 from temporal_api.requests import JSONRequest, JSONResponse
 from temporal_api.sealing import PageTokens
+from temporal_api.services import SERVICES, TEMPORAL, Services
 from temporal_api.settings import Settings
+from temporal_api.temporal.client import Temporal, connect
 from temporal_api.temporal.endings import Endings
-from temporal_api.temporal.history import Feeds
+from temporal_api.temporal.feeds import Feeds
+from temporal_api.temporal.starts import Starts
+from temporal_api.temporal.workers import Workers
 from temporal_api.waiting import Waits
 
-RESOURCES = [
+RESOURCES: list[type[ResourceController]] = [
     OrderController,
-    OrderListController,
+]
+
+CONTROLLERS = [
+    *RESOURCES,
     WorkflowStartController,
     WorkflowListController,
-    WorkflowController,
+    WorkflowStatusController,
+    WorkflowMessageController,
+    WorkflowLifecycleController,
     WorkflowHistoryController,
-    WorkflowControlController,
     CodecController,
 ]
 
@@ -57,22 +65,21 @@ def create_app(settings: Settings) -> Litestar:
     metrics = Metrics(__version__)
     api = Router(
         "/api/v1",
-        route_handlers=RESOURCES,
+        route_handlers=CONTROLLERS,
         middleware=[DefineMiddleware(Authenticate, verifier=Verifier(settings))],
-        dependencies={"user": USER, "temporal": temporal.TEMPORAL},
+        dependencies={"user": USER, "services": SERVICES, "temporal": TEMPORAL},
         security=[{"bearer": []}],
     )
     app = Litestar(
-        [*pages.HANDLERS, get_metrics, HealthController, api],
+        [*pages.HANDLERS, metrics_route(metrics), HealthController, api],
         lifespan=[_connected(settings, metrics)],
         request_class=JSONRequest,
         response_class=JSONResponse,
         request_max_body_size=settings.max_body_bytes,
         exception_handlers=EXCEPTION_HANDLERS,
         cors_config=_cors(settings),
-        openapi_config=OPENAPI,
-        logging_config=None,  # observe.py logs requests, errors.py logs defects
-        state=State({"settings": settings, "metrics": metrics, "page_tokens": PageTokens(settings)}),
+        openapi_config=openapi_config(controller.resource for controller in RESOURCES),
+        logging_config=None,  # observe.py logs requests, problems.py logs defects
     )
     for route in app.routes:
         if isinstance(route, HTTPRoute):
@@ -84,12 +91,8 @@ def create_app(settings: Settings) -> Litestar:
 def _connected(settings: Settings, metrics: Metrics) -> Callable[[Litestar], AbstractAsyncContextManager[None]]:
     @asynccontextmanager
     async def lifespan(app: Litestar) -> AsyncIterator[None]:
-        client = await temporal.connect(settings, metrics.runtime())
-        app.state.temporal = temporal.Temporal(client, settings.rpc_timeout_seconds)
-        app.state.waits = Waits(settings.max_open_waits)
-        app.state.feeds = Feeds(app.state.temporal)
-        app.state.endings = Endings(app.state.temporal)
-        app.state.health = HealthCheck(app.state.temporal, settings.orders_task_queue)
+        client = await connect(settings, metrics.runtime())
+        app.state.services = _services(settings, Temporal(client, settings.rpc_timeout_seconds))
         draining = asyncio.create_task(metrics.drain_forever())
         try:
             yield
@@ -99,6 +102,24 @@ def _connected(settings: Settings, metrics: Metrics) -> Callable[[Litestar], Abs
             await asyncio.sleep(0.1)
 
     return lifespan
+
+
+def _services(settings: Settings, temporal: Temporal) -> Services:
+    resources = [controller.resource for controller in RESOURCES]
+    workers = Workers(temporal)
+    queues = {f"{each.plural}_workers": settings.resource(each.plural).task_queue for each in resources}
+    return Services(
+        settings=settings,
+        temporal=temporal,
+        workers=workers,
+        starts=Starts(temporal),
+        feeds=Feeds(),
+        endings=Endings(),
+        waits=Waits(settings.max_open_waits),
+        page_tokens=PageTokens(settings),
+        health=HealthCheck(temporal, workers, queues),
+        hidden={each.id_prefix: each.admin_scope for each in resources},
+    )
 
 
 def _list_all_methods(route: HTTPRoute) -> None:

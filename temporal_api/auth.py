@@ -58,7 +58,7 @@ class JWKS:
         self._fetching: asyncio.Task[None] | None = None
 
     async def key(self, kid: str | None) -> PyJWK:
-        """The key of that id, asking the issuer when it is new or may be out of date. Raises InvalidToken or AuthUnavailable."""
+        """The key of that id; the issuer is asked when it is new or may be out of date. Raises InvalidToken, ..."""
         found = self._keys.get(kid)
         now = time.monotonic()
         if found is not None and now - self._fetched_at < JWKS_REFRESH_SECONDS:
@@ -281,7 +281,11 @@ def _bearer(headers: Iterable[tuple[bytes, bytes]]) -> str:
     return token.strip()
 
 
-def provide_user(request: Request[User, Any, Any]) -> User:
+APIRequest = Request[User, Any, Any]
+"""A request under `/api/v1`: its `user` is the verified caller."""
+
+
+def provide_user(request: APIRequest) -> User:
     """The verified caller. Outside `/api/v1` there is none, and asking for one is an error: never an anonymous pass."""
     return request.user
 

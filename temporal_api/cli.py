@@ -25,7 +25,7 @@ from temporal_api.app import create_app
 from temporal_api.devserver import TemporalNotFound, add_search_attributes, dev_server, find_temporal, free_port
 from temporal_api.logs import configure_logging
 from temporal_api.settings import Settings, SettingsError, from_env
-from temporal_api.temporal import data_converter
+from temporal_api.temporal.payloads import data_converter
 from temporal_api.worker import StandIns, create_worker
 
 DEV_SCOPES = "orders:read orders:write workflows:read workflows:write workflows:admin"
@@ -82,15 +82,15 @@ class _DrainingServer(uvicorn.Server):
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Begin to end; a second signal ends at once."""
-        if self.should_exit or not self.started or self._state.waits.draining.is_set():
+        if self.should_exit or not self.started or self._state.services.waits.draining.is_set():
             super().handle_exit(sig, frame)
             return
         loop = asyncio.get_running_loop()
-        loop.call_soon_threadsafe(self._state.waits.draining.set)  # wakes the loop too
+        loop.call_soon_threadsafe(self._state.services.waits.draining.set)  # wakes the loop too
         loop.call_later(self._delay, self._close, sig, frame)
 
     def _close(self, sig: int, frame: FrameType | None) -> None:
-        self._state.temporal.hurry(GRACE_SECONDS)
+        self._state.services.temporal.shorten_deadlines(GRACE_SECONDS)
         # No new connections; those that have just sent a request, not read yet, look idle and would be closed with it.
         for listener in self.servers:
             listener.close()
@@ -128,8 +128,8 @@ async def _work(settings: Settings) -> None:
         except RuntimeError as error:  # Temporal may come up after its workers
             log.warning("Temporal cannot be reached, trying again: %s", str(error).splitlines()[0])
             await asyncio.sleep(2)
-    log.info("worker polls %s", settings.orders_task_queue)
-    await create_worker(client, settings.orders_task_queue).run()
+    log.info("worker polls %s", settings.resource("orders").task_queue)
+    await create_worker(client, settings.resource("orders").task_queue).run()
 
 
 def _run(work: Coroutine[Any, Any, None]) -> None:
@@ -217,7 +217,7 @@ async def _dev(once: bool, delivered: list[bool]) -> None:
         client = await Client.connect(**settings.temporal, data_converter=data_converter(settings))
         await add_search_attributes(client)
         stand_ins = StandIns(pace_seconds=0.7)
-        await stack.enter_async_context(create_worker(client, settings.orders_task_queue, stand_ins))
+        await stack.enter_async_context(create_worker(client, settings.resource("orders").task_queue, stand_ins))
         port = _free("the API", settings.port)
         await stack.enter_async_context(serving(create_app(settings), settings.host, port))
         api = f"http://{settings.host}:{port}"

@@ -62,7 +62,7 @@ class FieldError(msgspec.Struct):
     message: str
 
 
-class Problem(Exception):  # noqa: N818 - RFC 9457's word
+class Problem(Exception):
     """A failure that the caller is told about."""
 
     code: ClassVar[str]

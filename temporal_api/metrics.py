@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from litestar import Request, Response, get
-from litestar.datastructures import State
+from litestar.handlers import HTTPRouteHandler
 from prometheus_client import (
     CollectorRegistry,
     Counter,
@@ -138,14 +138,18 @@ class _SDKMetrics:
         return Histogram(f"{name}_seconds" if lacks_unit else name, description, labels, registry=self._registry)
 
 
-@get("/metrics", include_in_schema=False, sync_to_thread=False)
-def get_metrics(request: Request[Any, Any, Any], state: State) -> Response[bytes]:
-    """Every metric as Prometheus text, or as OpenMetrics for a client that accepts it."""
-    metrics: Metrics = state.metrics
-    metrics.drain()
-    # Not by the library's `choose_encoder`: it fails on a version that is no number, and claims any that is asked for.
-    if "application/openmetrics-text" in request.headers.get("accept", ""):
-        content = openmetrics.generate_latest(metrics.registry)  # type: ignore[no-untyped-call]
-        return Response(content, media_type=openmetrics.CONTENT_TYPE_LATEST)
-    media_type = exposition.CONTENT_TYPE_LATEST.removesuffix("; charset=utf-8")  # Litestar adds it to text
-    return Response(exposition.generate_latest(metrics.registry), media_type=media_type)
+def metrics_route(metrics: Metrics) -> HTTPRouteHandler:
+    """The route that Prometheus scrapes."""
+
+    @get("/metrics", include_in_schema=False, sync_to_thread=False)
+    def get_metrics(request: Request[Any, Any, Any]) -> Response[bytes]:
+        """Every metric as Prometheus text, or as OpenMetrics for a client that accepts it."""
+        metrics.drain()
+        # Not by the library's `choose_encoder`: it fails on a version that is no number, and claims any that is asked.
+        if "application/openmetrics-text" in request.headers.get("accept", ""):
+            content = openmetrics.generate_latest(metrics.registry)  # type: ignore[no-untyped-call]
+            return Response(content, media_type=openmetrics.CONTENT_TYPE_LATEST)
+        media_type = exposition.CONTENT_TYPE_LATEST.removesuffix("; charset=utf-8")  # Litestar adds it to text
+        return Response(exposition.generate_latest(metrics.registry), media_type=media_type)
+
+    return get_metrics

@@ -23,9 +23,11 @@ from litestar.types import (
     Send,
 )
 
-from temporal_api import errors
+from temporal_api.errors import InternalServerError
 from temporal_api.metrics import Metrics
-from temporal_api.requests import decoded, keep_encoded_slashes
+from temporal_api.problems import PROBLEM_JSON, body
+from temporal_api.record import Record, begin
+from temporal_api.requests import keep_encoded_slashes
 
 REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
 # W3C Trace Context: a version that is not ff, a trace and a parent that are not all zeros.
@@ -62,34 +64,33 @@ class Observe:
         """Let the application answer; if it fails before anything was sent, answer 500."""
         try:
             await self._app(exchange.scope, receive, exchange.send)
-            if exchange.is_unanswered and "gone" not in exchange.scope:
+            if exchange.is_unanswered and not exchange.record.client_gone:
                 raise RuntimeError("the application gave no answer")
         except Exception as error:
-            fields = {"request_id": exchange.scope["request_id"]}
+            fields = {"request_id": exchange.record.request_id}
             log.error("unhandled exception", exc_info=error, extra={"fields": fields})
             if exchange.is_unanswered:
                 await _send_internal_error(exchange)
 
     def _record(self, exchange: "_Exchange") -> None:
-        scope, method = exchange.scope, exchange.method
+        scope, method, record = exchange.scope, exchange.method, exchange.record
         seconds = time.perf_counter() - exchange.began
         route = scope.get("path_template") or "unmatched"
         # 499: the caller left before there was an answer (nginx's number for it).
-        status = 499 if "gone" in scope or not exchange.status else exchange.status
-        counted = None if "waits" in scope else seconds
+        status = 499 if record.client_gone or not exchange.status else exchange.status
+        counted = None if record.waited else seconds
         self._metrics.count(method if method in METHODS else "OTHER", route, status, counted)
         if access_log.isEnabledFor(logging.INFO):
-            user = scope.get("user")
             fields = {
-                "request_id": scope["request_id"],
+                "request_id": record.request_id,
                 "trace_id": exchange.trace_id,
                 "method": method,
                 "route": route,
                 "path": (scope.get("raw_path") or b"").decode("latin-1"),
                 "status": status,
                 "duration_ms": round(seconds * 1e3, 3),
-                "user": user.sub if user else None,
-                "workflow_id": scope.get("workflow_id") or _workflow_id(scope),
+                "user": record.user,
+                "workflow_id": record.workflow_id,
             }
             access_log.info("request", extra={"fields": fields})
 
@@ -107,16 +108,15 @@ class _Exchange:
         self._request_id = b""
         self._accept_encoding = b""
         self._read_headers(scope)
+        self.record = Record(self._request_id.decode(), is_head=self.method == "HEAD")
         self.scope: Any = self._routed(scope)
 
     def _routed(self, scope: Any) -> Any:
         """The scope that the application sees."""
-        is_head = scope["method"] == "HEAD"
-        if is_head:
+        if self.record.is_head:
             # HEAD is GET without the body (RFC 9110 9.3.2), which the server leaves out by its own scope: hence a copy.
             scope = {**scope, "method": "GET"}
-        scope["head"] = is_head
-        scope["request_id"] = self._request_id.decode()
+        begin(scope, self.record)
         keep_encoded_slashes(scope)
         return scope
 
@@ -149,15 +149,15 @@ class _Exchange:
         await self._send(message)
 
     def _encode(
-        self, start: HTTPResponseStartEvent, body: HTTPResponseBodyEvent
+        self, start: HTTPResponseStartEvent, part: HTTPResponseBodyEvent
     ) -> tuple[HTTPResponseStartEvent, HTTPResponseBodyEvent]:
         """Gzip a complete body if the client accepts it, and tell caches that the answer depends on Accept-Encoding."""
-        if body.get("more_body", False) or len(body["body"]) < GZIP_MIN_BYTES:
-            return start, body
+        if part.get("more_body", False) or len(part["body"]) < GZIP_MIN_BYTES:
+            return start, part
         if any(name.lower() == b"content-encoding" for name, _ in start["headers"]):
-            return start, body
+            return start, part
         start["headers"] = [*start["headers"], (b"vary", b"Accept-Encoding")]
-        return _gzip(start, body) if _accepts_gzip(self._accept_encoding) else (start, body)
+        return _gzip(start, part) if _accepts_gzip(self._accept_encoding) else (start, part)
 
 
 def _accepts_gzip(accept_encoding: bytes) -> bool:
@@ -170,35 +170,25 @@ def _accepts_gzip(accept_encoding: bytes) -> bool:
 
 
 def _gzip(
-    start: HTTPResponseStartEvent, body: HTTPResponseBodyEvent
+    start: HTTPResponseStartEvent, part: HTTPResponseBodyEvent
 ) -> tuple[HTTPResponseStartEvent, HTTPResponseBodyEvent]:
     compressor = zlib.compressobj(5, zlib.DEFLATED, 31)
-    content = compressor.compress(body["body"]) + compressor.flush()
+    content = compressor.compress(part["body"]) + compressor.flush()
     headers = [(b"content-length", str(len(content)).encode()), (b"content-encoding", b"gzip")]
     for name, value in start["headers"]:
         if name.lower() == b"etag":  # other bytes, so only weakly the same (RFC 9110 8.8.3)
             headers.append((name, b"W/" + value.removeprefix(b"W/")))
         elif name.lower() != b"content-length":
             headers.append((name, value))
-    return {**start, "headers": headers}, {**body, "body": content}
+    return {**start, "headers": headers}, {**part, "body": content}
 
 
 async def _send_internal_error(exchange: _Exchange) -> None:
-    problem = errors.internal()
-    content = errors.body(problem, exchange.scope["request_id"])
+    problem = InternalServerError()
+    content = body(problem, exchange.record.request_id)
     headers = [
-        (b"content-type", errors.PROBLEM_JSON.encode()),
+        (b"content-type", PROBLEM_JSON.encode()),
         (b"content-length", str(len(content)).encode()),
     ]
     await exchange.send({"type": "http.response.start", "status": problem.status, "headers": headers})
     await exchange.send({"type": "http.response.body", "body": content, "more_body": False})
-
-
-def _workflow_id(scope: Any) -> str | None:
-    """The workflow that the path names. A controller whose ids are not the workflow's own declares their prefix."""
-    params = scope.get("path_params")
-    if not params or "route_handler" not in scope:
-        return None
-    prefix = scope["route_handler"].opt.get("workflow_id_prefix")
-    named: str | None = prefix + next(iter(params.values())) if prefix else params.get("workflow_id")
-    return str(decoded(named)) if named else None

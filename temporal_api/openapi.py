@@ -17,7 +17,9 @@ from litestar.routes import BaseRoute, HTTPRoute
 from litestar.types import ControllerRouterHandler
 
 from temporal_api import __version__
-from temporal_api.errors import PROBLEM_JSON, FieldError
+from temporal_api.errors import FieldError
+from temporal_api.owned.resource import Resource
+from temporal_api.problems import PROBLEM_JSON
 
 TITLE = "Temporal Enterprise API"
 EVENT_STREAM = "text/event-stream"
@@ -37,37 +39,39 @@ def _header(description: str, kind: OpenAPIType = OpenAPIType.STRING, *, always:
     return OpenAPIHeader(schema=Schema(type=kind), description=description, required=always)
 
 
-OPENAPI = OpenAPIConfig(
-    title=TITLE,
-    version=__version__,
-    description=(
-        "Start, watch and steer Temporal workflows over REST.\n\n"
-        "Everything under `/api/v1` needs a bearer token with the scopes of the operation. "
-        f"Every error is one body, `{PROBLEM_JSON}` (RFC 9457), whose `error` is a stable code to act on."
-    ),
-    openapi_router=_Unserved("/openapi", route_handlers=[]),
-    use_handler_docstrings=True,
-    tags=[
-        Tag("orders", "Orders: the worked business resource."),
-        Tag("workflows", "Any workflow of the namespace, for operators."),
-        Tag("codec", "Temporal's remote codec, for its UI and command line."),
-        Tag("health", "Probes."),
-    ],
-    components=Components(
-        security_schemes={"bearer": SecurityScheme(type="http", scheme="bearer", bearer_format="JWT")},
-        headers={
-            "X-Request-ID": _header("The caller's own, or a new one: names this request in the service's log."),
-            "Location": _header("The path of what was made."),
-            "Retry-After": _header("Seconds after which another try makes sense.", OpenAPIType.INTEGER),
-            "WWW-Authenticate": _header("What is wrong with the token (RFC 6750)."),
-            "ETag": _header("The state that was told; `If-None-Match` asks for another."),
-            "Preference-Applied": _header("The `Prefer` that was followed.", always=False),
-            "Idempotent-Replayed": _header(
-                "`true`: the same request came before; nothing new was started.", always=False
-            ),
-        },
-    ),
-)
+def openapi_config(resources: Iterable[Resource[Any, Any]]) -> OpenAPIConfig:
+    """What the document says beside the operations."""
+    return OpenAPIConfig(
+        title=TITLE,
+        version=__version__,
+        description=(
+            "Start, watch and steer Temporal workflows over REST.\n\n"
+            "Everything under `/api/v1` needs a bearer token with the scopes of the operation. "
+            f"Every error is one body, `{PROBLEM_JSON}` (RFC 9457), whose `error` is a stable code to act on."
+        ),
+        openapi_router=_Unserved("/openapi", route_handlers=[]),
+        use_handler_docstrings=True,
+        tags=[
+            *(Tag(resource.plural, resource.description) for resource in resources),
+            Tag("workflows", "Any workflow of the namespace, for operators."),
+            Tag("codec", "Temporal's remote codec, for its UI and command line."),
+            Tag("health", "Probes."),
+        ],
+        components=Components(
+            security_schemes={"bearer": SecurityScheme(type="http", scheme="bearer", bearer_format="JWT")},
+            headers={
+                "X-Request-ID": _header("The caller's own, or a new one: names this request in the service's log."),
+                "Location": _header("The path of what was made."),
+                "Retry-After": _header("Seconds after which another try makes sense.", OpenAPIType.INTEGER),
+                "WWW-Authenticate": _header("What is wrong with the token (RFC 6750)."),
+                "ETag": _header("The state that was told; `If-None-Match` asks for another."),
+                "Preference-Applied": _header("The `Prefer` that was followed.", always=False),
+                "Idempotent-Replayed": _header(
+                    "`true`: the same request came before; nothing new was started.", always=False
+                ),
+            },
+        ),
+    )
 
 
 def contract(app: Litestar) -> _JSON:

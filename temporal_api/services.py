@@ -1,5 +1,6 @@
 """What handlers reach: one typed bundle, and how Litestar hands it to them."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import msgspec
@@ -7,7 +8,8 @@ from litestar import Request
 from litestar.di import NamedDependency, Provide
 from litestar.params import SkipValidation
 
-from temporal_api.auth import CurrentUser, User
+from temporal_api.auth import APIRequest, CurrentUser, User
+from temporal_api.checks import HealthCheck
 from temporal_api.sealing import PageTokens
 from temporal_api.settings import Settings
 from temporal_api.temporal.client import Temporal
@@ -30,23 +32,9 @@ class Services(msgspec.Struct, frozen=True):
     endings: Endings
     waits: Waits
     page_tokens: PageTokens
-    hidden: dict[str, str]
+    health: HealthCheck
+    hidden: Mapping[str, str]
     """What the ids of a resource's workflows begin with, and the scope that sees them under /workflows too."""
-
-    @classmethod
-    def of(cls, settings: Settings, temporal: Temporal, hidden: dict[str, str]) -> "Services":
-        """Build the parts that stand on one connection to Temporal."""
-        return cls(
-            settings=settings,
-            temporal=temporal,
-            workers=Workers(temporal),
-            starts=Starts(temporal),
-            feeds=Feeds(),
-            endings=Endings(),
-            waits=Waits(settings.max_open_waits),
-            page_tokens=PageTokens(settings),
-            hidden=hidden,
-        )
 
     def workflow(self, workflow_id: str, run_id: str = "") -> Workflow:
         """A handle of any workflow. It checks no permission: handlers of `/workflows` get theirs by injection."""
@@ -63,7 +51,7 @@ def services_of(request: Request[Any, Any, Any]) -> Services:
     return services
 
 
-def provide_services(request: Request[User, Any, Any], user: CurrentUser) -> Services:
+def provide_services(request: APIRequest, user: CurrentUser) -> Services:
     """Depends on the user: no handler reaches Temporal anonymously."""
     return services_of(request)
 

@@ -9,7 +9,7 @@ import os.path
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 from urllib.parse import urlsplit
 
 import msgspec
@@ -23,6 +23,8 @@ HMAC_ALGORITHMS = ("HS256", "HS384", "HS512")
 ASYMMETRIC_ALGORITHMS = ("RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA")
 DEFAULT_ASYMMETRIC_ALGORITHMS = ("RS256", "PS256", "ES256", "EdDSA")
 
+Converted = TypeVar("Converted")
+
 Port = Annotated[int, Meta(ge=0, le=65535)]
 # As a browser sends it: no user, no path, lower case.
 Origin = Annotated[str, Meta(pattern=r"^https?://[^\s/*@?#A-Z]+$")]
@@ -30,6 +32,17 @@ Origin = Annotated[str, Meta(pattern=r"^https?://[^\s/*@?#A-Z]+$")]
 
 class SettingsError(ValueError):
     """A wrong or unsafe setting: names the variable, what is wrong and what would be right, never a secret's value."""
+
+
+class ResourceSettings(msgspec.Struct, frozen=True, rename=str.upper):
+    """The settings that every business resource has; the resource's plural stands before each name."""
+
+    task_queue: str = "temporal-product-queue"
+    execution_timeout_seconds: Annotated[int, Meta(ge=1, le=315_360_000)] = 7200
+
+
+_RESOURCE_DEFAULTS = ResourceSettings()
+_RESOURCE_VARIABLE = re.compile(r"(?P<resource>[A-Z][A-Z0-9_]*?)_(?P<name>TASK_QUEUE|EXECUTION_TIMEOUT_SECONDS)")
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True, rename=str.upper):
@@ -48,8 +61,6 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, rename=str.upper):
     allowed_origins: tuple[Origin, ...] = ()
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["json", "console"] = "json"
-    orders_task_queue: str = "temporal-product-queue"
-    orders_execution_timeout_seconds: Annotated[int, Meta(ge=1, le=315_360_000)] = 7200
     allowed_workflow_types: tuple[str, ...] = ()
     allowed_task_queues: tuple[str, ...] = ()
     payload_encryption_keys: tuple[Annotated[str, Meta(pattern=r"^[A-Za-z0-9._-]+:[A-Za-z0-9+/]{43}=$")], ...] = ()
@@ -60,6 +71,12 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, rename=str.upper):
     max_body_bytes: Annotated[int, Meta(ge=1024)] = 2 * 1024 * 1024
     temporal: dict[str, Any] = field(name="", default_factory=dict)
     """Arguments of the SDK's `Client.connect`; no environment variable has an empty name."""
+    resources: dict[str, ResourceSettings] = field(name=" ", default_factory=dict)
+    """Settings of business resources, by the resource's plural, as `ORDERS_TASK_QUEUE` is one of orders."""
+
+    def resource(self, plural: str) -> ResourceSettings:
+        """The settings of a business resource."""
+        return self.resources.get(plural, _RESOURCE_DEFAULTS)
 
     @property
     def encryption_keys(self) -> list[tuple[str, bytes]]:
@@ -72,7 +89,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, rename=str.upper):
         return "Settings(...)"
 
 
-_NAMES = {f.encode_name for f in msgspec.structs.fields(Settings) if f.encode_name}
+_NAMES = {f.encode_name for f in msgspec.structs.fields(Settings) if f.encode_name.strip()}
 _LISTS = {f.encode_name for f in msgspec.structs.fields(Settings) if isinstance(f.default, tuple)}
 # Where msgspec's own words would not tell what is right.
 _EXPECTED = {
@@ -91,7 +108,11 @@ def from_env(environ: Mapping[str, str], *, keys_needed: bool = True) -> Setting
     """
     # The SDK looks for its profile file below the home folder; a service account may have none.
     has_no_file = not environ.keys() & {"TEMPORAL_CONFIG_FILE", "HOME", "XDG_CONFIG_HOME"}
-    environ = {k: v for k, v in environ.items() if (k in _NAMES or k.startswith("TEMPORAL_")) and v.strip()}
+    environ = {
+        name: value
+        for name, value in environ.items()
+        if value.strip() and (name in _NAMES or name.startswith("TEMPORAL_") or _RESOURCE_VARIABLE.fullmatch(name))
+    }
     for name, value in environ.items():
         try:
             value.encode()
@@ -103,21 +124,35 @@ def from_env(environ: Mapping[str, str], *, keys_needed: bool = True) -> Setting
     for name in ("LOG_LEVEL", "LOG_FORMAT"):
         if name in values:
             values[name] = values[name].lower()
-    try:
-        settings = msgspec.convert(values, Settings, strict=False)
-    except msgspec.ValidationError as error:
-        problem, _, path = str(error).partition(" - at `$.")
-        name = path.rstrip("`").partition("[")[0]
-        problem = problem.replace("`int`", "a whole number").replace("`float`", "a number").replace("`str`", "text")
-        raise SettingsError(f"{name}: {_EXPECTED.get(name, problem)}") from None
     settings = msgspec.structs.replace(
-        settings, jwt_public_key=_pem(settings.jwt_public_key), temporal=_temporal(environ, disable_file=has_no_file)
+        _converted(values, Settings),
+        jwt_public_key=_pem(environ.get("JWT_PUBLIC_KEY")),
+        temporal=_temporal(environ, disable_file=has_no_file),
+        resources=_resources(environ),
     )
     if len(dict(settings.encryption_keys)) < len(settings.payload_encryption_keys):
         raise SettingsError("PAYLOAD_ENCRYPTION_KEYS: two keys have the same id; give each its own")
     if keys_needed:
         _check_jwt(settings)
     return settings
+
+
+def _converted(values: Mapping[str, Any], kind: type[Converted], prefix: str = "") -> Converted:
+    try:
+        return msgspec.convert(values, kind, strict=False)
+    except msgspec.ValidationError as error:
+        problem, _, path = str(error).partition(" - at `$.")
+        name = prefix + path.rstrip("`").partition("[")[0]
+        problem = problem.replace("`int`", "a whole number").replace("`float`", "a number").replace("`str`", "text")
+        raise SettingsError(f"{name}: {_EXPECTED.get(name, problem)}") from None
+
+
+def _resources(environ: Mapping[str, str]) -> dict[str, ResourceSettings]:
+    found: dict[str, dict[str, str]] = {}
+    for variable, value in environ.items():
+        if match := _RESOURCE_VARIABLE.fullmatch(variable):
+            found.setdefault(match["resource"], {})[match["name"]] = value
+    return {name.lower(): _converted(values, ResourceSettings, f"{name}_") for name, values in found.items()}
 
 
 def _pem(value: str | None) -> str | None:

@@ -15,7 +15,7 @@ from litestar import Request, Response
 from litestar.params import HeaderParameter
 from litestar.types import Receive, Scope, Send
 
-from temporal_api.auth import User
+from temporal_api.auth import APIRequest
 from temporal_api.errors import Problem, ShuttingDown, TooManyWaits, invalid
 from temporal_api.problems import body
 from temporal_api.record import record_of
@@ -25,6 +25,8 @@ from temporal_api.temporal.workflow import Workflow
 
 T = TypeVar("T")
 
+RETRY_AFTER_SECONDS = "2"
+"""When to ask again for what has not ended yet."""
 KEEP_ALIVE_SECONDS = 15.0
 LAST_SEND_SECONDS = 1.0
 _A_DAY = 86_400.0
@@ -43,7 +45,7 @@ LastEventId = Annotated[
 ]
 
 
-def preferred_wait(request: Request[User, Any, Any], most: float) -> float | None:
+def preferred_wait(request: APIRequest, most: float) -> float | None:
     """Seconds that the caller prefers to wait (RFC 7240), `most` at most; None without a preference."""
     found = _WAIT.search(",".join(request.headers.getall("prefer", [])))
     if found is None:
@@ -115,14 +117,14 @@ def etag(run: Run) -> str:
     return f'W/"{run.version}"'
 
 
-def is_known(request: Request[User, Any, Any], run: Run) -> bool:
+def is_known(request: APIRequest, run: Run) -> bool:
     """Whether `If-None-Match` names the run as it is: in a list, as `*`, by weak comparison (RFC 9110 13.1.2)."""
     known = ",".join(request.headers.getall("if-none-match", []))
     return known.strip() == "*" or f'"{run.version}"' in _TAG.findall(known)
 
 
 async def wait_for_change(
-    request: Request[User, Any, Any], waits: Waits, feeds: Feeds, workflow: Workflow, run: Run, seconds: float | None
+    request: APIRequest, waits: Waits, feeds: Feeds, workflow: Workflow, run: Run, seconds: float | None
 ) -> bool:
     """Wait until a run that the caller knows as it is changes, or the time is over; False when there is no wait.
 

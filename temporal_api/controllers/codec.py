@@ -3,15 +3,17 @@
 `temporal workflow show --codec-endpoint https://HOST/api/v1/codec --codec-auth "Bearer TOKEN" ...`
 """
 
-from typing import Any
+from collections.abc import Iterable
 
 import msgspec
 from litestar import Controller, post
-from litestar.datastructures import State
 from litestar.params import JSONBody
-from temporalio.api.common.v1 import Payload
+from temporalio.converter import PayloadCodec
 
-from temporal_api.errors import Problem, responses
+from temporal_api.errors import NotFound, PayloadUndecodable
+from temporal_api.problems import responses
+from temporal_api.services import CurrentServices, Services
+from temporal_api.temporal.payloads import Payload
 
 SCOPE = "codec:decode"
 
@@ -41,11 +43,11 @@ class CodecController(Controller):
         status_code=200,
         operation_id="encodePayloads",
         summary="Seal payloads",
-        responses=responses("not_found", body=True),
+        responses=responses(NotFound, body=True),
     )
-    async def encode(self, data: JSONBody[CodecPayloads], state: State) -> CodecPayloads:
+    async def encode(self, data: JSONBody[CodecPayloads], services: CurrentServices) -> CodecPayloads:
         """With the first key."""
-        return _json(await _codec(state).encode(_payloads(data)))
+        return _json(await _codec(services).encode(_payloads(data)))
 
     @post(
         "/decode",
@@ -53,17 +55,17 @@ class CodecController(Controller):
         status_code=200,
         operation_id="decodePayloads",
         summary="Open payloads",
-        responses=responses("not_found", "payload_undecodable", body=True),
+        responses=responses(NotFound, PayloadUndecodable, body=True),
     )
-    async def decode(self, data: JSONBody[CodecPayloads], state: State) -> CodecPayloads:
+    async def decode(self, data: JSONBody[CodecPayloads], services: CurrentServices) -> CodecPayloads:
         """With the key that each names; what is not sealed comes back as it is."""
-        return _json(await _codec(state).decode(_payloads(data)))
+        return _json(await _codec(services).decode(_payloads(data)))
 
 
-def _codec(state: State) -> Any:
-    codec = state.temporal.codec
+def _codec(services: Services) -> PayloadCodec:
+    codec = services.temporal.codec
     if codec is None:
-        raise Problem("not_found", "Payloads are not encrypted here: PAYLOAD_ENCRYPTION_KEYS is not set.")
+        raise NotFound("Payloads are not encrypted here: PAYLOAD_ENCRYPTION_KEYS is not set.")
     return codec
 
 
@@ -71,5 +73,5 @@ def _payloads(data: CodecPayloads) -> list[Payload]:
     return [Payload(metadata=payload.metadata, data=payload.data) for payload in data.payloads]
 
 
-def _json(payloads: list[Payload]) -> CodecPayloads:
+def _json(payloads: Iterable[Payload]) -> CodecPayloads:
     return CodecPayloads([CodecPayload(dict(payload.metadata), payload.data) for payload in payloads])

@@ -1,24 +1,17 @@
 """Health: `GET /health` for people, `/health/ready` and `/health/live` for probes. Public."""
 
-import asyncio
-import time
 from datetime import UTC, datetime
 from typing import Annotated, Any, Literal
 
 import msgspec
-from litestar import Controller, get
-from litestar.datastructures import State
+from litestar import Controller, Request, get
 from litestar.openapi.datastructures import ResponseSpec
 from litestar.openapi.spec import Example
 from msgspec import Meta
 
 from temporal_api import __version__
-from temporal_api.errors import Problem
 from temporal_api.requests import JSONResponse
-from temporal_api.temporal import Temporal
-
-CHECK_TIMEOUT_SECONDS = 2.0
-CHECK_EVERY_SECONDS = 1.0
+from temporal_api.services import services_of
 
 _SILENT = "unhealthy: no answer in time"
 
@@ -49,45 +42,6 @@ class LiveStatus(msgspec.Struct):
     status: Literal["alive"]
 
 
-class HealthCheck:
-    """Asks Temporal at most once a second, however many probes come at once."""
-
-    def __init__(self, temporal: Temporal, orders_task_queue: str) -> None:
-        self._temporal = temporal
-        self._queue = orders_task_queue
-        self._services: dict[str, str] = {}
-        self._asked_at = float("-inf")
-        self._asking: asyncio.Task[None] | None = None
-
-    async def services(self) -> dict[str, str]:
-        """State by service; `temporal` is "healthy" or says what is wrong."""
-        if self._asking is None and time.monotonic() - self._asked_at >= CHECK_EVERY_SECONDS:
-            self._asked_at = time.monotonic()
-            self._asking = asyncio.create_task(self._ask())
-        if self._asking is not None:
-            await asyncio.shield(self._asking)
-        return self._services
-
-    async def _ask(self) -> None:
-        temporal, workers = _SILENT, "unknown"
-        try:
-            async with asyncio.timeout(CHECK_TIMEOUT_SECONDS):
-                await self._temporal.check()
-                temporal = "healthy"
-                workers = "polling" if await self._temporal.workers.polled(self._queue) else "none"
-        except (TimeoutError, Problem) as error:  # a question about workers that fails is told, and no more
-            if temporal != "healthy" and isinstance(error, Problem):
-                temporal = f"unhealthy: {error.code}"
-        finally:
-            self._asking = None
-        self._services = {"temporal": temporal, "orders_workers": workers}
-
-
-async def _services(state: State) -> dict[str, str]:
-    check: HealthCheck = state.health
-    return await check.services()
-
-
 def _unavailable(answer: msgspec.Struct) -> dict[int, ResponseSpec]:
     """For OpenAPI: what a probe answers with 503."""
     return {
@@ -115,9 +69,9 @@ class HealthController(Controller):
         summary="Health in detail",
         responses=_unavailable(HealthStatus("unhealthy", _THEN, {"temporal": _SILENT}, __version__)),
     )
-    async def health(self, state: State) -> JSONResponse[HealthStatus]:
-        """Temporal is really asked. `orders_workers` tells whether a worker polls the orders queue."""
-        services = await _services(state)
+    async def health(self, request: Request[Any, Any, Any]) -> JSONResponse[HealthStatus]:
+        """Temporal is really asked. `orders_workers` tells whether a worker polls the queue of orders."""
+        services = await services_of(request).health.check()
         healthy = services["temporal"] == "healthy"
         status = HealthStatus("healthy" if healthy else "unhealthy", datetime.now(UTC), services, __version__)
         return JSONResponse(status, status_code=200 if healthy else 503)
@@ -128,11 +82,11 @@ class HealthController(Controller):
         summary="Readiness probe",
         responses=_unavailable(ReadyStatus("not_ready", f"temporal {_SILENT}")),
     )
-    async def ready(self, state: State) -> JSONResponse[ReadyStatus]:
+    async def ready(self, request: Request[Any, Any, Any]) -> JSONResponse[ReadyStatus]:
         """200 when Temporal answers and the namespace exists, and the process is not ending."""
-        if state.waits.draining.is_set():
+        if services_of(request).waits.draining.is_set():
             return JSONResponse(ReadyStatus("not_ready", "shutting down"), status_code=503)
-        temporal = (await _services(state))["temporal"]
+        temporal = (await services_of(request).health.check())["temporal"]
         if temporal == "healthy":
             return JSONResponse(ReadyStatus("ready"))
         return JSONResponse(ReadyStatus("not_ready", f"temporal {temporal}"), status_code=503)

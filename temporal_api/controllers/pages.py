@@ -2,13 +2,12 @@
 
 import functools
 import re
-from collections.abc import Callable
 from importlib.resources import files
 from typing import Annotated, Any
 
 import msgspec
 from litestar import Litestar, Request, Response, get
-from litestar.datastructures import CacheControlHeader, State
+from litestar.datastructures import CacheControlHeader
 from litestar.exceptions import InternalServerException
 from litestar.openapi.plugins import RedocRenderPlugin, SwaggerRenderPlugin
 from litestar.static_files import create_static_files_router
@@ -16,8 +15,8 @@ from litestar.types import ControllerRouterHandler
 from msgspec import Meta
 
 from temporal_api import __version__
-from temporal_api.errors import on_no_file
 from temporal_api.openapi import TITLE, contract
+from temporal_api.problems import on_no_file
 
 # The pages run the bundled scripts; these may ask this service and nobody else, and no other page may frame them.
 _CONTENT_SECURITY_POLICY = (
@@ -67,22 +66,40 @@ def root() -> Welcome:
 
 
 @get("/openapi.json", include_in_schema=False, sync_to_thread=False)
-def openapi_json(request: Request[Any, Any, Any], state: State) -> Response[bytes]:
+def openapi_json(request: Request[Any, Any, Any]) -> Response[bytes]:
     """The contract as an OpenAPI 3.1 document."""
-    document = _once(state, "openapi.json", lambda: msgspec.json.encode(_contract(request.app)))
-    return Response(document, media_type="application/json")
+    return Response(_documents(request.app).json, media_type="application/json")
 
 
 @get("/docs", include_in_schema=False, sync_to_thread=False)
-def swagger(request: Request[Any, Any, Any], state: State) -> Response[bytes]:
+def swagger(request: Request[Any, Any, Any]) -> Response[bytes]:
     """Swagger UI."""
-    return _page(_once(state, "docs", lambda: _SWAGGER.render(request, _contract(request.app))))
+    documents = _documents(request.app)
+    documents.swagger = documents.swagger or _SWAGGER.render(request, documents.contract)
+    return _page(documents.swagger)
 
 
 @get("/redoc", include_in_schema=False, sync_to_thread=False)
-def redoc(request: Request[Any, Any, Any], state: State) -> Response[bytes]:
+def redoc(request: Request[Any, Any, Any]) -> Response[bytes]:
     """ReDoc."""
-    return _page(_once(state, "redoc", lambda: _REDOC.render(request, _contract(request.app))))
+    documents = _documents(request.app)
+    documents.redoc = documents.redoc or _REDOC.render(request, documents.contract)
+    return _page(documents.redoc)
+
+
+class _Documents:
+    """The contract and its pages; an app's contract never changes."""
+
+    def __init__(self, app: Litestar) -> None:
+        self.contract = contract(app)
+        self.json = msgspec.json.encode(self.contract)
+        self.swagger = b""
+        self.redoc = b""
+
+
+@functools.lru_cache(maxsize=1)
+def _documents(app: Litestar) -> _Documents:
+    return _Documents(app)
 
 
 @get("/docs/redoc.js", include_in_schema=False, sync_to_thread=False, cache_control=_A_DAY)
@@ -99,18 +116,6 @@ def _redoc_script() -> bytes:
 
 def _page(html: bytes) -> Response[bytes]:
     return Response(html, media_type="text/html", headers={"Content-Security-Policy": _CONTENT_SECURITY_POLICY})
-
-
-def _contract(app: Litestar) -> dict[str, Any]:
-    document: dict[str, Any] = _once(app.state, "contract", lambda: contract(app))
-    return document
-
-
-def _once(state: State, name: str, make: Callable[[], Any]) -> Any:
-    """Make a page when it is first asked for, and keep it: an app's contract never changes."""
-    if name not in state:
-        state[name] = make()
-    return state[name]
 
 
 HANDLERS: list[ControllerRouterHandler] = [root, openapi_json, swagger, redoc, redoc_script, *ASSETS]

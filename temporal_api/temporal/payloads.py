@@ -10,6 +10,8 @@ from temporalio.api.common.v1 import Payload
 from temporal_api.encryption import EncryptionCodec
 from temporal_api.settings import Settings
 
+__all__ = ["DATA_CONVERTER", "Payload", "PayloadConverter", "data_converter", "raw_json", "typed_payload"]
+
 # Prices stay JSON numbers with all their digits, in Temporal as in HTTP.
 _ENCODER = msgspec.json.Encoder(decimal_format="number")
 JSON_METADATA = {"encoding": b"json/plain"}

@@ -4,12 +4,13 @@ import logging
 import time
 import uuid
 from collections.abc import Iterable, Mapping
-from datetime import timedelta
 
 import msgspec
-from temporalio.api.common.v1 import WorkflowType
+from temporalio.api.common.v1 import Payload, WorkflowType
+from temporalio.api.enums.v1 import WorkflowIdConflictPolicy, WorkflowIdReusePolicy
 from temporalio.api.taskqueue.v1 import TaskQueue
 from temporalio.api.workflowservice.v1 import SignalWithStartWorkflowExecutionRequest, StartWorkflowExecutionRequest
+from temporalio.common import RetryPolicy
 
 from temporal_api.errors import SearchAttributeUnknown
 from temporal_api.temporal.client import Temporal
@@ -22,6 +23,7 @@ UNINDEXED_SECONDS = 300
 """How long a start goes without search attributes that the namespace was found not to have."""
 
 NO_ATTRIBUTES: Mapping[str, str] = {}
+NO_PAYLOADS: Mapping[str, Payload] = {}
 
 
 class Started(msgspec.Struct, frozen=True):
@@ -46,9 +48,16 @@ class Starts:
         task_queue: str,
         args: Iterable[object],
         memo: Mapping[str, object],
-        execution_timeout_seconds: float | None,
+        execution_timeout_seconds: float | None = None,
+        run_timeout_seconds: float | None = None,
+        task_timeout_seconds: float | None = None,
+        start_delay_seconds: float | None = None,
+        retry_policy: RetryPolicy | None = None,
+        id_reuse_policy: str | None = None,
+        id_conflict_policy: str | None = None,
+        search_attributes: Mapping[str, Payload] = NO_PAYLOADS,
     ) -> StartWorkflowExecutionRequest:
-        """A start as Temporal is asked for it, for the caller to add to."""
+        """A start as Temporal is asked for it. The id policies are Temporal's names without their prefix."""
         temporal = self._temporal
         request = StartWorkflowExecutionRequest(
             namespace=temporal.namespace,
@@ -61,8 +70,25 @@ class Starts:
             request_id=str(uuid.uuid4()),
             memo=await temporal.encode_memo(memo) if memo else None,
         )
-        if execution_timeout_seconds is not None:
-            request.workflow_execution_timeout.FromTimedelta(timedelta(seconds=execution_timeout_seconds))
+        for duration, seconds in (
+            (request.workflow_execution_timeout, execution_timeout_seconds),
+            (request.workflow_run_timeout, run_timeout_seconds),
+            (request.workflow_task_timeout, task_timeout_seconds),
+            (request.workflow_start_delay, start_delay_seconds),
+        ):
+            if seconds is not None:
+                duration.FromNanoseconds(round(seconds * 1e9))
+        if retry_policy is not None:
+            retry_policy.apply_to_proto(request.retry_policy)
+        if id_reuse_policy is not None:
+            request.workflow_id_reuse_policy = WorkflowIdReusePolicy.Value(
+                f"WORKFLOW_ID_REUSE_POLICY_{id_reuse_policy}"
+            )
+        if id_conflict_policy is not None:
+            conflict = f"WORKFLOW_ID_CONFLICT_POLICY_{id_conflict_policy}"
+            request.workflow_id_conflict_policy = WorkflowIdConflictPolicy.Value(conflict)
+        for name, payload in search_attributes.items():
+            request.search_attributes.indexed_fields[name].CopyFrom(payload)
         return request
 
     async def start(

@@ -3,17 +3,15 @@
 from typing import Annotated
 from urllib.parse import quote
 
-from litestar.datastructures import State
 from litestar.di import NamedDependency, Provide
 from litestar.params import PathParameter, QueryParameter, SkipValidation
 from msgspec import Meta, Raw, UnsetType
 
-from temporal_api.auth import CurrentUser, User
-from temporal_api.errors import Problem, invalid
+from temporal_api.auth import APIRequest
+from temporal_api.errors import WorkflowNotFound, invalid
+from temporal_api.record import record_of
+from temporal_api.services import CurrentServices
 from temporal_api.temporal.workflow import Workflow
-
-RESERVED: dict[str, str] = {}
-"""What the ids of a resource's workflows begin with, and the scope that sees them under /workflows too."""
 
 NonEmpty = Annotated[str, Meta(min_length=1, max_length=1000)]
 PathId = Annotated[
@@ -45,17 +43,15 @@ def arguments(names: tuple[str, str], one: Argument, many: Arguments) -> list[Ra
     return [] if isinstance(one, UnsetType) else [one]
 
 
-def hidden_prefixes(user: User) -> tuple[str, ...]:
-    """What a resource's workflows begin with is not for everyone who may read workflows."""
-    return tuple(prefix for prefix, scope in RESERVED.items() if scope not in user.scopes)
+def provide_workflow(
+    request: APIRequest, services: CurrentServices, workflow_id: PathId, run_id: RunId = ""
+) -> Workflow:
+    """The workflow that the path names. Hide workflows that the caller may not see: answer 404."""
+    record_of(request.scope).workflow_id = workflow_id
+    if workflow_id.startswith(services.hidden_from(request.user)):
+        raise WorkflowNotFound(f"There is no workflow {workflow_id!r}.", workflow_id=workflow_id)
+    return services.workflow(workflow_id, run_id)
 
 
-def provide_workflow(user: CurrentUser, state: State, workflow_id: PathId, run_id: RunId = "") -> Workflow:
-    """The workflow that the path names; for who may not see it, it does not exist."""
-    if workflow_id.startswith(hidden_prefixes(user)):
-        raise Problem("workflow_not_found", f"There is no workflow {workflow_id!r}.", workflow_id=workflow_id)
-    return Workflow(state.temporal, workflow_id, run_id)
-
-
-NamedWorkflow = NamedDependency[SkipValidation[Workflow]]
+PathWorkflow = NamedDependency[SkipValidation[Workflow]]
 WORKFLOW = Provide(provide_workflow, sync_to_thread=False)

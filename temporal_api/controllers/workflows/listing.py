@@ -5,23 +5,23 @@ is ignored gives the wrong workflows.
 """
 
 from collections.abc import Iterable
-from datetime import UTC, datetime
-from typing import Annotated, Any, Literal
+from datetime import datetime
+from typing import Annotated, Literal
 
 import msgspec
-from litestar import Controller, Request, get
-from litestar.datastructures import State
+from litestar import Controller, get
 from litestar.di import NamedDependency, Provide
 from litestar.params import QueryParameter, SkipValidation
 from msgspec import Meta, Raw
-from temporalio.api.workflow.v1 import WorkflowExecutionInfo
 
-from temporal_api.auth import CurrentUser, User
-from temporal_api.controllers.workflows.addressing import hidden_prefixes
-from temporal_api.errors import FieldError, Problem, invalid, responses
+from temporal_api.auth import APIRequest, User
+from temporal_api.errors import FieldError, InsufficientScope, InvalidPageToken, InvalidQuery, ValidationError, invalid
+from temporal_api.problems import responses
 from temporal_api.requests import JSONResponse
-from temporal_api.temporal import STATUS, TemporalClient, is_open, raw_json, seconds_between
-from temporal_api.temporal.visibility import Filters, Status, compiled, counted, listed, parse_time
+from temporal_api.services import CurrentServices, Services
+from temporal_api.temporal.payloads import raw_json
+from temporal_api.temporal.run import Run
+from temporal_api.temporal.visibility import Filters, Status, compile_query, count_by_status, list_runs, parse_time
 
 _Time = Annotated[datetime, Meta(tz=True)]
 _Consistency = Annotated[
@@ -152,33 +152,39 @@ _REPEATABLE = ("status", "search_attribute")
 _PAGING = ("page_size", "page_token")
 
 
-def _check_parameters(request: Request[User, Any, Any], known: Iterable[str]) -> None:
+def _check_parameters(request: APIRequest, known: Iterable[str]) -> None:
     sent = [name for name, _ in request.query_params.multi_items()]
     if unknown := sorted(set(sent).difference(known))[:10]:
         message = f"There is no such parameter; there are {', '.join(sorted(known))}"
         errors = [FieldError(name, message) for name in unknown]
-        raise Problem("validation_error", f"{', '.join(unknown)}: {message}", errors=errors)
+        raise ValidationError(f"{', '.join(unknown)}: {message}", errors=errors)
     for name in set(sent).difference(_REPEATABLE):
         if sent.count(name) > 1:
             raise invalid(name, "Expected it once")
 
 
-def _summary(run: WorkflowExecutionInfo) -> WorkflowSummary:
-    closed = not is_open(run) and run.HasField("close_time")
+async def _compile(services: Services, user: User, filters: Filters) -> str:
+    hidden = services.hidden_from(user)
+    if filters.query is not None and hidden:
+        scopes = sorted(services.hidden[prefix] for prefix in hidden)
+        message = f"A query of your own may find any workflow: the token needs the scope {' and '.join(scopes)}."
+        raise InsufficientScope(message, " ".join(scopes))
+    return await compile_query(services.temporal, filters, without_prefixes=hidden)
+
+
+def _summary(run: Run) -> WorkflowSummary:
     return WorkflowSummary(
-        workflow_id=run.execution.workflow_id,
-        run_id=run.execution.run_id,
-        workflow_type=run.type.name,
+        workflow_id=run.workflow_id,
+        run_id=run.run_id,
+        workflow_type=run.workflow_type,
         task_queue=run.task_queue,
-        status=STATUS[run.status],
-        parent_workflow_id=run.parent_execution.workflow_id or None,
-        search_attributes={
-            name: raw_json(payload) for name, payload in sorted(run.search_attributes.indexed_fields.items())
-        },
-        start_time=run.start_time.ToDatetime(tzinfo=UTC),
-        close_time=run.close_time.ToDatetime(tzinfo=UTC) if closed else None,
-        execution_time_seconds=seconds_between(run.start_time, run.close_time) if closed else None,
-        history_length=run.history_length if closed else None,
+        status=run.status,
+        parent_workflow_id=run.parent_workflow_id,
+        search_attributes={name: raw_json(payload) for name, payload in sorted(run.search_attributes.items())},
+        start_time=run.start_time,
+        close_time=run.close_time,
+        execution_time_seconds=run.execution_time_seconds,
+        history_length=run.history_length if run.close_time else None,
     )
 
 
@@ -193,14 +199,12 @@ class WorkflowListController(Controller):
         scope=("workflows:read", "workflows:admin"),
         operation_id="listWorkflows",
         summary="List workflows",
-        responses=responses("invalid_query", "invalid_page_token"),
+        responses=responses(InvalidQuery, InvalidPageToken),
     )
     async def list_workflows(
         self,
-        request: Request[User, Any, Any],
-        state: State,
-        user: CurrentUser,
-        temporal: TemporalClient,
+        request: APIRequest,
+        services: CurrentServices,
         filters: NamedDependency[SkipValidation[Filters]],
         page_size: Annotated[int, QueryParameter(ge=1, le=1000, description="Runs a page, at most.")] = 100,
         page_token: Annotated[
@@ -213,29 +217,24 @@ class WorkflowListController(Controller):
         Without the scope `orders:admin` the workflows of orders are left out.
         """
         _check_parameters(request, {*_FILTERS, *_PAGING})
-        query = await compiled(temporal, filters, without_prefixes=hidden_prefixes(user))
+        query = await _compile(services, request.user, filters)
         bound = ("workflows", query)
-        page = await listed(temporal, query, page_size, state.page_tokens.unseal(page_token, *bound))
-        return JSONResponse(
-            WorkflowListResponse(
-                [_summary(run) for run in page.executions],
-                state.page_tokens.seal(page.next_page_token, *bound),
-                "eventual",
-            )
-        )
+        token = services.page_tokens.unseal(page_token, *bound)
+        runs, next_token = await list_runs(services.temporal, query, page_size, token)
+        items = [_summary(run) for run in runs]
+        return JSONResponse(WorkflowListResponse(items, services.page_tokens.seal(next_token, *bound), "eventual"))
 
     @get(
         "/workflow-count",
         scope=("workflows:read", "workflows:admin"),
         operation_id="countWorkflows",
         summary="Count workflows by status",
-        responses=responses("invalid_query"),
+        responses=responses(InvalidQuery),
     )
     async def count_workflows(
         self,
-        request: Request[User, Any, Any],
-        user: CurrentUser,
-        temporal: TemporalClient,
+        request: APIRequest,
+        services: CurrentServices,
         filters: NamedDependency[SkipValidation[Filters]],
     ) -> JSONResponse[WorkflowCountResponse]:
         """How many workflows meet the filters.
@@ -244,5 +243,5 @@ class WorkflowListController(Controller):
         `orders:admin` the workflows of orders are not counted.
         """
         _check_parameters(request, _FILTERS)
-        groups = await counted(temporal, await compiled(temporal, filters, without_prefixes=hidden_prefixes(user)))
+        groups = await count_by_status(services.temporal, await _compile(services, request.user, filters))
         return JSONResponse(WorkflowCountResponse(sum(groups.values()), groups, "eventual"))

@@ -1,41 +1,54 @@
-"""Workflows: any workflow of the namespace over HTTP, for operators.
+"""Send messages to a workflow: signals, queries and updates.
 
-JSON passes through untouched: what the caller sent as an argument is, byte for byte, the payload's data, and a
+JSON passes through untouched: what the caller sends as an argument is, byte for byte, the payload's data, and a
 result's bytes are the answer's.
 """
 
-from datetime import UTC, datetime
-from typing import Annotated, Any
+import asyncio
+import uuid
+from typing import Annotated, Any, Literal
 
 import msgspec
-from litestar import Controller, Request, get, post
-from litestar.datastructures import State
-from litestar.params import HeaderParameter, JSONBody
+from litestar import Controller, get, post
+from litestar.datastructures import ResponseHeader
+from litestar.openapi.datastructures import ResponseSpec
+from litestar.params import HeaderParameter, JSONBody, PathParameter
 from msgspec import UNSET, Meta, Raw, UnsetType
-from temporalio.api.enums.v1 import PendingActivityState
 
-from temporal_api.auth import CurrentUser, User
+from temporal_api.auth import APIRequest
 from temporal_api.controllers.workflows.addressing import (
     WORKFLOW,
     Argument,
     Arguments,
-    NamedWorkflow,
     NonEmpty,
+    PathWorkflow,
     arguments,
+    location,
 )
-from temporal_api.errors import Problem, responses
+from temporal_api.errors import (
+    InsufficientScope,
+    NoWorker,
+    QueryFailed,
+    TooManyWaits,
+    UpdateNotFound,
+    UpdateRejected,
+    WorkflowCompleted,
+    WorkflowNotFound,
+    WorkflowTaskFailing,
+    invalid,
+)
 from temporal_api.idempotency import check_key, derived_id
-from temporal_api.requests import NOT_MODIFIED, JSONResponse, unchanged
-from temporal_api.temporal import STATUS, FailureInfo, is_open, seconds_between
-from temporal_api.waiting import IfNoneMatch, Prefer, applied, awaited, etag, is_known, preferred_wait
+from temporal_api.problems import responses
+from temporal_api.requests import JSONResponse
+from temporal_api.services import CurrentServices
+from temporal_api.temporal import updates
+from temporal_api.temporal.updates import Update
+from temporal_api.waiting import RETRY_AFTER_SECONDS, Prefer, preference_applied, preferred_wait
 
 # Fields of answers, with the examples that the documentation shows.
-_Id = Annotated[str, Meta(examples=["invoice-2041"])]
-_Run = Annotated[str, Meta(examples=["019ab3c4-7d1e-7f3a-8b55-0c2d4e6f8a10"])]
-_Status = Annotated[str, Meta(description="Temporal's name of it, such as RUNNING or COMPLETED.", examples=["RUNNING"])]
-_Result = Annotated[Raw, Meta(description="What it gave back: any JSON; null while it runs.", examples=[None])]
-_Time = Annotated[datetime, Meta(tz=True)]
-
+_WorkflowId = Annotated[str, Meta(examples=["invoice-2041"])]
+_RunId = Annotated[str, Meta(examples=["019ab3c4-7d1e-7f3a-8b55-0c2d4e6f8a10"])]
+_UpdateId = Annotated[str, Meta(examples=["add-line-7"])]
 
 SignalKey = Annotated[
     str | None,
@@ -45,36 +58,6 @@ SignalKey = Annotated[
         "are sent again; a run that comes from a reset may get one more. 1 to 255 visible ASCII characters.",
     ),
 ]
-
-
-class PendingActivity(msgspec.Struct):
-    """An activity that is scheduled, running or waiting to be tried again. `state` in Temporal's words."""
-
-    activity_id: Annotated[str, Meta(examples=["1"])]
-    activity_type: Annotated[str, Meta(examples=["render_pdf"])]
-    state: Annotated[str, Meta(examples=["STARTED"])]
-    attempt: Annotated[int, Meta(examples=[1])]
-    last_failure: Annotated[FailureInfo | None, Meta(examples=[None])]
-
-
-class WorkflowStatusResponse(msgspec.Struct):
-    """A run as Temporal has it now. `status` in Temporal's words; `execution_time_seconds` is null while it runs."""
-
-    workflow_id: _Id
-    run_id: _Run
-    workflow_type: Annotated[str, Meta(examples=["send_invoice"])]
-    task_queue: Annotated[str, Meta(examples=["invoices"])]
-    status: _Status
-    result: _Result
-    failure: Annotated[FailureInfo | None, Meta(examples=[None])]
-    history_length: Annotated[int, Meta(examples=[5])]
-    start_time: Annotated[_Time, Meta(examples=["2026-01-31T12:00:00.123456Z"])]
-    close_time: Annotated[_Time | None, Meta(examples=[None])]
-    execution_time_seconds: Annotated[float | None, Meta(examples=[None])]
-    parent_workflow_id: Annotated[str | None, Meta(description="Whose child it is.", examples=[None])]
-    memo: Annotated[dict[str, Raw], Meta(examples=[{"note": "by hand"}])]
-    search_attributes: Annotated[dict[str, Raw], Meta(examples=[{"CustomerId": "cust_123"}])]
-    pending_activities: list[PendingActivity]
 
 
 class SignalRequest(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
@@ -88,7 +71,7 @@ class SignalRequest(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
 class SignalResponse(msgspec.Struct):
     """The signal that was accepted."""
 
-    workflow_id: _Id
+    workflow_id: _WorkflowId
     signal_name: Annotated[str, Meta(examples=["approve"])]
 
 
@@ -111,69 +94,57 @@ def _query_arguments(args: Argument) -> list[Raw]:
     return msgspec.json.decode(args, type=list[Raw]) if bytes(args).startswith(b"[") else [args]
 
 
-class WorkflowController(Controller):
-    """Watch workflows and send them messages."""
+UpdateKey = Annotated[
+    str | None,
+    HeaderParameter(
+        name="Idempotency-Key",
+        description="Serves as `update_id`: the same one again gives the first outcome, whatever else the body says, "
+        "also after the workflow has closed. 1 to 255 visible ASCII characters.",
+    ),
+]
+PathUpdateId = Annotated[
+    str, PathParameter(description="The update's id. In the URL it is percent-encoded: a slash is %2F.")
+]
+
+
+class UpdateRequest(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
+    """An update. `update_input` is one argument; `update_args` is the argument list; neither: no argument."""
+
+    update_name: Annotated[NonEmpty, Meta(examples=["add_line"])]
+    update_input: Annotated[Argument, Meta(description="Any JSON.", examples=[{"sku": "MUG-1"}])] = UNSET
+    update_args: Arguments = UNSET
+    update_id: Annotated[NonEmpty | None, Meta(examples=["add-line-7"])] = None
+
+
+class UpdateResponse(msgspec.Struct):
+    """An update that was done, and what its handler gave back."""
+
+    workflow_id: _WorkflowId
+    run_id: _RunId
+    update_id: _UpdateId
+    result: Annotated[Raw, Meta(description="Any JSON.", examples=[{"lines": 3}])]
+
+
+class UpdatePendingResponse(msgspec.Struct):
+    """An update that a worker has accepted, and that goes on: ask at `Location` after `Retry-After` seconds."""
+
+    workflow_id: _WorkflowId
+    run_id: _RunId
+    update_id: _UpdateId
+    status: Annotated[Literal["ACCEPTED"], Meta(examples=["ACCEPTED"])]
+
+
+_PENDING: dict[int, ResponseSpec] = {
+    202: ResponseSpec(UpdatePendingResponse, description="Accepted, not done yet.", generate_examples=False)
+}
+
+
+class WorkflowMessageController(Controller):
+    """Send messages to workflows."""
 
     path = "/workflows"
     tags = ["workflows"]  # noqa: RUF012 - Litestar's way
     dependencies = {"workflow": WORKFLOW}  # noqa: RUF012 - likewise
-
-    @get(
-        "/{workflow_id:str}",
-        scope=("workflows:read", "workflows:admin"),
-        operation_id="getWorkflow",
-        summary="A workflow as it is now",
-        responses={304: NOT_MODIFIED, **responses("workflow_not_found", "too_many_waits")},
-    )
-    async def get_workflow(
-        self,
-        request: Request[User, Any, Any],
-        workflow: NamedWorkflow,
-        state: State,
-        if_none_match: IfNoneMatch = None,
-        prefer: Prefer = None,
-    ) -> JSONResponse[WorkflowStatusResponse]:
-        """Status, and the result or the failure once it is closed. A run that failed is a 200 that says so.
-
-        With `If-None-Match` it is a 304 while nothing changed; with `Prefer: wait` too, it answers when something does.
-        """
-        seconds = preferred_wait(request, state.settings.max_wait_seconds) if if_none_match else 0
-        found = await workflow.describe()
-        if await awaited(request, found.workflow_execution_info, seconds):
-            found = await workflow.describe()
-        run = found.workflow_execution_info
-        headers = {"ETag": etag(run), **applied(seconds)}
-        if if_none_match and is_known(request, run):
-            return unchanged(headers)
-        temporal, closed = workflow.temporal, not is_open(run)
-        end = await state.endings.end(workflow.id, run.execution.run_id) if closed else None
-        status = WorkflowStatusResponse(
-            workflow_id=workflow.id,
-            run_id=run.execution.run_id,
-            workflow_type=run.type.name,
-            task_queue=run.task_queue,
-            status=STATUS[run.status],
-            result=end.result if end else Raw(b"null"),
-            failure=end.failure if end else None,
-            history_length=run.history_length,
-            start_time=run.start_time.ToDatetime(tzinfo=UTC),
-            close_time=run.close_time.ToDatetime(tzinfo=UTC) if closed else None,
-            execution_time_seconds=seconds_between(run.start_time, run.close_time) if closed else None,
-            parent_workflow_id=run.parent_execution.workflow_id or None,
-            memo=await temporal.values(run.memo.fields),
-            search_attributes=await temporal.values(run.search_attributes.indexed_fields),
-            pending_activities=[
-                PendingActivity(
-                    activity.activity_id,
-                    activity.activity_type.name,
-                    PendingActivityState.Name(activity.state).removeprefix("PENDING_ACTIVITY_STATE_"),
-                    activity.attempt,
-                    await temporal.failure(activity.last_failure) if activity.HasField("last_failure") else None,
-                )
-                for activity in found.pending_activities
-            ],
-        )
-        return JSONResponse(status, headers=headers)
 
     @post(
         "/{workflow_id:str}/signal",
@@ -181,19 +152,19 @@ class WorkflowController(Controller):
         status_code=202,
         operation_id="signalWorkflow",
         summary="Send a signal",
-        responses=responses("workflow_not_found", "workflow_completed", body=True),
+        responses=responses(WorkflowNotFound, WorkflowCompleted, body=True),
     )
     async def signal_workflow(
         self,
-        workflow: NamedWorkflow,
+        workflow: PathWorkflow,
         data: JSONBody[SignalRequest],
-        user: CurrentUser,
+        request: APIRequest,
         idempotency_key: SignalKey = None,
     ) -> SignalResponse:
         """Accepted (202): Temporal keeps it until a worker handles it."""
         args = arguments(("signal_input", "signal_args"), data.signal_input, data.signal_args)
         key = check_key(idempotency_key)
-        await workflow.signal(data.signal_name, args, derived_id("signals", user, key) if key else None)
+        await workflow.signal(data.signal_name, args, derived_id("signals", request.user, key) if key else None)
         return SignalResponse(workflow.id, data.signal_name)
 
     @post(
@@ -202,17 +173,116 @@ class WorkflowController(Controller):
         status_code=200,
         operation_id="queryWorkflow",
         summary="Ask a workflow",
-        responses=responses(
-            "workflow_not_found", "workflow_completed", "query_failed", "no_worker", "workflow_task_failing", body=True
-        ),
+        responses=responses(WorkflowNotFound, WorkflowCompleted, QueryFailed, NoWorker, WorkflowTaskFailing, body=True),
     )
     async def query_workflow(
-        self, workflow: NamedWorkflow, data: JSONBody[QueryRequest], user: CurrentUser
+        self, workflow: PathWorkflow, data: JSONBody[QueryRequest], request: APIRequest
     ) -> QueryResponse:
         """Its worker answers; names that begin with `__` need the scope `workflows:admin`."""
-        if data.query_name.startswith("__") and "workflows:admin" not in user.scopes:
-            needed = "workflows:admin"
-            challenge = f'Bearer realm="temporal_api", error="insufficient_scope", scope="{needed}"'
-            message = f"Queries that begin with __ need the scope {needed}."
-            raise Problem("insufficient_scope", message, {"WWW-Authenticate": challenge})
+        if data.query_name.startswith("__") and "workflows:admin" not in request.user.scopes:
+            message = "Queries that begin with __ need the scope workflows:admin."
+            raise InsufficientScope(message, "workflows:admin")
         return QueryResponse(await workflow.query(data.query_name, _query_arguments(data.query_args)))
+
+    @post(
+        "/{workflow_id:str}/update",
+        scope=("workflows:write", "workflows:admin"),
+        status_code=200,
+        operation_id="updateWorkflow",
+        summary="Send an update",
+        response_headers=[
+            ResponseHeader("Location", description="Where its outcome is (with 202).", documentation_only=True)
+        ],
+        responses={
+            **_PENDING,
+            **responses(
+                WorkflowNotFound,
+                WorkflowCompleted,
+                UpdateRejected,
+                NoWorker,
+                WorkflowTaskFailing,
+                body=True,
+            ),
+        },
+    )
+    async def update_workflow(
+        self,
+        request: APIRequest,
+        workflow: PathWorkflow,
+        data: JSONBody[UpdateRequest],
+        services: CurrentServices,
+        idempotency_key: UpdateKey = None,
+        prefer: Prefer = None,
+    ) -> JSONResponse[UpdateResponse]:
+        """The outcome once it is done within the wait (without `Prefer`, that of any call), else 202 and a `Location`.
+
+        202 means that a worker has accepted it, so that it will not be lost. Refused, or failed: 422.
+        """
+        args = arguments(("update_input", "update_args"), data.update_input, data.update_args)
+        update_id = _update_id(data, check_key(idempotency_key))
+        settings, waits = services.settings, services.waits
+        preferred = preferred_wait(request, settings.max_wait_seconds)
+        now = asyncio.get_running_loop().time
+        until = now() + (settings.rpc_timeout_seconds if preferred is None else preferred)
+        update = await updates.send(workflow, update_id, data.update_name, args)
+        if update.result is None:
+            preferred = None if waits.full else preferred
+            left = max(0, until - now())
+            done = await waits.within(request, left, lambda: updates.wait(workflow, update), already_done=True)
+            update = done or update
+        return _answer(update, preferred)
+
+    @get(
+        "/{workflow_id:str}/updates/{update_id:str}",
+        scope=("workflows:read", "workflows:admin"),
+        operation_id="getWorkflowUpdate",
+        summary="An update's outcome",
+        responses={
+            **_PENDING,
+            **responses(
+                WorkflowNotFound,
+                UpdateNotFound,
+                UpdateRejected,
+                NoWorker,
+                WorkflowTaskFailing,
+                TooManyWaits,
+            ),
+        },
+    )
+    async def get_update(
+        self,
+        request: APIRequest,
+        workflow: PathWorkflow,
+        update_id: PathUpdateId,
+        services: CurrentServices,
+        prefer: Prefer = None,
+    ) -> JSONResponse[UpdateResponse]:
+        """Kept as long as the run is, also after its end; but a refusal is told once and not kept."""
+        seconds = preferred_wait(request, services.settings.max_wait_seconds)
+        update = await updates.find(workflow, update_id)
+        if update.result is None:
+            done = await services.waits.within(request, seconds, lambda: updates.wait(workflow, update))
+            update = done or update
+        return _answer(update, seconds)
+
+
+def _update_id(data: UpdateRequest, key: str | None) -> str:
+    if key and data.update_id:
+        raise invalid("update_id", "Send update_id or Idempotency-Key, not both")
+    update_id = key or data.update_id or str(uuid.uuid4())
+    if update_id in (".", ".."):
+        raise invalid("Idempotency-Key" if key else "update_id", "Expected an id that a URL can carry: not . or ..")
+    return update_id
+
+
+def _answer(update: Update, waited: float | None) -> JSONResponse[UpdateResponse]:
+    headers = preference_applied(waited)
+    if update.result is not None:
+        return JSONResponse(
+            UpdateResponse(update.workflow_id, update.run_id, update.update_id, update.result), headers=headers
+        )
+    # Pinned: an update is of one run, and the next one, after a continue-as-new, does not know it.
+    headers["Location"] = f"{location(update.workflow_id, 'updates', update.update_id)}?run_id={update.run_id}"
+    headers["Retry-After"] = RETRY_AFTER_SECONDS
+    pending: Any = UpdatePendingResponse(update.workflow_id, update.run_id, update.update_id, "ACCEPTED")
+    return JSONResponse(pending, status_code=202, headers=headers)

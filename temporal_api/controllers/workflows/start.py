@@ -1,35 +1,44 @@
 """Starting workflows: every option of Temporal's start, a signal in the same call, an idempotency key, a wait."""
 
 import uuid
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Annotated, Any, Literal
 
 import msgspec
-from litestar import Controller, Request, post
-from litestar.datastructures import ResponseHeader, State
+import temporalio.common
+from litestar import Controller, post
+from litestar.datastructures import ResponseHeader
 from litestar.openapi.datastructures import ResponseSpec
 from litestar.params import JSONBody
 from msgspec import UNSET, Meta, Raw
-from temporalio.api.enums.v1 import WorkflowIdConflictPolicy, WorkflowIdReusePolicy
-from temporalio.api.workflowservice.v1 import StartWorkflowExecutionRequest
 
 from temporal_api import idempotency
-from temporal_api.auth import CurrentUser, User
-from temporal_api.controllers.workflows.addressing import (
-    Argument,
-    Arguments,
-    NonEmpty,
-    arguments,
-    hidden_prefixes,
-    location,
+from temporal_api.auth import APIRequest, User
+from temporal_api.controllers.workflows.addressing import Argument, Arguments, NonEmpty, arguments, location
+from temporal_api.errors import (
+    IdempotencyKeyReused,
+    NotAllowed,
+    NoWorker,
+    Problem,
+    ReservedId,
+    UpdateRejected,
+    WorkflowAlreadyExists,
+    WorkflowStartError,
+    WorkflowTaskFailing,
+    invalid,
 )
-from temporal_api.controllers.workflows.history import RETRY_AFTER_SECONDS
-from temporal_api.errors import Problem, invalid, responses
 from temporal_api.idempotency import REPLAYED, IdempotencyKey, check_key, check_same, derived_id, fingerprint
+from temporal_api.problems import responses
+from temporal_api.record import record_of
 from temporal_api.requests import JSONResponse
-from temporal_api.temporal import FailureInfo, Started, TemporalClient, is_open, updates
+from temporal_api.services import CurrentServices, Services
+from temporal_api.settings import Settings
+from temporal_api.temporal import updates
+from temporal_api.temporal.endings import Ending
+from temporal_api.temporal.failures import FailureInfo
 from temporal_api.temporal.payloads import typed_payload
-from temporal_api.waiting import Prefer, applied, preferred_wait
+from temporal_api.temporal.starts import Started
+from temporal_api.waiting import RETRY_AFTER_SECONDS, Prefer, preference_applied, preferred_wait
 
 OWN_MEMO = "temporal_api."
 Duration = Annotated[float, Meta(ge=0.001, le=315_360_000, description="Seconds.")]
@@ -38,13 +47,24 @@ ConflictPolicy = Literal["FAIL", "USE_EXISTING", "TERMINATE_EXISTING"]
 
 
 class RetryPolicy(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
-    """How often a run that failed is tried again (Temporal's retry policy); `maximum_attempts` 0: without end."""
+    """How a failed run is retried (Temporal's retry policy). `maximum_attempts` 0 means without end."""
 
     initial_interval_seconds: Duration = 1
     backoff_coefficient: Annotated[float, Meta(ge=1, le=100)] = 2
     maximum_interval_seconds: Duration | None = None
     maximum_attempts: Annotated[int, Meta(ge=0, le=1_000_000)] = 0
     non_retryable_error_types: list[str] = []
+
+    def for_temporal(self) -> temporalio.common.RetryPolicy:
+        """The SDK's own form of it."""
+        longest = self.maximum_interval_seconds
+        return temporalio.common.RetryPolicy(
+            initial_interval=timedelta(seconds=self.initial_interval_seconds),
+            backoff_coefficient=self.backoff_coefficient,
+            maximum_interval=None if longest is None else timedelta(seconds=longest),
+            maximum_attempts=self.maximum_attempts,
+            non_retryable_error_types=self.non_retryable_error_types,
+        )
 
 
 class SearchAttribute(msgspec.Struct, forbid_unknown_fields=True):
@@ -137,7 +157,7 @@ class WorkflowExecutionResponse(msgspec.Struct, omit_defaults=True):
     workflow_id: Annotated[str, Meta(examples=["invoice-2041"])]
     run_id: Annotated[str, Meta(examples=["019ab3c4-7d1e-7f3a-8b55-0c2d4e6f8a10"])]
     status: Annotated[str, Meta(description="Temporal's name of it, such as RUNNING.", examples=["RUNNING"])]
-    result: Annotated[Raw, Meta(description="What it gave back: any JSON; null while it runs.", examples=[None])]
+    result: Annotated[Raw, Meta(description="What it returned: any JSON; null while it runs.", examples=[None])]
     failure: FailureInfo | None = None
     update: StartedUpdate | None = None
 
@@ -156,88 +176,59 @@ class WorkflowStartController(Controller):
         responses={
             200: ResponseSpec(WorkflowExecutionResponse, description="It ran already.", generate_examples=False),
             **responses(
-                "workflow_start_error",
-                "not_allowed",
-                "workflow_already_exists",
-                "reserved_id",
-                "idempotency_key_reused",
-                "update_rejected",
-                "no_worker",
-                "workflow_task_failing",
+                WorkflowStartError,
+                NotAllowed,
+                WorkflowAlreadyExists,
+                ReservedId,
+                IdempotencyKeyReused,
+                UpdateRejected,
+                NoWorker,
+                WorkflowTaskFailing,
                 body=True,
             ),
         },
     )
     async def start_workflow(
         self,
-        request: Request[User, Any, Any],
+        request: APIRequest,
         data: JSONBody[WorkflowExecutionRequest],
-        state: State,
-        user: CurrentUser,
-        temporal: TemporalClient,
+        services: CurrentServices,
         idempotency_key: IdempotencyKey = None,
         prefer: Prefer = None,
     ) -> JSONResponse[WorkflowExecutionResponse]:
-        """Start it and return at once, or with `Prefer: wait` when it has ended; `Location` is where to look."""
+        """Start the workflow. The answer comes at once, or with `Prefer: wait` when the workflow has ended."""
         key = check_key(idempotency_key)
-        workflow_id = _workflow_id(user, data, key)
-        _check_allowed(user, data, state.settings.allowed_workflow_types, state.settings.allowed_task_queues)
-        request.scope["workflow_id"] = workflow_id  # type: ignore[typeddict-unknown-key] # for the access log
-        seconds = preferred_wait(request, state.settings.max_wait_seconds)
-        start = await temporal.start_request(
-            data.workflow_type,
-            workflow_id=workflow_id,
-            task_queue=data.task_queue,
-            args=arguments(("input_data", "args"), data.input_data, data.args),
-            memo={**data.memo, idempotency.MEMO: fingerprint(key, data)} if key else data.memo,
-            execution_timeout_seconds=data.execution_timeout_seconds,
-        )
-        _add_options(start, data)
+        workflow_id = record_of(request.scope).workflow_id = _workflow_id(request.user, services, data, key)
+        _check_allowed(request.user, data, services.settings)
+        preferred = preferred_wait(request, services.settings.max_wait_seconds)
         headers = {"Location": location(workflow_id)}
-        update = end = None
-        closed = False
         try:
-            if data.signal is not None:
-                names = ("signal.signal_input", "signal.signal_args")
-                signal_args = arguments(names, data.signal.signal_input, data.signal.signal_args)
-                run = await temporal.signal_with_start(start, data.signal.signal_name, signal_args)
-            elif data.update is not None:
-                run, update = await _update_with_start(request, temporal, start, data.update, seconds)
-            else:
-                run = await temporal.start(start)
-        except Problem as problem:
-            if key is None or problem.code != "workflow_already_exists":
-                problem.details.setdefault("workflow_id", workflow_id)  # it may be started all the same
+            run, update = await _start(request, services, workflow_id, data, key, preferred)
+            is_open = True
+        except WorkflowAlreadyExists:
+            if key is None:
                 raise
-            run, closed = await _replayed(temporal, workflow_id, key, data)
+            run, is_open = await _replayed(services, workflow_id, key, data)
+            update = None
             headers |= REPLAYED
-
-        seconds = 0 if state.waits.full else seconds
-        try:
-            if closed:
-                end = await state.endings.end(workflow_id, run.run_id)
-            elif update is None:
-                end = await state.waits.within(
-                    request,
-                    seconds,
-                    lambda: state.endings.wait(workflow_id, run.run_id, follow=True),
-                    already_done=True,
-                )
-        except Problem as problem:  # it is started all the same: here is its id
-            problem.details = {"workflow_id": workflow_id, "run_id": run.run_id, **problem.details}
-            problem.headers |= headers
-            raise
-        headers |= applied(seconds)
-        if end is None:
+        waited = None if services.waits.full else preferred
+        ending = None
+        if update is None:
+            try:
+                ending = await _ending(request, services, workflow_id, run, waited, is_open=is_open)
+            except Problem as problem:  # it is started all the same: here is its id
+                raise problem.adding(headers=headers, workflow_id=workflow_id, run_id=run.run_id) from problem.__cause__
+        headers |= preference_applied(waited)
+        if ending is None:
+            if preferred is not None or (update and update.status == "ACCEPTED"):
+                headers["Retry-After"] = RETRY_AFTER_SECONDS
             answer = WorkflowExecutionResponse(workflow_id, run.run_id, "RUNNING", Raw(b"null"), update=update)
-            unfinished = "waits" in request.scope or (update and update.status == "ACCEPTED")
-            headers |= {"Retry-After": RETRY_AFTER_SECONDS} if unfinished else {}
         else:
-            answer = WorkflowExecutionResponse(workflow_id, end.run_id, end.status, end.result, end.failure)
+            answer = WorkflowExecutionResponse(workflow_id, ending.run_id, ending.status, ending.result, ending.failure)
         return JSONResponse(answer, status_code=201 if run.new else 200, headers=headers)
 
 
-def _workflow_id(user: User, data: WorkflowExecutionRequest, key: str | None) -> str:
+def _workflow_id(user: User, services: Services, data: WorkflowExecutionRequest, key: str | None) -> str:
     if key:
         if data.workflow_id or data.id_reuse_policy or data.id_conflict_policy or data.signal or data.update:
             raise invalid(
@@ -245,79 +236,90 @@ def _workflow_id(user: User, data: WorkflowExecutionRequest, key: str | None) ->
             )
         return derived_id("workflows", user, key)
     workflow_id = data.workflow_id or str(uuid.uuid4())
-    for prefix in hidden_prefixes(user):
+    for prefix in services.hidden_from(user):
         if workflow_id.startswith(prefix):
-            raise Problem("reserved_id", f"Ids that start with {prefix} are for a resource of its own; take another.")
+            raise ReservedId(f"Ids that begin with {prefix} belong to a resource of its own; take another.")
     if workflow_id in (".", ".."):
         raise invalid("workflow_id", "Expected an id that a URL can carry: not . or ..")
     return workflow_id
 
 
-def _check_allowed(user: User, data: WorkflowExecutionRequest, types: tuple[str, ...], queues: tuple[str, ...]) -> None:
+def _check_allowed(user: User, data: WorkflowExecutionRequest, settings: Settings) -> None:
     for what, value, allowed in (
-        ("workflow type", data.workflow_type, types),
-        ("task queue", data.task_queue, queues),
+        ("workflow type", data.workflow_type, settings.allowed_workflow_types),
+        ("task queue", data.task_queue, settings.allowed_task_queues),
     ):
         if allowed and value not in allowed:
-            raise Problem("not_allowed", f"This service may not start the {what} {value!r}.")
+            raise NotAllowed(f"This service may not start the {what} {value!r}.")
     if data.id_conflict_policy == "TERMINATE_EXISTING" and "workflows:admin" not in user.scopes:
-        raise Problem("not_allowed", "TERMINATE_EXISTING terminates a workflow: that needs the scope workflows:admin.")
+        raise NotAllowed("TERMINATE_EXISTING terminates a workflow: that needs the scope workflows:admin.")
 
 
-def _add_options(start: StartWorkflowExecutionRequest, data: WorkflowExecutionRequest) -> None:
-    for duration, seconds in (
-        (start.workflow_run_timeout, data.run_timeout_seconds),
-        (start.workflow_task_timeout, data.task_timeout_seconds),
-        (start.workflow_start_delay, data.start_delay_seconds),
-    ):
-        if seconds is not None:
-            duration.FromNanoseconds(round(seconds * 1e9))
-    if policy := data.retry_policy:
-        start.retry_policy.initial_interval.FromNanoseconds(round(policy.initial_interval_seconds * 1e9))
-        start.retry_policy.backoff_coefficient = policy.backoff_coefficient
-        if policy.maximum_interval_seconds is not None:
-            start.retry_policy.maximum_interval.FromNanoseconds(round(policy.maximum_interval_seconds * 1e9))
-        start.retry_policy.maximum_attempts = policy.maximum_attempts
-        start.retry_policy.non_retryable_error_types.extend(policy.non_retryable_error_types)
-    for name, attribute in data.search_attributes.items():
-        start.search_attributes.indexed_fields[name].CopyFrom(typed_payload(attribute.type, attribute.value))
-    # An idempotency key's id is used once, for ever.
-    reuse = "REJECT_DUPLICATE" if idempotency.MEMO in start.memo.fields else data.id_reuse_policy
-    if reuse:
-        start.workflow_id_reuse_policy = WorkflowIdReusePolicy.Value(f"WORKFLOW_ID_REUSE_POLICY_{reuse}")
-    if data.update:  # Temporal wants it said
-        start.workflow_id_conflict_policy = WorkflowIdConflictPolicy.WORKFLOW_ID_CONFLICT_POLICY_USE_EXISTING
-    if data.id_conflict_policy:
-        start.workflow_id_conflict_policy = WorkflowIdConflictPolicy.Value(
-            f"WORKFLOW_ID_CONFLICT_POLICY_{data.id_conflict_policy}"
-        )
+async def _start(
+    request: APIRequest,
+    services: Services,
+    workflow_id: str,
+    data: WorkflowExecutionRequest,
+    key: str | None,
+    preferred: float | None,
+) -> tuple[Started, StartedUpdate | None]:
+    """Start it, with its signal or its update in the same call."""
+    policy = data.retry_policy
+    start = await services.starts.request(
+        data.workflow_type,
+        workflow_id=workflow_id,
+        task_queue=data.task_queue,
+        args=arguments(("input_data", "args"), data.input_data, data.args),
+        memo={**data.memo, idempotency.MEMO: fingerprint(key, data)} if key else data.memo,
+        execution_timeout_seconds=data.execution_timeout_seconds,
+        run_timeout_seconds=data.run_timeout_seconds,
+        task_timeout_seconds=data.task_timeout_seconds,
+        start_delay_seconds=data.start_delay_seconds,
+        retry_policy=policy.for_temporal() if policy else None,
+        # An idempotency key's id is used once, for ever. Temporal wants the policy named when an update comes along.
+        id_reuse_policy="REJECT_DUPLICATE" if key else data.id_reuse_policy,
+        id_conflict_policy="USE_EXISTING" if data.update else data.id_conflict_policy,
+        search_attributes={
+            name: typed_payload(attribute.type, attribute.value) for name, attribute in data.search_attributes.items()
+        },
+    )
+    if data.signal is not None:
+        names = ("signal.signal_input", "signal.signal_args")
+        args = arguments(names, data.signal.signal_input, data.signal.signal_args)
+        return await services.starts.signal_with_start(start, data.signal.signal_name, args), None
+    if data.update is None:
+        return await services.starts.start(start), None
 
-
-async def _update_with_start(
-    request: Request[User, Any, Any],
-    temporal: TemporalClient,
-    start: StartWorkflowExecutionRequest,
-    asked: StartUpdate,
-    seconds: float,
-) -> tuple[Started, StartedUpdate]:
-    """The run, and the update when it is done, at the latest after the wait (without `Prefer`, that of any call)."""
-    args = arguments(("update.update_input", "update.update_args"), asked.update_input, asked.update_args)
-    update_id = asked.update_id or str(uuid.uuid4())
-    run, update = await updates.with_start(temporal, start, update_id, asked.update_name, args)
+    names = ("update.update_input", "update.update_args")
+    args = arguments(names, data.update.update_input, data.update.update_args)
+    workflow, update_id = services.workflow(workflow_id), data.update.update_id or str(uuid.uuid4())
+    run, update = await updates.send_with_start(workflow, start, update_id, data.update.update_name, args)
     if update.result is None:
-        state = request.app.state
-        wait, accepted = seconds if "waits" in request.scope else state.settings.rpc_timeout_seconds, update
-        done = await state.waits.within(request, wait, lambda: updates.done(temporal, accepted), already_done=True)
-        update = done or update
-    if update.result is None:
-        return run, StartedUpdate(update_id, "ACCEPTED", Raw(b"null"))
+        # Without a preference, as long as any call.
+        seconds = services.settings.rpc_timeout_seconds if preferred is None else preferred
+        done = await services.waits.within(request, seconds, lambda: updates.wait(workflow, update), already_done=True)
+        if done is None or done.result is None:
+            return run, StartedUpdate(update_id, "ACCEPTED", Raw(b"null"))
+        return run, StartedUpdate(update_id, "COMPLETED", done.result)
     return run, StartedUpdate(update_id, "COMPLETED", update.result)
 
 
 async def _replayed(
-    temporal: TemporalClient, workflow_id: str, key: str, data: WorkflowExecutionRequest
+    services: Services, workflow_id: str, key: str, data: WorkflowExecutionRequest
 ) -> tuple[Started, bool]:
-    """The run that this key has started, and whether it is closed."""
-    run = (await temporal.describe(workflow_id)).workflow_execution_info
-    check_same(key, data, await temporal.memo(run.memo, idempotency.MEMO, str))
-    return Started(run.execution.run_id, new=True), not is_open(run)
+    """The run that this key has started, and whether it is open."""
+    run = await services.workflow(workflow_id).describe()
+    check_same(key, data, await services.temporal.memo(run.memo, idempotency.MEMO, str))
+    return Started(run.run_id, new=True), run.is_open
+
+
+async def _ending(
+    request: APIRequest, services: Services, workflow_id: str, run: Started, seconds: float | None, *, is_open: bool
+) -> Ending | None:
+    """How it ended, within the wait."""
+    workflow = services.workflow(workflow_id, run.run_id)
+    if not is_open:
+        return await services.endings.read(workflow)
+    return await services.waits.within(
+        request, seconds, lambda: services.endings.wait(workflow, follow=True), already_done=True
+    )

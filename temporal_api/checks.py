@@ -1,0 +1,49 @@
+"""What the health endpoints say of the services that this one stands on."""
+
+import asyncio
+import time
+from collections.abc import Mapping
+
+from temporal_api.errors import Problem
+from temporal_api.temporal.client import Temporal
+from temporal_api.temporal.workers import Workers
+
+CHECK_TIMEOUT_SECONDS = 2.0
+CHECK_EVERY_SECONDS = 1.0
+
+
+class HealthCheck:
+    """Asks Temporal at most once a second, however many probes come at once."""
+
+    def __init__(self, temporal: Temporal, workers: Workers, queues: Mapping[str, str]) -> None:
+        """`queues` are the task queues whose workers are looked for, by the name that their answer has."""
+        self._temporal = temporal
+        self._workers = workers
+        self._queues = queues
+        self._found: dict[str, str] = {}
+        self._asked_at = float("-inf")
+        self._asking: asyncio.Task[None] | None = None
+
+    async def check(self) -> dict[str, str]:
+        """State by service; `temporal` is "healthy" or says what is wrong."""
+        if self._asking is None and time.monotonic() - self._asked_at >= CHECK_EVERY_SECONDS:
+            self._asked_at = time.monotonic()
+            self._asking = asyncio.create_task(self._ask())
+        if self._asking is not None:
+            await asyncio.shield(self._asking)
+        return self._found
+
+    async def _ask(self) -> None:
+        temporal, workers = "unhealthy: no answer in time", dict.fromkeys(self._queues, "unknown")
+        try:
+            async with asyncio.timeout(CHECK_TIMEOUT_SECONDS):
+                await self._temporal.check()
+                temporal = "healthy"
+                for name, queue in self._queues.items():
+                    workers[name] = "polling" if await self._workers.poll(queue) else "none"
+        except (TimeoutError, Problem) as error:  # a question about workers that fails is told, and no more
+            if temporal != "healthy" and isinstance(error, Problem):
+                temporal = f"unhealthy: {error.code}"
+        finally:
+            self._asking = None
+        self._found = {"temporal": temporal, **workers}

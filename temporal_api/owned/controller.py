@@ -1,0 +1,255 @@
+"""The operations that every resource has, written once."""
+
+import asyncio
+from collections.abc import AsyncGenerator
+from typing import Annotated, Any, ClassVar, TypeVar
+
+from litestar import Controller, get, post
+from litestar.params import JSONBody, PathParameter, QueryParameter
+from msgspec import Raw
+
+from temporal_api.auth import APIRequest, CurrentUser
+from temporal_api.errors import (
+    InvalidPageToken,
+    InvalidQuery,
+    NotFound,
+    SearchAttributesMissing,
+    ShuttingDown,
+    TooManyWaits,
+    ValidationError,
+    WorkflowCompleted,
+    invalid,
+)
+from temporal_api.owned.resource import STATUS_MEMO, Resource, StatusMemo
+from temporal_api.problems import responses
+from temporal_api.record import record_of
+from temporal_api.requests import NOT_MODIFIED, JSONResponse, unchanged
+from temporal_api.services import CurrentServices, Services
+from temporal_api.temporal.events import CLOSING
+from temporal_api.temporal.feeds import Feeds
+from temporal_api.temporal.history import retry_while_away
+from temporal_api.temporal.run import Run
+from temporal_api.temporal.visibility import list_runs
+from temporal_api.temporal.workflow import Workflow
+from temporal_api.waiting import (
+    EventStream,
+    IfNoneMatch,
+    LastEventId,
+    Prefer,
+    etag,
+    is_known,
+    preference_applied,
+    preferred_wait,
+    resume,
+    sse,
+    wait_for_change,
+)
+
+# What differs from one resource to the next in the handlers they share: each controller fills these in.
+ResourceId = TypeVar("ResourceId", bound=str)
+StatusFilter = TypeVar("StatusFilter", bound=str | None)
+OwnerFilter = TypeVar("OwnerFilter", bound=str | None)
+CancelRequest = TypeVar("CancelRequest")
+StatusResponse = TypeVar("StatusResponse")
+ListResponse = TypeVar("ListResponse")
+
+
+class ResourceController(Controller):
+    """The operations that every resource has: get, list, events, cancel. Its own controller adds how one is placed."""
+
+    resource: ClassVar[Resource[Any, Any]]
+
+    def __init_subclass__(cls, *, resource: Resource[Any, Any]) -> None:
+        """Make the shared handlers the resource's own: its paths, scopes, names, types and sentences."""
+        cls.resource, cls.path, cls.tags = resource, resource.path, [resource.plural]
+        name, title, one = resource.name, resource.title, f"/{{{resource.name}_id:str}}"
+        read, write = (resource.read_scope, resource.admin_scope), (resource.write_scope, resource.admin_scope)
+        cls.signature_namespace = _types(resource)
+        if not any(getattr(value, "operation_id", None) == f"create{title}" for value in vars(cls).values()):
+            raise TypeError(f"{cls.__name__} needs a handler that is marked @{name.upper()}S.create()")
+        cls.get_one = get(  # type: ignore[assignment]
+            one,
+            scope=read,
+            operation_id=f"get{title}",
+            summary=f"{resource.a_name.capitalize()} as it is now",
+            responses={304: NOT_MODIFIED, **responses(resource.NotFound, TooManyWaits)},
+        )(cls.get_one)
+        cls.list_all = get(  # type: ignore[assignment]
+            scope=read,
+            operation_id=f"list{title}s",
+            summary=f"The caller's {resource.plural_words}",
+            responses=responses(InvalidPageToken, SearchAttributesMissing),
+        )(cls.list_all)
+        cls.stream = get(  # type: ignore[assignment]
+            f"{one}/events",
+            scope=read,
+            operation_id=f"stream{title}Events",
+            summary=f"{resource.a_name.capitalize()}'s status, live",
+            media_type="text/event-stream",
+            responses=responses(resource.NotFound, TooManyWaits, ShuttingDown),
+        )(cls.stream)
+        cls.cancel = post(  # type: ignore[assignment]
+            f"{one}/cancel",
+            scope=write,
+            status_code=204,
+            operation_id=f"cancel{title}",
+            summary=f"Cancel {resource.a_name}",
+            responses=responses(resource.NotFound, resource.NotCancellable, body=True),
+        )(cls.cancel)
+
+    async def get_one(
+        self,
+        request: APIRequest,
+        resource_id: ResourceId,
+        services: CurrentServices,
+        if_none_match: IfNoneMatch = None,
+        prefer: Prefer = None,
+    ) -> JSONResponse[StatusResponse]:
+        """The status is the one that the workflow keeps: right while it runs, and after it has ended.
+
+        With `If-None-Match` the answer is 304 while nothing has changed. With `Prefer: wait` too, it comes as soon as
+        something changes.
+        """
+        seconds = preferred_wait(request, services.settings.max_wait_seconds) if if_none_match else None
+        resource = self.resource
+        answer, run = await resource.read(services, request.user, resource_id)
+        workflow = _recorded(request, services, run)
+        if await wait_for_change(request, services.waits, services.feeds, workflow, run, seconds):
+            answer, run = await resource.read(services, request.user, resource_id)
+        headers = {"ETag": etag(run), **preference_applied(seconds)}
+        if if_none_match and is_known(request, run):
+            return unchanged(headers)
+        result = Raw(b"null") if run.is_open else (await services.endings.read(workflow.run(run.run_id))).result
+        content = resource.status_response(
+            workflow_id=run.workflow_id,
+            run_id=run.run_id,
+            status=run.status,
+            result=result,
+            history_length=run.history_length,
+            execution_time_seconds=run.execution_time_seconds,
+            **{resource.name: answer},
+        )
+        return JSONResponse(content, headers=headers)
+
+    async def list_all(
+        self,
+        services: CurrentServices,
+        user: CurrentUser,
+        status: StatusFilter = None,  # type: ignore[assignment]
+        owner: OwnerFilter = None,  # type: ignore[assignment]
+        page_size: Annotated[int, QueryParameter(ge=1, le=1000, description="Items a page, at most.")] = 100,
+        page_token: Annotated[str, QueryParameter(description="`next_page_token` of the page before.")] = "",
+    ) -> JSONResponse[ListResponse]:
+        """Running ones first, newest first; then closed ones, last closed first. Eventually consistent."""
+        resource = self.resource
+        whose = owner if resource.admin_scope in user.scopes else user.sub
+        query = resource.query(whose, status)
+        token = services.page_tokens.unseal(page_token, resource.plural, query)
+        try:
+            runs, next_token = await list_runs(services.temporal, query, page_size, token)
+        except InvalidQuery:
+            raise SearchAttributesMissing from None
+        found = await asyncio.gather(*(resource.listable(services, run) for run in runs))
+        content = resource.list_response(
+            [answer for answer, owned_by in filter(None, found) if whose in (None, owned_by)],
+            services.page_tokens.seal(next_token, resource.plural, query),
+        )
+        return JSONResponse(content)
+
+    async def stream(
+        self,
+        request: APIRequest,
+        resource_id: ResourceId,
+        services: CurrentServices,
+        last_event_id: LastEventId = None,
+    ) -> EventStream:
+        """Server-sent events: `status` (`status`, `reason`) at each change, from the first one on, then `done`."""
+        run_id, seen = resume(last_event_id)
+        _, run = await self.resource.read(services, request.user, resource_id)
+        workflow = _recorded(request, services, run)
+        run = await _watched_run(workflow, run, run_id, seen)
+        events = _status_events(self.resource, services.feeds, workflow, run, seen)
+        return EventStream(services.waits, events, request.user.expires_at)
+
+    async def cancel(
+        self,
+        request: APIRequest,
+        resource_id: ResourceId,
+        services: CurrentServices,
+        data: JSONBody[CancelRequest | None] = None,
+    ) -> None:
+        """Ask the workflow to undo what was done. Once it is too late, the answer is 409."""
+        resource = self.resource
+        answer, run = await resource.read(services, request.user, resource_id)
+        workflow = _recorded(request, services, run)
+        if answer.status in resource.too_late:
+            raise resource.not_cancellable(workflow.id, answer.status)
+        try:
+            await workflow.run(run.run_id).signal("cancel", [data or resource.cancel_request()])
+        except WorkflowCompleted:  # it closed just now: say how
+            answer, _ = await resource.read(services, request.user, resource_id)
+            raise resource.not_cancellable(workflow.id, answer.status) from None
+
+
+def _types(resource: Resource[Any, Any]) -> dict[Any, Any]:
+    """The types and sentences that are one resource's own."""
+    status, whose = resource.status_type | None, f"With `{resource.admin_scope}`: whose; without it, everyone's."
+    return {
+        ResourceId: Annotated[
+            str, PathParameter(name=f"{resource.name}_id", description=f"The {resource.words}'s `id`.")
+        ],
+        StatusFilter: Annotated[status, QueryParameter(description="Only those with this status.")],
+        OwnerFilter: Annotated[str | None, QueryParameter(description=whose)],
+        CancelRequest: resource.cancel_request,
+        StatusResponse: resource.status_response,
+        ListResponse: resource.list_response,
+    }
+
+
+def _recorded(request: APIRequest, services: Services, run: Run) -> Workflow:
+    """The workflow of a run, named in the request's log line."""
+    record_of(request.scope).workflow_id = run.workflow_id
+    return services.workflow(run.workflow_id)
+
+
+async def _watched_run(workflow: Workflow, run: Run, run_id: str, seen: int) -> Run:
+    """The run that a watcher was at: an earlier one when an operator has reset it since. Raises ValidationError."""
+    forged = invalid("Last-Event-ID", "Expected the id of an event of this stream")
+    if run_id not in ("", run.run_id):
+        try:
+            run = await workflow.run(run_id).describe()
+        except (ValidationError, NotFound):
+            raise forged from None
+    if seen > run.history_length:
+        raise forged
+    return run
+
+
+async def _status_events(
+    resource: Resource[Any, Any], feeds: Feeds, workflow: Workflow, run: Run, seen: int
+) -> AsyncGenerator[bytes, None]:
+    """The statuses that the workflow keeps in its memo, as its history tells them, then `done`.
+
+    One that an operator has reset goes on in another run, from an earlier status.
+    """
+    temporal, run_id, length = workflow.temporal, run.run_id, run.history_length
+    while True:
+        closing = ""
+        async for events in feeds.events(workflow.run(run_id), seen, length):
+            for event in events:
+                started = event.workflow_execution_started_event_attributes
+                changed = event.workflow_properties_modified_event_attributes
+                memo = changed.upserted_memo if changed.HasField("upserted_memo") else started.memo
+                event_id = f"{run_id}:{event.event_id}"
+                if (now := await temporal.memo(memo, STATUS_MEMO, StatusMemo)) is not None:
+                    yield sse(now, event="status", event_id=event_id)
+                if event.event_type in CLOSING:
+                    closing = event_id
+        run = await retry_while_away(workflow.run(run_id).describe)
+        if not run.reset_run_id:
+            break
+        run_id, seen, length = run.reset_run_id, 0, 0
+    kept = await temporal.memo(run.memo, STATUS_MEMO, StatusMemo) or StatusMemo(resource.statuses[0])
+    if closing and (implied := resource.implied_status(run, kept)) is not None:
+        yield sse(implied, event="status", event_id=closing)
+    yield sse({"workflow_id": workflow.id}, event="done")

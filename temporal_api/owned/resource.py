@@ -1,0 +1,284 @@
+"""What a resource is: its declaration, its memo, its status; how one is placed, read and found."""
+
+import logging
+import uuid
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from typing import Annotated, Any, Generic, TypeVar, get_args, get_origin
+
+import msgspec
+from litestar import post
+from litestar.handlers import HTTPRouteHandler
+from msgspec import Meta, Raw
+
+from temporal_api import idempotency
+from temporal_api.auth import APIRequest, User
+from temporal_api.errors import (
+    Conflict,
+    IdempotencyKeyReused,
+    NotFound,
+    PayloadUndecodable,
+    Problem,
+    ValidationError,
+    WorkflowAlreadyExists,
+    WorkflowNotFound,
+    WorkflowStartError,
+)
+from temporal_api.idempotency import REPLAYED, check_key, check_same, derived_id, fingerprint
+from temporal_api.problems import responses
+from temporal_api.record import record_of
+from temporal_api.requests import JSONResponse
+from temporal_api.services import Services
+from temporal_api.temporal.client import Temporal
+from temporal_api.temporal.run import Run
+from temporal_api.temporal.visibility import compare, index_value
+
+STATUS_MEMO = "temporal_api.status"
+EXAMPLE_ID = "0b9f3c1e-5d3c-4c56-9d0a-1f2f6b8f7a55"
+
+Kept = TypeVar("Kept", bound=msgspec.Struct)
+Answer = TypeVar("Answer", bound=msgspec.Struct)
+Handler = Callable[..., Any]
+
+log = logging.getLogger(__name__)
+
+
+class StatusMemo(msgspec.Struct):
+    """Memo `temporal_api.status`."""
+
+    status: str
+    reason: str | None = None
+
+
+class Resource(Generic[Kept, Answer]):
+    """A business resource, declared once; everything else follows from it.
+
+    `name` is a singular noun ("order", "gift_card"). `kept` is what the memo keeps of it for good. `answer` is what
+    callers see: the fields of `kept`, and `id`, `status`, `created_at`, `workflow_id` and `reason`. Its `status` is a
+    Literal that begins with the status of a new one.
+
+    A run that completes without setting a status that ends it counts as `completed`; one that fails, or is terminated,
+    as `cancelled`. Name further statuses that end it in `other_ends`, and those in which cancelling comes too late,
+    though it goes on, in `too_late_to_cancel`.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        description: str,
+        workflow_type: str,
+        kept: type[Kept],
+        answer: type[Answer],
+        completed: str,
+        cancelled: str = "cancelled",
+        other_ends: Sequence[str] = (),
+        too_late_to_cancel: Sequence[str] = (),
+        plural: str = "",
+    ) -> None:
+        self.name = name
+        self.plural = plural or f"{name}s"
+        self.words, self.plural_words = name.replace("_", " "), self.plural.replace("_", " ")
+        self.title = self.words.title().replace(" ", "")
+        self.a_name = f"{'an' if name[0] in 'aeiou' else 'a'} {self.words}"
+        self.description = description
+        self.workflow_type = workflow_type
+        self.kept, self.answer = kept, answer
+        fields = {field.name: field for field in msgspec.structs.fields(answer)}
+        self._check_fields(set(fields))
+        status = fields["status"].type
+        self.status_type = get_args(status)[0] if get_origin(status) is Annotated else status
+        self.statuses: tuple[str, ...] = get_args(self.status_type)
+        self.completed, self.cancelled, self.ends = completed, cancelled, {completed, cancelled, *other_ends}
+        self.too_late = {*too_late_to_cancel, *self.ends}
+        if unknown := self.too_late.difference(self.statuses):
+            raise TypeError(f"{answer.__name__}.status has no {', '.join(sorted(unknown))}")
+
+        self.path = f"/{self.plural.replace('_', '-')}"
+        self.id_prefix = f"{name}-"
+        self.read_scope, self.write_scope, self.admin_scope = (
+            f"{self.plural}:{may}" for may in ("read", "write", "admin")
+        )
+        self.memo_key = f"temporal_api.{name}"
+        self.owner_attribute, self.status_attribute = f"{self.title}Owner", f"{self.title}Status"
+        self.NotFound = _problem(NotFound, f"{name}_not_found", f"There is no such {self.words}, or it is not yours.")
+        self.NotCancellable = _problem(
+            Conflict, f"{name}_not_cancellable", f"The {self.words} can no longer be cancelled."
+        )
+        # The owner and the time come from us, never from the handler.
+        self.memo: Any = msgspec.defstruct(
+            f"{self.title}Memo", [("owner", str), ("created_at", datetime)], bases=(kept,), kw_only=True
+        )
+
+        self.cancel_request, self.status_response, self.list_response = _structs(self)
+
+    def _check_fields(self, found: set[str]) -> None:
+        needed = {"id", "status", "created_at", "workflow_id", "reason", *self.kept.__struct_fields__}
+        if found != needed:
+            raise TypeError(f"{self.answer.__name__} has the fields {sorted(found)}, expected {sorted(needed)}")
+
+    def create(self) -> Callable[[Handler], HTTPRouteHandler]:
+        """Mark the handler that places one; it answers with `place`."""
+        return post(
+            scope=(self.write_scope, self.admin_scope),
+            operation_id=f"create{self.title}",
+            summary=f"Place {self.a_name}",
+            responses=responses(WorkflowStartError, IdempotencyKeyReused, body=True),
+        )
+
+    async def place(
+        self,
+        request: APIRequest,
+        services: Services,
+        data: msgspec.Struct,
+        kept: Kept,
+        idempotency_key: str | None,
+    ) -> JSONResponse[Answer]:
+        """Start the workflow; its argument is `data` and the new id. A key that came before gets what it started."""
+        user, key = request.user, check_key(idempotency_key)
+        new_id = derived_id(self.plural, user, key) if key else str(uuid.uuid4())
+        workflow_id = record_of(request.scope).workflow_id = self.id_prefix + new_id
+        own = services.settings.resource(self.plural)
+        memo = self.memo(owner=user.sub, created_at=datetime.now(UTC), **msgspec.structs.asdict(kept))
+        status = StatusMemo(self.statuses[0])
+        memos = {self.memo_key: memo, STATUS_MEMO: status}
+        start = await services.starts.request(
+            self.workflow_type,
+            workflow_id=workflow_id,
+            task_queue=own.task_queue,
+            args=[{"id": new_id, **msgspec.structs.asdict(data)}],
+            memo={**memos, idempotency.MEMO: fingerprint(key, data)} if key else memos,
+            execution_timeout_seconds=own.execution_timeout_seconds,
+            id_reuse_policy="REJECT_DUPLICATE",
+        )
+        headers = {"Location": f"/api/v1{self.path}/{new_id}"}
+        attributes = {self.owner_attribute: index_value(user.sub), self.status_attribute: status.status}
+        try:
+            await services.starts.start(start, attributes)
+        except WorkflowAlreadyExists:
+            if key is None:
+                raise
+            placed, run = await self.read(services, user, new_id)
+            check_same(key, data, await services.temporal.memo(run.memo, idempotency.MEMO, str))
+            return JSONResponse(placed, headers=headers | REPLAYED)
+        return JSONResponse(self._answer(workflow_id, memo, status), headers=headers)
+
+    async def read(self, services: Services, user: User, resource_id: str) -> tuple[Answer, Run]:
+        """The resource and its run. Raises its NotFound, for another caller's too."""
+        missing = self.NotFound(f"There is no {self.words} {resource_id!r}.")
+        try:
+            run = await services.workflow(self.id_prefix + resource_id).describe()
+        except (ValidationError, NotFound):  # an id that Temporal does not take is the id of none
+            raise missing from None
+        match await self.found_in(services.temporal, run):
+            case (answer, owner) if owner == user.sub or self.admin_scope in user.scopes:
+                return answer, run
+        raise missing
+
+    async def found_in(self, temporal: Temporal, run: Run) -> tuple[Answer, str] | None:
+        """The resource that the run is, and its owner; None when it is none of ours."""
+        memo = await temporal.memo(run.memo, self.memo_key, self.memo)
+        if memo is None:
+            return None
+        return self._answer(run.workflow_id, memo, await self.status(temporal, run)), memo.owner
+
+    def _answer(self, workflow_id: str, memo: Any, status: StatusMemo) -> Answer:
+        return self.answer(
+            id=workflow_id.removeprefix(self.id_prefix),
+            workflow_id=workflow_id,
+            created_at=memo.created_at,
+            status=status.status,
+            reason=status.reason,
+            **{name: getattr(memo, name) for name in self.kept.__struct_fields__},
+        )
+
+    async def status(self, temporal: Temporal, run: Run) -> StatusMemo:
+        """The status that the workflow keeps, or the one that its end implies."""
+        kept = await temporal.memo(run.memo, STATUS_MEMO, StatusMemo) or StatusMemo(self.statuses[0])
+        return self.implied_status(run, kept) or kept
+
+    def implied_status(self, run: Run, kept: StatusMemo) -> StatusMemo | None:
+        """The status of a run that ended without a word: terminated, timed out, or of a worker that keeps no memo."""
+        if run.is_open or kept.status in self.ends:
+            return None
+        return StatusMemo(self.completed) if run.is_completed else StatusMemo(self.cancelled, run.status)
+
+    def query(self, owner: str | None, status: str | None) -> str:
+        """The visibility query for those of an owner (None: of everyone) with a status (None: any)."""
+        terms = [compare("WorkflowType", self.workflow_type), f"{self.owner_attribute} IS NOT NULL"]
+        terms += [compare(self.owner_attribute, index_value(owner))] if owner is not None else []
+        if status is not None:
+            terms.append(self._status_query(status))
+        return " AND ".join(terms)
+
+    def _status_query(self, status: str) -> str:
+        # A run that ended without a word has the status that this implies, whatever its search attribute still says.
+        said = f"{self.status_attribute} = '{status}'"
+        silent = " AND ".join(f"{self.status_attribute} != '{end}'" for end in sorted(self.ends - {status}))
+        if status == self.completed:
+            return f"({said} OR (ExecutionStatus = 'Completed' AND {silent}))"
+        if status == self.cancelled:
+            return f"({said} OR (ExecutionStatus IN ('Failed', 'Canceled', 'Terminated', 'TimedOut') AND {silent}))"
+        return said if status in self.ends else f"{said} AND ExecutionStatus = 'Running'"
+
+    async def listable(self, services: Services, run: Run) -> tuple[Answer, str] | None:
+        """One of a list; one that cannot be read must not hide all the others."""
+        try:
+            # One that was reset goes on in another run.
+            if run.status == "TERMINATED":
+                run = await services.workflow(run.workflow_id, run.run_id).describe()
+                if run.reset_run_id:
+                    return None
+            return await self.found_in(services.temporal, run)
+        except WorkflowNotFound:  # deleted, and the index does not know it yet
+            return None
+        except PayloadUndecodable as problem:
+            log.warning("%s is left out of a list: %s", run.workflow_id, problem.message)
+            return None
+
+    def not_cancellable(self, workflow_id: str, status: str) -> Problem:
+        """Too late to cancel."""
+        message = f"The {self.words} can no longer be cancelled: it is {status}."
+        return self.NotCancellable(message, workflow_id=workflow_id, status=status)
+
+
+def _problem(kind: type[Problem], code: str, meaning: str) -> type[Problem]:
+    return type(code, (kind,), {"code": code, "__doc__": meaning})
+
+
+def _structs(resource: Resource[Any, Any]) -> tuple[Any, Any, Any]:
+    """The request and the answers that differ between resources in their names only."""
+    reason = Annotated[str, Meta(min_length=1, max_length=500, examples=["ordered twice"])]
+    cancel = msgspec.defstruct(
+        f"Cancel{resource.title}Request",
+        [("reason", reason, "customer_request")],
+        namespace={"__doc__": f"Why {resource.a_name} is cancelled."},
+        forbid_unknown_fields=True,
+    )
+    status = msgspec.defstruct(
+        f"{resource.title}StatusResponse",
+        [
+            ("workflow_id", Annotated[str, Meta(examples=[resource.id_prefix + EXAMPLE_ID])]),
+            ("run_id", Annotated[str, Meta(examples=["019ab3c4-7d1e-7f3a-8b55-0c2d4e6f8a10"])]),
+            ("status", Annotated[str, Meta(description="Temporal's name of the run's state.", examples=["RUNNING"])]),
+            ("result", Annotated[Raw, Meta(description="Any JSON; null while it runs.", examples=[None])]),
+            ("history_length", Annotated[int, Meta(examples=[11])]),
+            (
+                "execution_time_seconds",
+                Annotated[float | None, Meta(description="Null while it runs.", examples=[None])],
+            ),
+            (resource.name, resource.answer),
+        ],
+        namespace={
+            "__doc__": f"{resource.a_name.capitalize()} and its run. `execution_time_seconds` is null while it runs."
+        },
+    )
+    page = msgspec.defstruct(
+        f"{resource.title}ListResponse",
+        [("items", list[resource.answer]), ("next_page_token", str | None)],  # type: ignore[name-defined]
+        namespace={
+            "__doc__": f"A page of {resource.plural_words}, eventually consistent. "
+            "`next_page_token` is null on the last one."
+        },
+    )
+    return cancel, status, page
