@@ -48,7 +48,7 @@ async def service(**environ: str) -> AsyncIterator[httpx.AsyncClient]:
         yield client
 
 
-async def eventually(condition: Callable[[], Awaitable[T]], seconds: float = 10) -> T:
+async def eventually(condition: Callable[[], Awaitable[T]], seconds: float = 60) -> T:
     """What the condition says once that is true; a failure, with what it said last, when it takes too long."""
     deadline = time.monotonic() + seconds
     while not (value := await condition()):

@@ -16,7 +16,7 @@ from temporal_api.cli import serving
 from temporal_api.devserver import DevServer, find_temporal, free_port
 from temporal_api.devserver import dev_server as run_dev_server
 from temporal_api.settings import Settings, from_env
-from temporal_api.temporal import DATA_CONVERTER
+from temporal_api.temporal.payloads import DATA_CONVERTER
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:

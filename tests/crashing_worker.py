@@ -13,7 +13,7 @@ from pathlib import Path
 
 from temporalio.client import Client
 
-from temporal_api.temporal import DATA_CONVERTER
+from temporal_api.temporal.payloads import DATA_CONVERTER
 from temporal_api.worker import StandIns, create_worker
 from temporal_api.worker.order_processing import Order
 

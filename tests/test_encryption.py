@@ -20,7 +20,7 @@ from api import SECRET, assert_problem, bearer, eventually, order, service
 from temporal_api.devserver import DevServer, find_temporal
 from temporal_api.devserver import dev_server as run_dev_server
 from temporal_api.settings import SettingsError, from_env
-from temporal_api.temporal import data_converter
+from temporal_api.temporal.payloads import data_converter
 from temporal_api.worker import StandIns, create_worker
 from temporal_api.worker.order_processing import Order
 

@@ -18,7 +18,7 @@ from temporalio.client import Client, WorkflowExecution
 from api import SECRET, assert_problem, bearer, eventually, order, service
 from commands import temporal_api
 from temporal_api.devserver import DevServer, dev_server, free_port
-from temporal_api.temporal import DATA_CONVERTER
+from temporal_api.temporal.payloads import DATA_CONVERTER
 from temporal_api.worker import StandIns, create_worker
 from temporal_api.worker.order_processing import Order
 

@@ -64,7 +64,7 @@ async def test_statuses_appear_once_in_order_and_soon(
     alice: httpx.AsyncClient, client: Client, settings: Settings
 ) -> None:
     """Each status is told once, in order; resumed after any of them, what follows comes and nothing twice."""
-    async with create_worker(client, settings.orders_task_queue, StandIns()):
+    async with create_worker(client, settings.resource("orders").task_queue, StandIns()):
         order_id = (await alice.post(ORDERS, json=order())).json()["id"]
         seen = await statuses(alice, order_id)
 

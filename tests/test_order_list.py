@@ -13,7 +13,7 @@ from temporalio.worker import Worker
 from api import assert_problem, bearer, eventually, order, service
 from temporal_api.devserver import DevServer
 from temporal_api.settings import Settings
-from temporal_api.temporal.visibility import findable
+from temporal_api.temporal.visibility import index_value
 from temporal_api.worker import create_worker
 from temporal_api.worker.order_processing import OrderProcessing
 
@@ -72,7 +72,7 @@ async def test_every_caller_lists_their_orders(http: httpx.AsyncClient, name: st
     """Whatever the token's `sub`, such as a Windows account: also one that Temporal's index cannot look for."""
     name = f"{name[:-1]}{uuid.uuid4()}{name[-1]}"
     ids = await placed(http, bearer(name, "orders:read orders:write"), 2)
-    namesake = bearer(findable(name) if findable(name) != name else f"{name}.", "orders:read")
+    namesake = bearer(index_value(name) if index_value(name) != name else f"{name}.", "orders:read")
 
     assert ids == await listed(http, ADMIN, owner=name)
     assert [] == await listed(http, namesake)
@@ -82,7 +82,7 @@ async def test_orders_are_found_by_status(http: httpx.AsyncClient, client: Clien
     """By the status that a read gives, also for a run that was terminated; an unknown status is a 400."""
     carol = bearer(f"carol-{uuid.uuid4()}", "orders:read orders:write")
     (first,) = await placed(http, carol, 1)
-    async with create_worker(client, settings.orders_task_queue):
+    async with create_worker(client, settings.resource("orders").task_queue):
 
         async def delivered() -> bool:
             return [first] == await listed(http, carol, status="delivered")

@@ -27,7 +27,7 @@ from temporalio.common import SearchAttributePair, TypedSearchAttributes
 from temporalio.exceptions import ApplicationError, CancelledError
 from temporalio.worker import Replayer, Worker
 
-from temporal_api.temporal import DATA_CONVERTER
+from temporal_api.temporal.payloads import DATA_CONVERTER
 from temporal_api.worker import StandIns, create_worker
 from temporal_api.worker.order_processing import ORDER_STATUS, STATUS_MEMO, Order, OrderProcessing
 

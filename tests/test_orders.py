@@ -25,7 +25,7 @@ from temporalio.worker import UnsandboxedWorkflowRunner, Worker
 from api import ItemFactory, OrderFactory, assert_problem, bearer, eventually, order, service
 from temporal_api.devserver import DevServer
 from temporal_api.logs import JSONFormatter
-from temporal_api.temporal import DATA_CONVERTER
+from temporal_api.temporal.payloads import DATA_CONVERTER
 from temporal_api.worker import StandIns, create_worker
 from temporal_api.worker.order_processing import Order
 

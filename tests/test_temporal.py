@@ -34,8 +34,9 @@ from temporalio.service import RPCError, RPCStatusCode
 
 from api import assert_problem, order, service
 from temporal_api.devserver import DevServer
-from temporal_api.temporal import DATA_CONVERTER, Temporal, raw_json
+from temporal_api.temporal.client import Temporal
 from temporal_api.temporal.failures import problem_of
+from temporal_api.temporal.payloads import DATA_CONVERTER, raw_json
 
 pytestmark = pytest.mark.anyio
 

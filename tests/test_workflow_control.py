@@ -36,7 +36,9 @@ from temporalio.worker import UnsandboxedWorkflowRunner, Worker
 from api import WORKFLOWS, assert_problem, bearer, eventually, service
 from temporal_api.devserver import DevServer
 from temporal_api.errors import Problem
-from temporal_api.temporal import DATA_CONVERTER, Temporal, updates, workers
+from temporal_api.temporal import updates, workers
+from temporal_api.temporal.client import Temporal
+from temporal_api.temporal.payloads import DATA_CONVERTER
 from temporal_api.temporal.workflow import Workflow
 
 pytestmark = pytest.mark.anyio

@@ -24,7 +24,8 @@ from temporalio.worker import UnsandboxedWorkflowRunner, Worker
 from api import assert_problem, bearer, eventually, service
 from temporal_api.devserver import DevServer
 from temporal_api.errors import Problem
-from temporal_api.temporal import Temporal, history
+from temporal_api.temporal import history
+from temporal_api.temporal.client import Temporal
 
 pytestmark = pytest.mark.anyio
 
