@@ -6,6 +6,7 @@ under `/api/v1`, where no handler runs without a verified token and a scope that
 """
 
 import asyncio
+import os
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 
@@ -28,10 +29,11 @@ from temporal_api.controllers.workflows.listing import WorkflowListController
 from temporal_api.controllers.workflows.messages import WorkflowController
 from temporal_api.controllers.workflows.start import WorkflowStartController
 from temporal_api.errors import EXCEPTION_HANDLERS, allow
-from temporal_api.observe import Metrics, Observe
+from temporal_api.observe import Metrics, Observe, configure_logging
 from temporal_api.requests import JSONRequest, JSONResponse
 from temporal_api.sealing import PageTokens
-from temporal_api.settings import Settings
+from temporal_api.serving import drain_on_signal
+from temporal_api.settings import Settings, from_env
 from temporal_api.temporal.endings import Endings
 from temporal_api.temporal.history import Feeds
 from temporal_api.waiting import Waits
@@ -50,8 +52,16 @@ RESOURCES = [
 EXPOSED_HEADERS = ["Location", "ETag", "Retry-After", "X-Request-ID", "Idempotent-Replayed", "Preference-Applied"]
 
 
-def create_app(settings: Settings) -> Litestar:
-    """The service, ready to be served. Raises SettingsError when a key in the settings is unfit."""
+def create_app(settings: Settings | None = None) -> Litestar:
+    """The service, ready to be served. Raises SettingsError.
+
+    Without settings it reads them from the environment, sets up the logs and minds the process's signals, so that any
+    ASGI server can call it: `uvicorn --factory temporal_api.app:create_app`, `litestar --app ... run --reload`.
+    """
+    under_another_server = settings is None
+    if settings is None:
+        settings = from_env(os.environ)
+        configure_logging(settings.log_level, settings.log_format)
     metrics = Metrics(__version__)
     api = Router(
         "/api/v1",
@@ -62,7 +72,7 @@ def create_app(settings: Settings) -> Litestar:
     )
     app = Litestar(
         [*docs.HANDLERS, HealthController, api],
-        lifespan=[_connected(settings, metrics)],
+        lifespan=[_connected(settings, metrics), *([drain_on_signal] if under_another_server else [])],
         request_class=JSONRequest,
         response_class=JSONResponse,
         request_max_body_size=settings.max_body_bytes,

@@ -15,7 +15,7 @@ from temporalio.client import Client
 
 from api import SECRET, assert_problem, eventually, order
 from commands import Process, curl, temporal_api
-from temporal_api.devserver import DevServer, free_port
+from temporal_api.dev.server import DevServer, free_port
 
 pytestmark = pytest.mark.anyio
 

@@ -21,13 +21,12 @@ from litestar.response import Stream
 from litestar.types import Receive, Scope, Send
 from prometheus_client.parser import text_string_to_metric_families
 
-from api import SECRET, assert_problem, bearer, eventually, order, service
+from api import SECRET, assert_problem, bearer, eventually, order, run_dev_server, service
 from commands import Process, temporal_api
 from temporal_api.app import create_app
-from temporal_api.cli import serving
-from temporal_api.devserver import DevServer, free_port
-from temporal_api.devserver import dev_server as run_dev_server
+from temporal_api.dev.server import DevServer, free_port
 from temporal_api.observe import JSONFormatter
+from temporal_api.serving import serving
 from temporal_api.settings import from_env
 
 pytestmark = pytest.mark.anyio

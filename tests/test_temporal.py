@@ -33,7 +33,7 @@ from temporalio.client import Client
 from temporalio.service import RPCError, RPCStatusCode
 
 from api import assert_problem, order, service
-from temporal_api.devserver import DevServer
+from temporal_api.dev.server import DevServer
 from temporal_api.temporal import DATA_CONVERTER, Temporal, raw_json
 from temporal_api.temporal.failures import problem_of
 
