@@ -290,7 +290,7 @@ async def test_the_sdks_download_is_kept(cli: Path, machine: Machine) -> None:
 
 
 async def test_a_go_that_cannot_build_gives_way_to_the_wheel_which_leaves_nothing(machine: Machine) -> None:
-    """An old Go on the PATH is no dead end. The wheel's hashes are pinned; all it needs is in a folder that goes away."""
+    """An old Go is no dead end. The wheel's hashes are pinned, and all that it needs is in a folder that goes away."""
     machine.go(code="sys.exit('go.mod requires a newer Go')")
     machine.pip_has_go()
     kept = await machine.find()
