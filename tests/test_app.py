@@ -83,9 +83,10 @@ async def test_any_server_that_takes_a_factory_runs_it(server: tuple[str, ...], 
             await eventually(both_under_way)
             process.process.send_signal(signal.SIGTERM)
 
-            assert (first + "".join([more async for more in text])).endswith("retry: 1000\n\n")
+            async with asyncio.timeout(20):
+                assert (first + "".join([more async for more in text])).endswith("retry: 1000\n\n")
         assert 202 == (await wait).status_code
-        await process.end(seconds=10)
+        await process.end(seconds=20)
     logged = [json.loads(line).get("path") for line in process.output.splitlines() if line.startswith("{")]
     assert {"/api/v1/workflows", f"{path}/result", f"{path}/events"} <= set(logged)
     assert "Traceback" not in process.output
