@@ -18,8 +18,8 @@ The modules, in the order a request meets them:
     errors        what can go wrong and how it is told
     openapi       the contract document
 
-Beside them: settings (read once, refused when unsafe), cli (`temporal-api`), worker (the sample Temporal worker),
-devserver (finds or builds a Temporal dev server).
+Beside them: settings (read once, refused when unsafe), cli (`temporal-api`), serving (uvicorn that drains), worker (the
+sample Temporal worker), dev (`temporal-api dev`; finds or builds a Temporal dev server, and runs it).
 """
 
 from importlib.metadata import version

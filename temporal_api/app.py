@@ -5,6 +5,7 @@ own resource"). Under `/api/v1` no handler runs without a verified token and a s
 """
 
 import asyncio
+import os
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 
@@ -26,6 +27,7 @@ from temporal_api.controllers.workflows.listing import WorkflowListController
 from temporal_api.controllers.workflows.messages import WorkflowMessageController
 from temporal_api.controllers.workflows.start import WorkflowStartController
 from temporal_api.controllers.workflows.status import WorkflowStatusController
+from temporal_api.logs import configure_logging
 from temporal_api.metrics import Metrics, metrics_route
 from temporal_api.observe import Observe
 from temporal_api.openapi import openapi_config
@@ -34,7 +36,8 @@ from temporal_api.problems import EXCEPTION_HANDLERS, allow
 from temporal_api.requests import JSONRequest, JSONResponse
 from temporal_api.sealing import PageTokens
 from temporal_api.services import SERVICES, TEMPORAL, Services
-from temporal_api.settings import Settings
+from temporal_api.serving import drain_on_signal
+from temporal_api.settings import Settings, from_env
 from temporal_api.temporal.client import Temporal, connect
 from temporal_api.temporal.endings import Endings
 from temporal_api.temporal.feeds import Feeds
@@ -57,11 +60,28 @@ CONTROLLERS = [
     CodecController,
 ]
 
+SCOPES = [
+    *(scope for each in RESOURCES for scope in each.resource.scopes),
+    *("workflows:read", "workflows:write", "workflows:admin"),
+]
+"""What a token for trying things out may do."""
+
+SEARCH_ATTRIBUTES = [name for each in RESOURCES for name in each.resource.search_attributes]
+"""What `temporal-api setup` adds to a namespace."""
+
 EXPOSED_HEADERS = ["Location", "ETag", "Retry-After", "X-Request-ID", "Idempotent-Replayed", "Preference-Applied"]
 
 
-def create_app(settings: Settings) -> Litestar:
-    """The service, ready to be served. Raises SettingsError when a key in the settings is unfit."""
+def create_app(settings: Settings | None = None) -> Litestar:
+    """The service, ready to be served. Raises SettingsError.
+
+    Without settings it reads them from the environment, sets up the logs and minds the process's signals, so that any
+    ASGI server can call it: `uvicorn --factory temporal_api.app:create_app`, `litestar --app ... run --reload`.
+    """
+    under_another_server = settings is None
+    if settings is None:
+        settings = from_env(os.environ)
+        configure_logging(settings.log_level, settings.log_format)
     metrics = Metrics(__version__)
     api = Router(
         "/api/v1",
@@ -72,7 +92,7 @@ def create_app(settings: Settings) -> Litestar:
     )
     app = Litestar(
         [*pages.HANDLERS, metrics_route(metrics), HealthController, api],
-        lifespan=[_connected(settings, metrics)],
+        lifespan=[_connected(settings, metrics), *([drain_on_signal] if under_another_server else [])],
         request_class=JSONRequest,
         response_class=JSONResponse,
         request_max_body_size=settings.max_body_bytes,

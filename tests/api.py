@@ -5,6 +5,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from decimal import Decimal
+from functools import partial
 from typing import Any, TypeVar
 
 import httpx
@@ -14,9 +15,9 @@ from polyfactory.factories.msgspec_factory import MsgspecFactory
 from prometheus_client.parser import text_string_to_metric_families
 
 from temporal_api.app import create_app
-from temporal_api.cli import serving
 from temporal_api.controllers.orders import CreateOrderRequest, OrderItem
-from temporal_api.devserver import free_port
+from temporal_api.dev.server import dev_server, free_port
+from temporal_api.serving import serving
 from temporal_api.settings import from_env
 
 T = TypeVar("T")
@@ -24,6 +25,9 @@ T = TypeVar("T")
 SECRET = "tests-sign-their-tokens-with-this-secret"
 ORDERS = "orders:read orders:write"
 WORKFLOWS = "workflows:read workflows:write"
+
+run_dev_server = partial(dev_server, search_attributes=("OrderOwner", "OrderStatus"))
+"""A Temporal dev server that knows the search attributes of orders."""
 
 
 def token(sub: str = "alice", scope: object = f"{ORDERS} {WORKFLOWS}", **claims: Any) -> str:

@@ -6,16 +6,19 @@ import re
 import shlex
 import sys
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 
 import httpx
+import msgspec
 
-COMMAND = Path(sys.executable).with_name("temporal-api")
+from temporal_api.settings import Settings
+
+SETTINGS = {field.encode_name for field in msgspec.structs.fields(Settings)}
 
 
 class Process:
-    """A running `temporal-api`, and what it printed so far."""
+    """A running program, and what it printed so far."""
 
     def __init__(self, process: asyncio.subprocess.Process) -> None:
         self.process = process
@@ -42,11 +45,13 @@ class Process:
 
 
 @asynccontextmanager
-async def temporal_api(*arguments: str, **environ: str) -> AsyncIterator[Process]:
-    """`temporal-api ARGUMENTS` with these settings and no other of the service's."""
-    inherited = {k: v for k, v in os.environ.items() if not k.startswith(("TEMPORAL_", "JWT_")) or k == "TEMPORAL_CLI"}
+async def command(program: str, *arguments: str, **environ: str) -> AsyncIterator[Process]:
+    """`PROGRAM ARGUMENTS`, as it is installed beside the service, with these settings and no other of the service's."""
+    inherited = {k: v for k, v in os.environ.items() if k not in SETTINGS and not k.startswith("TEMPORAL_")}
+    if "TEMPORAL_CLI" in os.environ:
+        inherited["TEMPORAL_CLI"] = os.environ["TEMPORAL_CLI"]
     process = await asyncio.create_subprocess_exec(
-        COMMAND,
+        Path(sys.executable).with_name(program),
         *arguments,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.STDOUT,
@@ -58,6 +63,11 @@ async def temporal_api(*arguments: str, **environ: str) -> AsyncIterator[Process
         if process.returncode is None:
             process.terminate()
             await process.communicate()
+
+
+def temporal_api(*arguments: str, **environ: str) -> AbstractAsyncContextManager[Process]:
+    """`temporal-api ARGUMENTS` with these settings and no other of the service's."""
+    return command("temporal-api", *arguments, **environ)
 
 
 async def curl(line: str, **variables: str) -> httpx.Response:
@@ -91,7 +101,7 @@ async def curl(line: str, **variables: str) -> httpx.Response:
 async def javascript(module: str, cache: Path) -> AsyncIterator[Process]:
     """A JavaScript module as it runs in a browser, with fetch and streams; it may reach this machine only."""
     process = await asyncio.create_subprocess_exec(
-        COMMAND.with_name("deno"),
+        Path(sys.executable).with_name("deno"),
         *("run", "--quiet", "--no-prompt", "--no-config", "--ext=js", "--allow-net=127.0.0.1", "-"),
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,

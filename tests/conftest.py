@@ -9,12 +9,12 @@ import httpx
 import pytest
 from temporalio.client import Client
 
-from api import SECRET, bearer
+from api import SECRET, bearer, run_dev_server
 from commands import Process, temporal_api
 from temporal_api.app import create_app
-from temporal_api.cli import serving
-from temporal_api.devserver import DevServer, find_temporal, free_port
-from temporal_api.devserver import dev_server as run_dev_server
+from temporal_api.dev.build import find_temporal
+from temporal_api.dev.server import DevServer, free_port
+from temporal_api.serving import serving
 from temporal_api.settings import Settings, from_env
 from temporal_api.temporal.payloads import DATA_CONVERTER
 

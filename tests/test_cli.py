@@ -14,20 +14,21 @@ from temporalio.api.workflowservice.v1 import RegisterNamespaceRequest
 from temporalio.client import Client
 
 from api import SECRET, assert_problem, eventually, order
-from commands import Process, curl, temporal_api
-from temporal_api.devserver import DevServer, free_port
+from commands import Process, command, curl, temporal_api
+from temporal_api.dev.server import DevServer, free_port
 
 pytestmark = pytest.mark.anyio
 
 
 async def test_dev_prints_what_works_when_pasted(dev: Process) -> None:
-    """The URLs answer, and the curl lines do what they say with the token that stands above them."""
+    """The URLs answer, and the curl lines do what they say with the variables that are set above them."""
     token = (await dev.until(r"export TOKEN=(\S+)"))[1]
+    order_id = (await dev.until(r"export ORDER_ID=(\S+)"))[1]
     await dev.until(r"Order \S+: pending")
     lines = re.findall(r"^curl .*$", dev.output, re.MULTILINE)
     urls = re.findall(r"^(?:API|Docs|Temporal UI) +(http\S+)$", dev.output, re.MULTILINE)
 
-    answers = [await curl(line, TOKEN=token) for line in lines]
+    answers = [await curl(line, TOKEN=token, ORDER_ID=order_id) for line in lines]
 
     assert [201, 200] == [answer.status_code for answer in answers]
     assert 3 == len(urls)
@@ -103,6 +104,27 @@ async def test_serve_and_worker_process_an_order(dev_server: DevServer) -> None:
             assert_problem(await carol.get("/api/v1/workflows/any"), 403, "insufficient_scope")
 
         assert (0, 0) == (await serve.end(signal.SIGTERM), await worker.end(signal.SIGTERM))
+
+
+NEEDED = """
+import sys
+from unittest.mock import patch
+from temporal_api.cli import main
+with patch("temporal_api.serving.serve"), patch.object(sys, "argv", ["temporal-api", "serve"]):
+    try:
+        main()
+    finally:
+        print(*(name for name in sys.modules if name.startswith("temporal_api.")))
+"""
+
+
+async def test_serve_needs_neither_the_worker_nor_what_builds_temporal() -> None:
+    """The API starts, and may be deployed, without them."""
+    async with command("python", "-c", NEEDED, JWT_SECRET=SECRET) as process:
+        assert 0 == await process.end(), process.output
+    needed = set(process.output.split())
+    assert {"temporal_api.app", "temporal_api.serving"} <= needed
+    assert set() == {name for name in needed if name.startswith(("temporal_api.dev", "temporal_api.worker"))}
 
 
 async def test_setup_adds_the_search_attributes_once(client: Client, dev_server: DevServer) -> None:

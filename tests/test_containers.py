@@ -14,7 +14,7 @@ import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from temporal_api.devserver import free_port
+from temporal_api.dev.server import free_port
 from temporal_api.settings import Settings, from_env
 
 ROOT = Path(__file__).parent.parent

@@ -9,10 +9,9 @@ import uuid
 import httpx
 import pytest
 
-from api import SECRET, assert_problem, bearer, eventually, order
+from api import SECRET, assert_problem, bearer, eventually, order, run_dev_server
 from commands import temporal_api
-from temporal_api.devserver import DevServer, free_port
-from temporal_api.devserver import dev_server as run_dev_server
+from temporal_api.dev.server import DevServer, free_port
 
 pytestmark = pytest.mark.anyio
 

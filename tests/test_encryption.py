@@ -16,9 +16,9 @@ from temporalio import activity
 from temporalio.client import Client
 from temporalio.exceptions import ApplicationError
 
-from api import SECRET, assert_problem, bearer, eventually, order, service
-from temporal_api.devserver import DevServer, find_temporal
-from temporal_api.devserver import dev_server as run_dev_server
+from api import SECRET, assert_problem, bearer, eventually, order, run_dev_server, service
+from temporal_api.dev.build import find_temporal
+from temporal_api.dev.server import DevServer
 from temporal_api.settings import SettingsError, from_env
 from temporal_api.temporal.payloads import data_converter
 from temporal_api.worker import StandIns, create_worker

@@ -27,7 +27,7 @@ from temporalio.worker import UnsandboxedWorkflowRunner, Worker
 from api import ORDERS, WORKFLOWS, assert_problem, bearer, order, service
 from temporal_api import app as app_module
 from temporal_api.app import create_app
-from temporal_api.devserver import DevServer
+from temporal_api.dev.server import DevServer
 from temporal_api.errors import EXCEPTION_HANDLERS, RETRY_AFTER, STATUS, Problem, body
 from temporal_api.logs import JSONFormatter
 from temporal_api.settings import Settings

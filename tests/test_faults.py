@@ -15,9 +15,9 @@ import httpx
 import pytest
 from temporalio.client import Client, WorkflowExecution
 
-from api import SECRET, assert_problem, bearer, eventually, order, service
+from api import SECRET, assert_problem, bearer, eventually, order, run_dev_server, service
 from commands import temporal_api
-from temporal_api.devserver import DevServer, dev_server, free_port
+from temporal_api.dev.server import DevServer, free_port
 from temporal_api.temporal.payloads import DATA_CONVERTER
 from temporal_api.worker import StandIns, create_worker
 from temporal_api.worker.order_processing import Order
@@ -108,7 +108,7 @@ async def test_the_service_starts_before_temporal() -> None:
     async with impatient(port) as http:
         before = await state(http)
         away = await every_call(http, "none", "none")
-        async with dev_server(port=port):
+        async with run_dev_server(port=port):
             await recovered(http)
             placed = await place(http)
             found = await http.get(f"/api/v1/orders/{placed['id']}")
@@ -131,7 +131,7 @@ async def test_an_address_that_accepts_and_says_nothing() -> None:
         silent.close()
         for connection in connections:
             connection.transport.abort()
-        async with dev_server(port=port):
+        async with run_dev_server(port=port):
             await recovered(http)
             await place(http)
 
@@ -144,7 +144,7 @@ async def test_temporal_is_killed_and_comes_back(tmp_path: Path, task_queue: str
     port, db = free_port(), str(tmp_path / "temporal.db")
     ids = [f"crossing-{n}" for n in range(20)]
     async with impatient(port, task_queue) as http:
-        async with dev_server(port=port, db_filename=db) as server:
+        async with run_dev_server(port=port, db_filename=db) as server:
             await recovered(http)
             placed = await place(http)
             crossing = [http.post("/api/v1/workflows", json={"workflow_type": "any", "workflow_id": i}) for i in ids]
@@ -154,7 +154,7 @@ async def test_temporal_is_killed_and_comes_back(tmp_path: Path, task_queue: str
             crossed = dict(zip(ids, await asyncio.gather(*under_way), strict=True))
         away = await every_call(http, placed["id"], "away")
         state_away = await state(http)
-        async with dev_server(port=port, db_filename=db) as server:
+        async with run_dev_server(port=port, db_filename=db) as server:
             await recovered(http)
             again = {
                 i: await http.post("/api/v1/workflows", json={"workflow_type": "any", "workflow_id": i}) for i in ids
@@ -193,7 +193,7 @@ async def test_a_key_outlives_the_process_that_it_was_sent_to(task_queue: str) -
         async def pretend(self, step: str, order: Order) -> None:
             charged.extend([order.id] * (step == "charge_payment"))
 
-    async with dev_server() as server:
+    async with run_dev_server() as server:
         shop = {"JWT_SECRET": SECRET, "TEMPORAL_ADDRESS": server.address, "ORDERS_TASK_QUEUE": task_queue}
         ports = [free_port(), free_port()]
         async with (
@@ -256,7 +256,7 @@ async def test_who_waits_is_not_told_of_temporals_absence(tmp_path: Path) -> Non
     """A stream and a wait for a result outlive Temporal's end, and tell what happens after it has come back."""
     port, db = free_port(), str(tmp_path / "temporal.db")
     async with impatient(port) as http:
-        async with dev_server(port=port, db_filename=db) as server:
+        async with run_dev_server(port=port, db_filename=db) as server:
             await recovered(http)
             start = {"workflow_type": "nobody_runs_this", "task_queue": "nobody-polls-this"}
             path = (await http.post("/api/v1/workflows", json=start)).headers["location"]
@@ -273,7 +273,7 @@ async def test_who_waits_is_not_told_of_temporals_absence(tmp_path: Path) -> Non
             return (await http.get("/health/ready")).status_code == 503
 
         await eventually(noticed)
-        async with dev_server(port=port, db_filename=db):
+        async with run_dev_server(port=port, db_filename=db):
             await recovered(http)
             admin = bearer(scope="workflows:admin")
             await http.post(f"{path}/terminate", json={"reason": "it is over"}, headers=admin)
@@ -287,7 +287,7 @@ async def test_who_waits_is_not_told_of_temporals_absence(tmp_path: Path) -> Non
 
 async def test_temporal_freezes_and_thaws() -> None:
     """A Temporal that hangs is a 504 in time, and not ready; afterwards all goes on, and a start ran at most once."""
-    async with dev_server() as server, impatient(int(server.address.rpartition(":")[2])) as http:
+    async with run_dev_server() as server, impatient(int(server.address.rpartition(":")[2])) as http:
         await recovered(http)
         placed = await place(http)
         os.kill(server.pid, signal.SIGSTOP)
@@ -380,7 +380,7 @@ async def test_worker_waits_for_temporal(task_queue: str) -> None:
         await first.until("trying again", 30)
         await second.until("trying again", 30)
         code = await first.end(signal.SIGTERM, seconds=15)
-        async with dev_server(port=port):
+        async with run_dev_server(port=port):
             await second.until(f"worker polls {task_queue}", 30)
             codes = code, await second.end(signal.SIGTERM, seconds=15)
 

@@ -11,7 +11,7 @@ from temporalio.client import Client
 
 from api import eventually, service
 from temporal_api import __version__
-from temporal_api.devserver import DevServer, free_port
+from temporal_api.dev.server import DevServer, free_port
 from temporal_api.worker import create_worker
 
 pytestmark = pytest.mark.anyio

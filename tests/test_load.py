@@ -17,7 +17,7 @@ from temporalio.worker import UnsandboxedWorkflowRunner, Worker
 
 from api import SECRET, bearer, eventually, order
 from commands import temporal_api
-from temporal_api.devserver import DevServer, free_port
+from temporal_api.dev.server import DevServer, free_port
 
 pytestmark = pytest.mark.anyio
 

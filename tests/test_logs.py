@@ -14,8 +14,8 @@ import pytest
 
 from api import SECRET, assert_problem, bearer, eventually, order
 from commands import Process, temporal_api
-from temporal_api.devserver import DevServer, free_port
-from temporal_api.devserver import dev_server as run_dev_server
+from temporal_api.dev.server import DevServer, free_port
+from temporal_api.dev.server import dev_server as run_dev_server
 
 pytestmark = pytest.mark.anyio
 

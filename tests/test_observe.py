@@ -18,9 +18,9 @@ from litestar.types import Receive, Scope, Send
 
 from api import SECRET, assert_problem, bearer, eventually, order, samples, service
 from temporal_api.app import create_app
-from temporal_api.cli import serving
-from temporal_api.devserver import DevServer, free_port
+from temporal_api.dev.server import DevServer, free_port
 from temporal_api.logs import JSONFormatter
+from temporal_api.serving import serving
 from temporal_api.settings import from_env
 
 pytestmark = pytest.mark.anyio

@@ -12,7 +12,7 @@ import pytest
 from temporalio.client import Client
 
 from api import SECRET, assert_problem, bearer, order, service
-from temporal_api.devserver import DevServer
+from temporal_api.dev.server import DevServer
 from temporal_api.settings import Settings
 from temporal_api.worker import StandIns, create_worker
 from temporal_api.worker.order_processing import Order

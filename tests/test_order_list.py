@@ -11,7 +11,7 @@ from temporalio.client import Client
 from temporalio.worker import Worker
 
 from api import assert_problem, bearer, eventually, order, service
-from temporal_api.devserver import DevServer
+from temporal_api.dev.server import DevServer
 from temporal_api.settings import Settings
 from temporal_api.temporal.visibility import index_value
 from temporal_api.worker import create_worker

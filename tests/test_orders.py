@@ -23,7 +23,7 @@ from temporalio.exceptions import ApplicationError
 from temporalio.worker import UnsandboxedWorkflowRunner, Worker
 
 from api import ItemFactory, OrderFactory, assert_problem, bearer, eventually, order, service
-from temporal_api.devserver import DevServer
+from temporal_api.dev.server import DevServer
 from temporal_api.logs import JSONFormatter
 from temporal_api.temporal.payloads import DATA_CONVERTER
 from temporal_api.worker import StandIns, create_worker

@@ -33,7 +33,7 @@ from temporalio.client import Client
 from temporalio.service import RPCError, RPCStatusCode
 
 from api import assert_problem, order, service
-from temporal_api.devserver import DevServer
+from temporal_api.dev.server import DevServer
 from temporal_api.temporal.client import Temporal
 from temporal_api.temporal.failures import problem_of
 from temporal_api.temporal.payloads import DATA_CONVERTER, raw_json

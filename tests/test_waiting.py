@@ -11,7 +11,7 @@ from litestar import Request
 
 from api import eventually, service
 from temporal_api import waiting
-from temporal_api.devserver import DevServer
+from temporal_api.dev.server import DevServer
 from temporal_api.errors import Problem
 from temporal_api.waiting import EventStream, Waits
 

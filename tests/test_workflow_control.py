@@ -34,7 +34,7 @@ from temporalio.service import RPCError, RPCStatusCode
 from temporalio.worker import UnsandboxedWorkflowRunner, Worker
 
 from api import WORKFLOWS, assert_problem, bearer, eventually, service
-from temporal_api.devserver import DevServer
+from temporal_api.dev.server import DevServer
 from temporal_api.errors import Problem
 from temporal_api.temporal import updates, workers
 from temporal_api.temporal.client import Temporal

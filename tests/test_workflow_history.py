@@ -22,7 +22,7 @@ from temporalio.exceptions import ApplicationError, ApplicationErrorCategory
 from temporalio.worker import UnsandboxedWorkflowRunner, Worker
 
 from api import assert_problem, bearer, eventually, service
-from temporal_api.devserver import DevServer
+from temporal_api.dev.server import DevServer
 from temporal_api.errors import Problem
 from temporal_api.temporal import history
 from temporal_api.temporal.client import Temporal

@@ -21,7 +21,7 @@ from temporalio.service import RPCError
 from temporalio.worker import UnsandboxedWorkflowRunner, Worker
 
 from api import WORKFLOWS, assert_problem, bearer, eventually, service
-from temporal_api.devserver import DevServer
+from temporal_api.dev.server import DevServer
 
 pytestmark = pytest.mark.anyio
 

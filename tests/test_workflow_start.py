@@ -16,7 +16,7 @@ from temporalio.exceptions import ApplicationError
 from temporalio.worker import UnsandboxedWorkflowRunner, Worker
 
 from api import assert_problem, bearer, service
-from temporal_api.devserver import DevServer
+from temporal_api.dev.server import DevServer
 
 pytestmark = pytest.mark.anyio
 

@@ -99,8 +99,10 @@ class Resource(Generic[Kept, Answer]):
         self.read_scope, self.write_scope, self.admin_scope = (
             f"{self.plural}:{may}" for may in ("read", "write", "admin")
         )
+        self.scopes = (self.read_scope, self.write_scope, self.admin_scope)
         self.memo_key = f"temporal_api.{name}"
         self.owner_attribute, self.status_attribute = f"{self.title}Owner", f"{self.title}Status"
+        self.search_attributes = (self.owner_attribute, self.status_attribute)
         self.NotFound = _problem(NotFound, f"{name}_not_found", f"There is no such {self.words}, or it is not yours.")
         self.NotCancellable = _problem(
             Conflict, f"{name}_not_cancellable", f"The {self.words} can no longer be cancelled."

@@ -1,0 +1,138 @@
+"""A Temporal dev server for `temporal-api dev` and the tests.
+
+The SDK's `WorkflowEnvironment.start_local` is not enough here: its server stays behind when its owner is killed, gets a
+terminal's Ctrl-C before the worker has ended, and does not say why it could not start.
+"""
+
+import asyncio
+import os
+import signal
+import socket
+import tempfile
+import time
+from asyncio.subprocess import Process
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+from temporalio.client import Client
+from temporalio.service import RPCError
+
+from temporal_api.dev.build import Say, find_temporal, say_to_stderr
+from temporal_api.dev.processes import last_lines, process
+from temporal_api.temporal.search_attributes import add_search_attributes
+
+_READY_SECONDS = 60
+_RELEASE_SECONDS = 10
+_STOP_SECONDS = 8
+
+
+class DevServerError(RuntimeError):
+    """The dev server could not be had, or died; the message is meant for people."""
+
+
+@dataclass(frozen=True)
+class DevServer:
+    """A running dev server: its gRPC address, its web UI (None: headless) and its process."""
+
+    address: str
+    ui_url: str | None
+    pid: int
+
+
+def free_port(preferred: int = 0, host: str = "127.0.0.1") -> int:
+    """`preferred` when it can be listened on, else the next one that can; 0: any."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    for port in range(preferred, 65536):
+        with suppress(OSError), socket.create_server((host, port), family=family) as listener:
+            return int(listener.getsockname()[1])
+    raise DevServerError(f"no free port from {preferred} up on {host}")
+
+
+@asynccontextmanager
+async def dev_server(
+    *,
+    search_attributes: Sequence[str] = (),
+    port: int | None = None,
+    ui_port: int | None = None,
+    db_filename: str | None = None,
+    say: Say = say_to_stderr,
+) -> AsyncIterator[DevServer]:
+    """Run a dev server that answers, with namespace `default` and these keyword search attributes; stop it at the end.
+
+    No `port`: it takes any free one. No `ui_port`: it has no UI. No `db_filename`: nothing outlives it.
+    """
+    cli = await find_temporal(say)
+    async with AsyncExitStack() as stack:
+        folder = "" if db_filename else stack.enter_context(tempfile.TemporaryDirectory(prefix="temporal-"))
+        options = ["--db-filename", db_filename or f"{folder}/temporal.db"]
+        if folder:
+            # In memory, the server loses its state when a connection breaks in the middle of a transaction. A file
+            # keeps it, and costs no more than memory when it does not have to survive a crash.
+            options += ["--sqlite-pragma", "synchronous=0", "--sqlite-pragma", "journal_mode=memory"]
+        options += ["--ui-port", str(ui_port)] if ui_port else ["--headless"]
+        deadline = time.monotonic() + _RELEASE_SECONDS
+        while True:
+            try:
+                server = _started(cli, port or free_port(), options, search_attributes, folder)
+                address, pid = await stack.enter_async_context(server)
+                break
+            except DevServerError as error:
+                # Another process took the port that we chose, or one that was killed just now still holds ours.
+                if "address already in use" not in str(error) or time.monotonic() > deadline:
+                    raise
+                await asyncio.sleep(0.1)
+        yield DevServer(address, f"http://127.0.0.1:{ui_port}" if ui_port else None, pid)
+
+
+@asynccontextmanager
+async def _started(
+    cli: Path, port: int, options: Sequence[str], search_attributes: Sequence[str], folder: str
+) -> AsyncIterator[tuple[str, int]]:
+    """The address and process id of a server that is ready."""
+    command: list[str | Path] = [cli]
+    command += ["server", "start-dev", "--ip", "127.0.0.1", "--port", str(port), "--log-level", "error", *options]
+    for name in search_attributes:
+        command += ["--search-attribute", f"{name}=Keyword"]
+    # The service's own connection settings are not for the server.
+    env = {name: value for name, value in os.environ.items() if not name.startswith("TEMPORAL_")}
+    with tempfile.TemporaryFile() as log:
+        async with process(command, log, env, folder=folder) as server:
+            address = f"127.0.0.1:{port}"
+            await _ready(address, search_attributes, server, log)
+            try:
+                yield address, server.pid
+            finally:
+                with suppress(ProcessLookupError, TimeoutError):
+                    server.send_signal(signal.SIGCONT)
+                    server.terminate()
+                    await asyncio.wait_for(server.wait(), _STOP_SECONDS)
+
+
+async def _ready(address: str, search_attributes: Sequence[str], server: Process, log: BinaryIO) -> None:
+    # Both at once: another's listener on our port may take a connection and never answer, while our process has ended.
+    asking, ending = asyncio.create_task(_answers(address, search_attributes)), asyncio.create_task(server.wait())
+    try:
+        await asyncio.wait((asking, ending), timeout=_READY_SECONDS, return_when=asyncio.FIRST_COMPLETED)
+        if asking.done() and server.returncode is None:
+            return asking.result()
+    finally:
+        asking.cancel()
+        ending.cancel()
+    code = server.returncode
+    why = f"did not get ready within {_READY_SECONDS} s" if code is None else f"ended with code {code}"
+    raise DevServerError(f"Temporal's dev server {why}: {last_lines(log) or 'it said nothing'}")
+
+
+async def _answers(address: str, search_attributes: Sequence[str]) -> None:
+    """Return once the server answers and takes the search attributes."""
+    while True:
+        with suppress(RuntimeError, RPCError):
+            client = await Client.connect(address)
+            # For a database from before: the server's own flag changes no namespace that exists.
+            await add_search_attributes(client, search_attributes)
+            await client.count_workflows(" AND ".join(f"{name} = ''" for name in search_attributes))
+            return
+        await asyncio.sleep(0.05)
