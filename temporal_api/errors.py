@@ -1,51 +1,8 @@
-"""What can go wrong: one class per failure.
+"""What can go wrong: one class per failure, with the code and the status that the caller is told.
 
-Whatever fails on purpose raises a Problem. Its class has the code and the status; its docstring is what the caller is
-told when there is nothing more exact to say:
-
-    Problem
-      ValidationError                400  validation_error
-        MalformedJSON                     malformed_json
-        InvalidQuery                      invalid_query
-        InvalidPageToken                  invalid_page_token
-        WorkflowStartError                workflow_start_error
-          SearchAttributeUnknown
-      Unauthorized                   401
-        MissingToken                      missing_token
-        InvalidToken                      invalid_token
-        ExpiredToken                      expired_token
-      InsufficientScope              403  insufficient_scope
-      NotAllowed                     403  not_allowed
-      NotFound                       404  not_found
-        WorkflowNotFound                  workflow_not_found
-        UpdateNotFound                    update_not_found
-        (a resource's own)                order_not_found
-      MethodNotAllowed               405  method_not_allowed
-      Conflict                       409
-        WorkflowAlreadyExists             workflow_already_exists
-        WorkflowCompleted                 workflow_completed
-        ReservedId                        reserved_id
-        (a resource's own)                order_not_cancellable
-      PayloadTooLarge                413  payload_too_large
-      UnsupportedMediaType           415  unsupported_media_type
-      IdempotencyKeyReused           422  idempotency_key_reused
-      UpdateRejected                 422  update_rejected
-      QueryFailed                    422  query_failed
-      TemporalOverloaded             429  temporal_overloaded
-      InternalServerError            500  internal_server_error
-      SearchAttributesMissing        501  search_attributes_missing
-      TemporalError                  502  temporal_error
-      PayloadUndecodable             502  payload_undecodable
-      Unavailable                    503
-        TemporalConnectionError           temporal_connection_error
-        NoWorker                          no_worker
-        WorkflowTaskFailing               workflow_task_failing
-        TooManyWaits                      too_many_waits
-        AuthUnavailable                   auth_unavailable
-        ShuttingDown                      shutting_down
-      TemporalTimeout                504  temporal_timeout
-
-`problems` tells them to the caller.
+Whatever fails on purpose raises a Problem. A class's docstring is the message when there is nothing more exact to say.
+Catch the class, or the class above it: `NotFound` is every 404, `Unavailable` every 503. A resource adds its own from
+its declaration (`order_not_found`, `order_not_cancellable`). `problems` tells them to the caller.
 """
 
 import copy
@@ -70,6 +27,15 @@ class Problem(Exception):
     retry_after: ClassVar[int | None] = None
     """Seconds after which another try makes sense (RFC 9110 10.2.3)."""
 
+    def __init_subclass__(cls, code: str = "", status: int = 0, retry_after: int | None = None) -> None:
+        """Give a class what it does not inherit."""
+        if code:
+            cls.code = code
+        if status:
+            cls.status = status
+        if retry_after is not None:
+            cls.retry_after = retry_after
+
     def __init__(self, message: str | None = None, headers: Mapping[str, str] | None = None, **details: Any) -> None:
         """Without a message the class's docstring is told. `details` are what a program can act on."""
         self.message = message or type(self).__doc__ or self.code
@@ -89,45 +55,33 @@ class Problem(Exception):
         return more
 
 
-class ValidationError(Problem):
+class ValidationError(Problem, code="validation_error", status=400):
     """The request is not as expected; `details.errors` says where and what is expected there."""
 
-    code = "validation_error"
-    status = 400
 
-
-class MalformedJSON(ValidationError):
+class MalformedJSON(ValidationError, code="malformed_json"):
     """The body is not JSON."""
 
-    code = "malformed_json"
 
-
-class InvalidQuery(ValidationError):
+class InvalidQuery(ValidationError, code="invalid_query"):
     """Temporal cannot search by these filters."""
 
-    code = "invalid_query"
 
-
-class InvalidPageToken(ValidationError):
+class InvalidPageToken(ValidationError, code="invalid_page_token"):
     """This page token was not given for this listing: send it unchanged, with the same parameters."""
 
-    code = "invalid_page_token"
 
-
-class WorkflowStartError(ValidationError):
+class WorkflowStartError(ValidationError, code="workflow_start_error"):
     """Temporal refuses this start."""
-
-    code = "workflow_start_error"
 
 
 class SearchAttributeUnknown(WorkflowStartError):
     """The namespace does not have a search attribute that the start sets."""
 
 
-class Unauthorized(Problem):
+class Unauthorized(Problem, status=401):
     """The request needs a token. The `WWW-Authenticate` header says what is wrong (RFC 6750)."""
 
-    status = 401
     challenge: ClassVar[str | None] = "invalid_token"
     """RFC 6750 3.1: no error is named when the request carried no token at all."""
 
@@ -140,30 +94,22 @@ class Unauthorized(Problem):
         self.headers["WWW-Authenticate"] = value
 
 
-class MissingToken(Unauthorized):
+class MissingToken(Unauthorized, code="missing_token"):
     """Send a token: Authorization: Bearer TOKEN."""
 
-    code = "missing_token"
     challenge = None
 
 
-class InvalidToken(Unauthorized):
+class InvalidToken(Unauthorized, code="invalid_token"):
     """The token is not accepted."""
 
-    code = "invalid_token"
 
-
-class ExpiredToken(Unauthorized):
+class ExpiredToken(Unauthorized, code="expired_token"):
     """The token has expired; get a new one."""
 
-    code = "expired_token"
 
-
-class InsufficientScope(Problem):
+class InsufficientScope(Problem, code="insufficient_scope", status=403):
     """The token lacks a scope that this needs; the `WWW-Authenticate` header names it."""
-
-    code = "insufficient_scope"
-    status = 403
 
     def __init__(self, message: str, scope: str = "") -> None:
         """Name the scope that would do."""
@@ -171,187 +117,112 @@ class InsufficientScope(Problem):
         super().__init__(message, {"WWW-Authenticate": challenge})
 
 
-class NotAllowed(Problem):
+class NotAllowed(Problem, code="not_allowed", status=403):
     """The operators of this service do not allow this."""
 
-    code = "not_allowed"
-    status = 403
 
-
-class NotFound(Problem):
+class NotFound(Problem, code="not_found", status=404):
     """There is nothing here."""
 
-    code = "not_found"
-    status = 404
 
-
-class WorkflowNotFound(NotFound):
+class WorkflowNotFound(NotFound, code="workflow_not_found"):
     """There is no such workflow, or none that you may see."""
 
-    code = "workflow_not_found"
 
-
-class UpdateNotFound(NotFound):
+class UpdateNotFound(NotFound, code="update_not_found"):
     """The workflow has no such update; a rejected update is not kept."""
 
-    code = "update_not_found"
 
-
-class MethodNotAllowed(Problem):
+class MethodNotAllowed(Problem, code="method_not_allowed", status=405):
     """This method is not possible here; the `Allow` header lists those that are."""
 
-    code = "method_not_allowed"
-    status = 405
 
-
-class Conflict(Problem):
+class Conflict(Problem, status=409):
     """The state of the thing does not allow this."""
 
-    status = 409
 
-
-class WorkflowAlreadyExists(Conflict):
+class WorkflowAlreadyExists(Conflict, code="workflow_already_exists"):
     """The workflow exists already; take another id."""
 
-    code = "workflow_already_exists"
 
-
-class WorkflowCompleted(Conflict):
+class WorkflowCompleted(Conflict, code="workflow_completed"):
     """The workflow is closed."""
 
-    code = "workflow_completed"
 
-
-class ReservedId(Conflict):
+class ReservedId(Conflict, code="reserved_id"):
     """Ids that begin like this belong to a resource of its own; take another."""
 
-    code = "reserved_id"
 
-
-class PayloadTooLarge(Problem):
+class PayloadTooLarge(Problem, code="payload_too_large", status=413):
     """The data is larger than Temporal or this service takes."""
 
-    code = "payload_too_large"
-    status = 413
 
-
-class UnsupportedMediaType(Problem):
+class UnsupportedMediaType(Problem, code="unsupported_media_type", status=415):
     """Send JSON, with Content-Type: application/json."""
 
-    code = "unsupported_media_type"
-    status = 415
 
-
-class IdempotencyKeyReused(Problem):
+class IdempotencyKeyReused(Problem, code="idempotency_key_reused", status=422):
     """This Idempotency-Key came with another body before; take a new key for this one."""
 
-    code = "idempotency_key_reused"
-    status = 422
 
-
-class UpdateRejected(Problem):
+class UpdateRejected(Problem, code="update_rejected", status=422):
     """The workflow rejected the update, or failed at it."""
 
-    code = "update_rejected"
-    status = 422
 
-
-class QueryFailed(Problem):
+class QueryFailed(Problem, code="query_failed", status=422):
     """The workflow does not know the query, or failed at it."""
 
-    code = "query_failed"
-    status = 422
 
-
-class TemporalOverloaded(Problem):
+class TemporalOverloaded(Problem, code="temporal_overloaded", status=429, retry_after=1):
     """Temporal is at its limit; try again later."""
 
-    code = "temporal_overloaded"
-    status = 429
-    retry_after = 1
 
-
-class InternalServerError(Problem):
+class InternalServerError(Problem, code="internal_server_error", status=500):
     """The service failed. Quote the request_id when you report this."""
 
-    code = "internal_server_error"
-    status = 500
 
-
-class SearchAttributesMissing(Problem):
+class SearchAttributesMissing(Problem, code="search_attributes_missing", status=501):
     """The namespace lacks the search attributes of this resource: its operators run temporal-api setup."""
 
-    code = "search_attributes_missing"
-    status = 501
 
-
-class TemporalError(Problem):
+class TemporalError(Problem, code="temporal_error", status=502):
     """Temporal refused or failed the request; the operators of this service can tell why."""
 
-    code = "temporal_error"
-    status = 502
 
-
-class PayloadUndecodable(Problem):
+class PayloadUndecodable(Problem, code="payload_undecodable", status=502):
     """What Temporal keeps here cannot be decrypted."""
 
-    code = "payload_undecodable"
-    status = 502
 
-
-class Unavailable(Problem):
+class Unavailable(Problem, status=503):
     """Not now; try again after `Retry-After` seconds."""
 
-    status = 503
 
-
-class TemporalConnectionError(Unavailable):
+class TemporalConnectionError(Unavailable, code="temporal_connection_error", retry_after=2):
     """Temporal cannot be reached now; try again."""
 
-    code = "temporal_connection_error"
-    retry_after = 2
 
-
-class NoWorker(Unavailable):
+class NoWorker(Unavailable, code="no_worker", retry_after=5):
     """No worker is there to answer; start one, or try again."""
 
-    code = "no_worker"
-    retry_after = 5
 
-
-class WorkflowTaskFailing(Unavailable):
+class WorkflowTaskFailing(Unavailable, code="workflow_task_failing", retry_after=10):
     """The workflow cannot answer: its task fails again and again until its code is fixed."""
 
-    code = "workflow_task_failing"
-    retry_after = 10
 
-
-class TooManyWaits(Unavailable):
+class TooManyWaits(Unavailable, code="too_many_waits", retry_after=2):
     """Too many callers wait here; try again, or ask without waiting."""
 
-    code = "too_many_waits"
-    retry_after = 2
 
-
-class AuthUnavailable(Unavailable):
+class AuthUnavailable(Unavailable, code="auth_unavailable", retry_after=5):
     """The keys that tokens are checked with cannot be fetched now; try again."""
 
-    code = "auth_unavailable"
-    retry_after = 5
 
-
-class ShuttingDown(Unavailable):
+class ShuttingDown(Unavailable, code="shutting_down", retry_after=1):
     """This replica is shutting down; ask again, another one will answer."""
 
-    code = "shutting_down"
-    retry_after = 1
 
-
-class TemporalTimeout(Problem):
+class TemporalTimeout(Problem, code="temporal_timeout", status=504):
     """Temporal did not answer in time. What was asked may still happen: look before asking again."""
-
-    code = "temporal_timeout"
-    status = 504
 
 
 TEMPORAL_AWAY = (TemporalTimeout, TemporalConnectionError, TemporalOverloaded)

@@ -13,26 +13,8 @@ from litestar.openapi.datastructures import ResponseSpec
 from litestar.openapi.spec import Example
 from msgspec import Meta
 
-from temporal_api.errors import (
-    AuthUnavailable,
-    ExpiredToken,
-    InsufficientScope,
-    InternalServerError,
-    InvalidToken,
-    MalformedJSON,
-    MethodNotAllowed,
-    MissingToken,
-    NotFound,
-    PayloadTooLarge,
-    Problem,
-    TemporalConnectionError,
-    TemporalError,
-    TemporalOverloaded,
-    TemporalTimeout,
-    UnsupportedMediaType,
-    ValidationError,
-    invalid,
-)
+from temporal_api import errors
+from temporal_api.errors import Problem, invalid
 from temporal_api.record import record_of
 
 PROBLEM_JSON = "application/problem+json"
@@ -100,28 +82,29 @@ def on_http_exception(request: Request[Any, Any, Any], error: HTTPException) -> 
     """Tell Litestar's own refusals as ours."""
     if isinstance(error, InternalServerException) and "disconnect" in error.detail:
         record_of(request.scope).client_gone = True  # nobody's defect, and nobody reads this answer
-        return _response(request, InternalServerError())
+        return _response(request, errors.InternalServerError())
     match error.status_code:
         case 400:
             return _response(request, _bad_request(error))
         case 404:
             return _response(
-                request, NotFound(f"There is nothing at {request.scope['path']}. /openapi.json lists every path.")
+                request,
+                errors.NotFound(f"There is nothing at {request.scope['path']}. /openapi.json lists every path."),
             )
         case 405:
             methods = (error.headers or {})["allow"].split(", ")
             message = f"{request.method} is not possible here; the Allow header lists what is."
-            return _response(request, MethodNotAllowed(message, allow(methods)))
+            return _response(request, errors.MethodNotAllowed(message, allow(methods)))
         case 413:
-            return _response(request, PayloadTooLarge("The body is larger than this service takes."))
+            return _response(request, errors.PayloadTooLarge("The body is larger than this service takes."))
         case 415:
-            return _response(request, UnsupportedMediaType())
+            return _response(request, errors.UnsupportedMediaType())
     return on_exception(request, error)
 
 
 def _bad_request(error: HTTPException) -> Problem:
     if not (isinstance(error.extra, list) and error.extra):
-        return ValidationError(error.detail)
+        return errors.ValidationError(error.detail)
     first = error.extra[0]  # msgspec stops at the first
     if first["key"] == "data":  # Litestar's name for a body that is not there
         return invalid("", "Expected a JSON body; there is none.")
@@ -137,25 +120,25 @@ def on_exception(request: Request[Any, Any, Any], error: Exception) -> Response[
     """Answer a defect: 500 to the caller, the traceback to the log."""
     fields = {"request_id": record_of(request.scope).request_id, "path": request.scope["path"]}
     log.error("unhandled exception", exc_info=error, extra={"fields": fields})
-    return _response(request, InternalServerError())
+    return _response(request, errors.InternalServerError())
 
 
 EXCEPTION_HANDLERS: Any = {Problem: on_problem, HTTPException: on_http_exception, Exception: on_exception}
 
 _EVERY_OPERATION: tuple[type[Problem], ...] = (
-    ValidationError,
-    MissingToken,
-    InvalidToken,
-    ExpiredToken,
-    InsufficientScope,
-    TemporalOverloaded,
-    InternalServerError,
-    TemporalError,
-    TemporalConnectionError,
-    AuthUnavailable,
-    TemporalTimeout,
+    errors.ValidationError,
+    errors.MissingToken,
+    errors.InvalidToken,
+    errors.ExpiredToken,
+    errors.InsufficientScope,
+    errors.TemporalOverloaded,
+    errors.InternalServerError,
+    errors.TemporalError,
+    errors.TemporalConnectionError,
+    errors.AuthUnavailable,
+    errors.TemporalTimeout,
 )
-_EVERY_BODY: tuple[type[Problem], ...] = (MalformedJSON, PayloadTooLarge, UnsupportedMediaType)
+_EVERY_BODY: tuple[type[Problem], ...] = (errors.MalformedJSON, errors.PayloadTooLarge, errors.UnsupportedMediaType)
 
 
 def responses(*problems: type[Problem], body: bool = False) -> dict[int, ResponseSpec]:

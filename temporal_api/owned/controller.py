@@ -8,18 +8,9 @@ from litestar import Controller, get, post
 from litestar.params import JSONBody, PathParameter, QueryParameter
 from msgspec import Raw
 
+from temporal_api import errors
 from temporal_api.auth import APIRequest, CurrentUser
-from temporal_api.errors import (
-    InvalidPageToken,
-    InvalidQuery,
-    NotFound,
-    SearchAttributesMissing,
-    ShuttingDown,
-    TooManyWaits,
-    ValidationError,
-    WorkflowCompleted,
-    invalid,
-)
+from temporal_api.errors import invalid
 from temporal_api.owned.resource import STATUS_MEMO, Resource, StatusMemo
 from temporal_api.problems import responses
 from temporal_api.record import record_of
@@ -72,13 +63,13 @@ class ResourceController(Controller):
             scope=read,
             operation_id=f"get{title}",
             summary=f"{resource.a_name.capitalize()} as it is now",
-            responses={304: NOT_MODIFIED, **responses(resource.NotFound, TooManyWaits)},
+            responses={304: NOT_MODIFIED, **responses(resource.NotFound, errors.TooManyWaits)},
         )(cls.get_one)
         cls.list_all = get(  # type: ignore[assignment]
             scope=read,
             operation_id=f"list{title}s",
             summary=f"The caller's {resource.plural_words}",
-            responses=responses(InvalidPageToken, SearchAttributesMissing),
+            responses=responses(errors.InvalidPageToken, errors.SearchAttributesMissing),
         )(cls.list_all)
         cls.stream = get(  # type: ignore[assignment]
             f"{one}/events",
@@ -86,7 +77,7 @@ class ResourceController(Controller):
             operation_id=f"stream{title}Events",
             summary=f"{resource.a_name.capitalize()}'s status, live",
             media_type="text/event-stream",
-            responses=responses(resource.NotFound, TooManyWaits, ShuttingDown),
+            responses=responses(resource.NotFound, errors.TooManyWaits, errors.ShuttingDown),
         )(cls.stream)
         cls.cancel = post(  # type: ignore[assignment]
             f"{one}/cancel",
@@ -147,8 +138,8 @@ class ResourceController(Controller):
         token = services.page_tokens.unseal(page_token, resource.plural, query)
         try:
             runs, next_token = await list_runs(services.temporal, query, page_size, token)
-        except InvalidQuery:
-            raise SearchAttributesMissing from None
+        except errors.InvalidQuery:
+            raise errors.SearchAttributesMissing from None
         found = await asyncio.gather(*(resource.listable(services, run) for run in runs))
         content = resource.list_response(
             [answer for answer, owned_by in filter(None, found) if whose in (None, owned_by)],
@@ -186,7 +177,7 @@ class ResourceController(Controller):
             raise resource.not_cancellable(workflow.id, answer.status)
         try:
             await workflow.run(run.run_id).signal("cancel", [data or resource.cancel_request()])
-        except WorkflowCompleted:  # it closed just now: say how
+        except errors.WorkflowCompleted:  # it closed just now: say how
             answer, _ = await resource.read(services, request.user, resource_id)
             raise resource.not_cancellable(workflow.id, answer.status) from None
 
@@ -218,7 +209,7 @@ async def _watched_run(workflow: Workflow, run: Run, run_id: str, seen: int) -> 
     if run_id not in ("", run.run_id):
         try:
             run = await workflow.run(run_id).describe()
-        except (ValidationError, NotFound):
+        except (errors.ValidationError, errors.NotFound):
             raise forged from None
     if seen > run.history_length:
         raise forged

@@ -11,19 +11,9 @@ from litestar import post
 from litestar.handlers import HTTPRouteHandler
 from msgspec import Meta, Raw
 
-from temporal_api import idempotency
+from temporal_api import errors, idempotency
 from temporal_api.auth import APIRequest, User
-from temporal_api.errors import (
-    Conflict,
-    IdempotencyKeyReused,
-    NotFound,
-    PayloadUndecodable,
-    Problem,
-    ValidationError,
-    WorkflowAlreadyExists,
-    WorkflowNotFound,
-    WorkflowStartError,
-)
+from temporal_api.errors import Problem
 from temporal_api.idempotency import REPLAYED, check_key, check_same, derived_id, fingerprint
 from temporal_api.problems import responses
 from temporal_api.record import record_of
@@ -103,9 +93,11 @@ class Resource(Generic[Kept, Answer]):
         self.memo_key = f"temporal_api.{name}"
         self.owner_attribute, self.status_attribute = f"{self.title}Owner", f"{self.title}Status"
         self.search_attributes = (self.owner_attribute, self.status_attribute)
-        self.NotFound = _problem(NotFound, f"{name}_not_found", f"There is no such {self.words}, or it is not yours.")
+        self.NotFound = _problem(
+            errors.NotFound, f"{name}_not_found", f"There is no such {self.words}, or it is not yours."
+        )
         self.NotCancellable = _problem(
-            Conflict, f"{name}_not_cancellable", f"The {self.words} can no longer be cancelled."
+            errors.Conflict, f"{name}_not_cancellable", f"The {self.words} can no longer be cancelled."
         )
         # The owner and the time come from us, never from the handler.
         self.memo: Any = msgspec.defstruct(
@@ -125,7 +117,7 @@ class Resource(Generic[Kept, Answer]):
             scope=(self.write_scope, self.admin_scope),
             operation_id=f"create{self.title}",
             summary=f"Place {self.a_name}",
-            responses=responses(WorkflowStartError, IdempotencyKeyReused, body=True),
+            responses=responses(errors.WorkflowStartError, errors.IdempotencyKeyReused, body=True),
         )
 
     async def place(
@@ -157,7 +149,7 @@ class Resource(Generic[Kept, Answer]):
         attributes = {self.owner_attribute: index_value(user.sub), self.status_attribute: status.status}
         try:
             await services.starts.start(start, attributes)
-        except WorkflowAlreadyExists:
+        except errors.WorkflowAlreadyExists:
             if key is None:
                 raise
             placed, run = await self.read(services, user, new_id)
@@ -170,7 +162,7 @@ class Resource(Generic[Kept, Answer]):
         missing = self.NotFound(f"There is no {self.words} {resource_id!r}.")
         try:
             run = await services.workflow(self.id_prefix + resource_id).describe()
-        except (ValidationError, NotFound):  # an id that Temporal does not take is the id of none
+        except (errors.ValidationError, errors.NotFound):  # an id that Temporal does not take is the id of none
             raise missing from None
         match await self.found_in(services.temporal, run):
             case (answer, owner) if owner == user.sub or self.admin_scope in user.scopes:
@@ -232,9 +224,9 @@ class Resource(Generic[Kept, Answer]):
                 if run.reset_run_id:
                     return None
             return await self.found_in(services.temporal, run)
-        except WorkflowNotFound:  # deleted, and the index does not know it yet
+        except errors.WorkflowNotFound:  # deleted, and the index does not know it yet
             return None
-        except PayloadUndecodable as problem:
+        except errors.PayloadUndecodable as problem:
             log.warning("%s is left out of a list: %s", run.workflow_id, problem.message)
             return None
 

@@ -16,22 +16,8 @@ from temporalio.api.errordetails.v1 import (
 from temporalio.api.failure.v1 import Failure, MultiOperationExecutionAborted
 from temporalio.service import RPCError, RPCStatusCode
 
-from temporal_api.errors import (
-    NoWorker,
-    PayloadTooLarge,
-    Problem,
-    QueryFailed,
-    SearchAttributeUnknown,
-    TemporalConnectionError,
-    TemporalError,
-    TemporalOverloaded,
-    TemporalTimeout,
-    ValidationError,
-    WorkflowAlreadyExists,
-    WorkflowNotFound,
-    WorkflowStartError,
-    WorkflowTaskFailing,
-)
+from temporal_api import errors
+from temporal_api.errors import Problem
 
 log = logging.getLogger(__name__)
 
@@ -49,9 +35,9 @@ class Subject(msgspec.Struct, frozen=True):
     """What a call is about: how the caller is told that it is missing, exists already, or was asked for wrongly."""
 
     name: str = ""
-    missing: type[Problem] = TemporalError
-    exists: type[Problem] = TemporalError
-    invalid: type[Problem] = ValidationError
+    missing: type[Problem] = errors.TemporalError
+    exists: type[Problem] = errors.TemporalError
+    invalid: type[Problem] = errors.ValidationError
     invalid_intro: str = ""
     details: Mapping[str, Any] = {}
 
@@ -63,7 +49,7 @@ def workflow_subject(workflow_id: str, run_id: str = "") -> Subject:
     """A workflow, or one run of it."""
     return Subject(
         f"workflow {workflow_id!r}" + (f" with the run {run_id!r}" if run_id else ""),
-        missing=WorkflowNotFound,
+        missing=errors.WorkflowNotFound,
         details={"workflow_id": workflow_id, "run_id": run_id},
     )
 
@@ -72,8 +58,8 @@ def start_subject(workflow_id: str) -> Subject:
     """A workflow that is to be started."""
     return Subject(
         f"workflow {workflow_id!r}",
-        exists=WorkflowAlreadyExists,
-        invalid=WorkflowStartError,
+        exists=errors.WorkflowAlreadyExists,
+        invalid=errors.WorkflowStartError,
         invalid_intro="Temporal refuses this start: ",
         details={"workflow_id": workflow_id},
     )
@@ -81,10 +67,10 @@ def start_subject(workflow_id: str) -> Subject:
 
 # Where Temporal's reason tells the caller nothing that the class does not say better.
 _BY_STATUS: dict[RPCStatusCode, type[Problem]] = {
-    RPCStatusCode.CANCELLED: TemporalTimeout,  # how the SDK reports some deadlines
-    RPCStatusCode.DEADLINE_EXCEEDED: TemporalTimeout,
-    RPCStatusCode.RESOURCE_EXHAUSTED: TemporalOverloaded,
-    RPCStatusCode.UNAVAILABLE: TemporalConnectionError,
+    RPCStatusCode.CANCELLED: errors.TemporalTimeout,  # how the SDK reports some deadlines
+    RPCStatusCode.DEADLINE_EXCEEDED: errors.TemporalTimeout,
+    RPCStatusCode.RESOURCE_EXHAUSTED: errors.TemporalOverloaded,
+    RPCStatusCode.UNAVAILABLE: errors.TemporalConnectionError,
 }
 
 
@@ -94,27 +80,27 @@ def problem_of(error: RPCError, subject: Subject = NOTHING) -> Problem:
     text = error.message.lower()
     match error.status:
         case RPCStatusCode.INVALID_ARGUMENT | RPCStatusCode.RESOURCE_EXHAUSTED if _is_too_large(text):
-            return PayloadTooLarge("The data is larger than Temporal takes.", **details)
+            return errors.PayloadTooLarge("The data is larger than Temporal takes.", **details)
         case RPCStatusCode.INVALID_ARGUMENT if detail_of(error, QueryFailedFailure) is not None:
-            return QueryFailed(_query_failure(error.message), **{**details, "source": "workflow"})
+            return errors.QueryFailed(_query_failure(error.message), **{**details, "source": "workflow"})
         case RPCStatusCode.INVALID_ARGUMENT:
             kind = subject.invalid
-            if kind is WorkflowStartError and "search attribute" in text:
-                kind = SearchAttributeUnknown
+            if kind is errors.WorkflowStartError and "search attribute" in text:
+                kind = errors.SearchAttributeUnknown
             return kind(subject.invalid_intro + _without_internals(error.message), **details)
         case RPCStatusCode.NOT_FOUND if detail_of(error, NamespaceNotFoundFailure) is None:
-            if subject.missing is not TemporalError:
+            if subject.missing is not errors.TemporalError:
                 return subject.missing(f"There is no {subject.name}.", **details)
-        case RPCStatusCode.ALREADY_EXISTS if subject.exists is not TemporalError:
+        case RPCStatusCode.ALREADY_EXISTS if subject.exists is not errors.TemporalError:
             existing = detail_of(error, WorkflowExecutionAlreadyStartedFailure)
             message = f"The {subject.name} exists already; take another id."
             return subject.exists(message, **details, run_id=existing.run_id if existing else None)
         case RPCStatusCode.FAILED_PRECONDITION if "poller" in text:
-            return NoWorker(**details)
+            return errors.NoWorker(**details)
         case RPCStatusCode.FAILED_PRECONDITION if "task in failed state" in text:
-            return WorkflowTaskFailing(**details)
-    kind = _BY_STATUS.get(error.status, TemporalError)
-    if kind is TemporalError:
+            return errors.WorkflowTaskFailing(**details)
+    kind = _BY_STATUS.get(error.status, errors.TemporalError)
+    if kind is errors.TemporalError:
         log.error("Temporal failed: %s %s", error.status.name, error.message)
     return kind(**details)
 

@@ -15,6 +15,7 @@ from litestar.openapi.datastructures import ResponseSpec
 from litestar.params import HeaderParameter, JSONBody, PathParameter
 from msgspec import UNSET, Meta, Raw, UnsetType
 
+from temporal_api import errors
 from temporal_api.auth import APIRequest
 from temporal_api.controllers.workflows.addressing import (
     WORKFLOW,
@@ -25,18 +26,7 @@ from temporal_api.controllers.workflows.addressing import (
     arguments,
     location,
 )
-from temporal_api.errors import (
-    InsufficientScope,
-    NoWorker,
-    QueryFailed,
-    TooManyWaits,
-    UpdateNotFound,
-    UpdateRejected,
-    WorkflowCompleted,
-    WorkflowNotFound,
-    WorkflowTaskFailing,
-    invalid,
-)
+from temporal_api.errors import invalid
 from temporal_api.idempotency import check_key, derived_id
 from temporal_api.problems import responses
 from temporal_api.requests import JSONResponse
@@ -152,7 +142,7 @@ class WorkflowMessageController(Controller):
         status_code=202,
         operation_id="signalWorkflow",
         summary="Send a signal",
-        responses=responses(WorkflowNotFound, WorkflowCompleted, body=True),
+        responses=responses(errors.WorkflowNotFound, errors.WorkflowCompleted, body=True),
     )
     async def signal_workflow(
         self,
@@ -173,7 +163,14 @@ class WorkflowMessageController(Controller):
         status_code=200,
         operation_id="queryWorkflow",
         summary="Ask a workflow",
-        responses=responses(WorkflowNotFound, WorkflowCompleted, QueryFailed, NoWorker, WorkflowTaskFailing, body=True),
+        responses=responses(
+            errors.WorkflowNotFound,
+            errors.WorkflowCompleted,
+            errors.QueryFailed,
+            errors.NoWorker,
+            errors.WorkflowTaskFailing,
+            body=True,
+        ),
     )
     async def query_workflow(
         self, workflow: PathWorkflow, data: JSONBody[QueryRequest], request: APIRequest
@@ -181,7 +178,7 @@ class WorkflowMessageController(Controller):
         """Its worker answers; names that begin with `__` need the scope `workflows:admin`."""
         if data.query_name.startswith("__") and "workflows:admin" not in request.user.scopes:
             message = "Queries that begin with __ need the scope workflows:admin."
-            raise InsufficientScope(message, "workflows:admin")
+            raise errors.InsufficientScope(message, "workflows:admin")
         return QueryResponse(await workflow.query(data.query_name, _query_arguments(data.query_args)))
 
     @post(
@@ -196,11 +193,11 @@ class WorkflowMessageController(Controller):
         responses={
             **_PENDING,
             **responses(
-                WorkflowNotFound,
-                WorkflowCompleted,
-                UpdateRejected,
-                NoWorker,
-                WorkflowTaskFailing,
+                errors.WorkflowNotFound,
+                errors.WorkflowCompleted,
+                errors.UpdateRejected,
+                errors.NoWorker,
+                errors.WorkflowTaskFailing,
                 body=True,
             ),
         },
@@ -240,12 +237,12 @@ class WorkflowMessageController(Controller):
         responses={
             **_PENDING,
             **responses(
-                WorkflowNotFound,
-                UpdateNotFound,
-                UpdateRejected,
-                NoWorker,
-                WorkflowTaskFailing,
-                TooManyWaits,
+                errors.WorkflowNotFound,
+                errors.UpdateNotFound,
+                errors.UpdateRejected,
+                errors.NoWorker,
+                errors.WorkflowTaskFailing,
+                errors.TooManyWaits,
             ),
         },
     )

@@ -12,21 +12,10 @@ from litestar.openapi.datastructures import ResponseSpec
 from litestar.params import JSONBody
 from msgspec import UNSET, Meta, Raw
 
-from temporal_api import idempotency
+from temporal_api import errors, idempotency
 from temporal_api.auth import APIRequest, User
 from temporal_api.controllers.workflows.addressing import Argument, Arguments, NonEmpty, arguments, location
-from temporal_api.errors import (
-    IdempotencyKeyReused,
-    NotAllowed,
-    NoWorker,
-    Problem,
-    ReservedId,
-    UpdateRejected,
-    WorkflowAlreadyExists,
-    WorkflowStartError,
-    WorkflowTaskFailing,
-    invalid,
-)
+from temporal_api.errors import Problem, invalid
 from temporal_api.idempotency import REPLAYED, IdempotencyKey, check_key, check_same, derived_id, fingerprint
 from temporal_api.problems import responses
 from temporal_api.record import record_of
@@ -176,14 +165,14 @@ class WorkflowStartController(Controller):
         responses={
             200: ResponseSpec(WorkflowExecutionResponse, description="It ran already.", generate_examples=False),
             **responses(
-                WorkflowStartError,
-                NotAllowed,
-                WorkflowAlreadyExists,
-                ReservedId,
-                IdempotencyKeyReused,
-                UpdateRejected,
-                NoWorker,
-                WorkflowTaskFailing,
+                errors.WorkflowStartError,
+                errors.NotAllowed,
+                errors.WorkflowAlreadyExists,
+                errors.ReservedId,
+                errors.IdempotencyKeyReused,
+                errors.UpdateRejected,
+                errors.NoWorker,
+                errors.WorkflowTaskFailing,
                 body=True,
             ),
         },
@@ -205,7 +194,7 @@ class WorkflowStartController(Controller):
         try:
             run, update = await _start(request, services, workflow_id, data, key, preferred)
             is_open = True
-        except WorkflowAlreadyExists:
+        except errors.WorkflowAlreadyExists:
             if key is None:
                 raise
             run, is_open = await _replayed(services, workflow_id, key, data)
@@ -238,7 +227,7 @@ def _workflow_id(user: User, services: Services, data: WorkflowExecutionRequest,
     workflow_id = data.workflow_id or str(uuid.uuid4())
     for prefix in services.hidden_from(user):
         if workflow_id.startswith(prefix):
-            raise ReservedId(f"Ids that begin with {prefix} belong to a resource of its own; take another.")
+            raise errors.ReservedId(f"Ids that begin with {prefix} belong to a resource of its own; take another.")
     if workflow_id in (".", ".."):
         raise invalid("workflow_id", "Expected an id that a URL can carry: not . or ..")
     return workflow_id
@@ -250,9 +239,9 @@ def _check_allowed(user: User, data: WorkflowExecutionRequest, settings: Setting
         ("task queue", data.task_queue, settings.allowed_task_queues),
     ):
         if allowed and value not in allowed:
-            raise NotAllowed(f"This service may not start the {what} {value!r}.")
+            raise errors.NotAllowed(f"This service may not start the {what} {value!r}.")
     if data.id_conflict_policy == "TERMINATE_EXISTING" and "workflows:admin" not in user.scopes:
-        raise NotAllowed("TERMINATE_EXISTING terminates a workflow: that needs the scope workflows:admin.")
+        raise errors.NotAllowed("TERMINATE_EXISTING terminates a workflow: that needs the scope workflows:admin.")
 
 
 async def _start(
