@@ -4,6 +4,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from datetime import timedelta
 from decimal import Decimal
 from typing import Any, TypeVar
 
@@ -23,6 +24,8 @@ T = TypeVar("T")
 SECRET = "tests-sign-their-tokens-with-this-secret"
 ORDERS = "orders:read orders:write"
 WORKFLOWS = "workflows:read workflows:write"
+SOON = timedelta(seconds=5)
+"""At once, as far as a busy machine can tell: half of what a call to Temporal may take (RPC_TIMEOUT_SECONDS)."""
 
 
 def token(sub: str = "alice", scope: object = f"{ORDERS} {WORKFLOWS}", **claims: Any) -> str:
@@ -42,12 +45,12 @@ async def service(**environ: str) -> AsyncIterator[httpx.AsyncClient]:
     port = free_port()
     async with (
         serving(create_app(from_env({"JWT_SECRET": SECRET, **environ})), "127.0.0.1", port),
-        httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=30, headers=bearer()) as client,
+        httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=90, headers=bearer()) as client,
     ):
         yield client
 
 
-async def eventually(condition: Callable[[], Awaitable[T]], seconds: float = 10) -> T:
+async def eventually(condition: Callable[[], Awaitable[T]], seconds: float = 60) -> T:
     """What the condition says once that is true; a failure, with what it said last, when it takes too long."""
     deadline = time.monotonic() + seconds
     while not (value := await condition()):

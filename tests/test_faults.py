@@ -24,8 +24,8 @@ from temporal_api.worker.order_processing import Order
 
 pytestmark = pytest.mark.anyio
 
-IN_TIME = timedelta(seconds=3)
-"""RPC_TIMEOUT_SECONDS of these tests' services, and the one second that an answer may take on top of it."""
+IN_TIME = timedelta(seconds=8)
+"""RPC_TIMEOUT_SECONDS of these tests' services, which is 2, and what a busy machine may add; the default is 10."""
 
 
 @asynccontextmanager
@@ -65,7 +65,7 @@ def assert_temporal_is_away(answers: dict[str, httpx.Response], *errors: str) ->
 async def state(http: httpx.AsyncClient) -> list[int]:
     """What the probes say: live, ready, health."""
     answers = await asyncio.gather(*(http.get(f"/health{path}") for path in ("/live", "/ready", "")))
-    assert max(answer.elapsed for answer in answers) < timedelta(seconds=2.5)
+    assert max(answer.elapsed for answer in answers) < IN_TIME
     return [answer.status_code for answer in answers]
 
 
@@ -275,10 +275,10 @@ async def test_who_waits_is_not_told_of_temporals_absence(tmp_path: Path) -> Non
         await eventually(noticed)
         async with dev_server(port=port, db_filename=db):
             await recovered(http)
-            admin = bearer(scope="workflows:admin")
-            await http.post(f"{path}/terminate", json={"reason": "it is over"}, headers=admin)
-            async with asyncio.timeout(30):
-                result, stream = await waiting, await streaming
+            reason, admin = {"reason": "it is over"}, bearer(scope="workflows:admin")
+            ended = await http.post(f"{path}/terminate", json=reason, headers=admin)
+            assert ended.is_success, ended.text
+            result, stream = await waiting, await streaming
 
     assert (200, "TERMINATED") == (result.status_code, result.json()["status"])
     assert 1 == stream.text.count("it is over")
@@ -338,7 +338,12 @@ async def test_serve_finishes_what_is_under_way(dev_server: DevServer, client: C
                     return True
             return False
 
-        await eventually(listening, 30)
+        async def polled() -> bool:
+            return bool((await http.get("/health")).json()["services"]["orders_workers"] == "polling")
+
+        await eventually(listening)
+        async with create_worker(client, task_queue):  # one that has just gone may come back: nobody is told `no_worker`
+            await eventually(polled)
         placed = await place(http)
         path = f"/api/v1/workflows/{placed['workflow_id']}/query"
         asked = asyncio.ensure_future(http.post(path, json={"query_name": "status"}))
@@ -346,9 +351,9 @@ async def test_serve_finishes_what_is_under_way(dev_server: DevServer, client: C
         process.process.send_signal(signal.SIGTERM)
         await eventually(closed)
         assert not asked.done()
-        async with create_worker(client, task_queue):  # now somebody is there to answer
+        async with create_worker(client, task_queue):  # now somebody is there to answer again
             answer = await asked
-        code = await process.end(seconds=10)
+        code = await process.end()
 
     assert (200, ["status", "reason"]) == (answer.status_code, list(answer.json()["result"]))
     assert 0 == code
@@ -365,8 +370,8 @@ async def test_worker_stops_when_told(dev_server: DevServer, task_queue: str) ->
             answer = (await http.get(f"/api/v1/orders/{placed['id']}")).json()
             return bool(answer["order"]["status"] == "delivered")
 
-        await eventually(delivered, 30)
-        code = await process.end(signal.SIGTERM, seconds=15)
+        await eventually(delivered)
+        code = await process.end(signal.SIGTERM)
 
     assert 0 == code, process.output
     assert "Traceback" not in process.output
@@ -377,12 +382,12 @@ async def test_worker_waits_for_temporal(task_queue: str) -> None:
     port = free_port()
     environ = {"TEMPORAL_ADDRESS": f"127.0.0.1:{port}", "ORDERS_TASK_QUEUE": task_queue}
     async with temporal_api("worker", **environ) as first, temporal_api("worker", **environ) as second:
-        await first.until("trying again", 30)
-        await second.until("trying again", 30)
-        code = await first.end(signal.SIGTERM, seconds=15)
+        await first.until("trying again")
+        await second.until("trying again")
+        code = await first.end(signal.SIGTERM)
         async with dev_server(port=port):
-            await second.until(f"worker polls {task_queue}", 30)
-            codes = code, await second.end(signal.SIGTERM, seconds=15)
+            await second.until(f"worker polls {task_queue}")
+            codes = code, await second.end(signal.SIGTERM)
 
     assert (0, 0) == codes, first.output + second.output
     assert "Traceback" not in first.output + second.output
