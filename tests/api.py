@@ -1,9 +1,11 @@
 """What a test says to the service: tokens, orders, and the one shape of every error."""
 
 import asyncio
+import os
+import signal
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from datetime import timedelta
 from decimal import Decimal
 from typing import Any, TypeVar
@@ -16,7 +18,7 @@ from polyfactory.factories.msgspec_factory import MsgspecFactory
 from temporal_api.app import create_app
 from temporal_api.cli import serving
 from temporal_api.controllers.orders import CreateOrderRequest, OrderItem
-from temporal_api.devserver import free_port
+from temporal_api.devserver import DevServer, dev_server, free_port
 from temporal_api.settings import from_env
 
 T = TypeVar("T")
@@ -48,6 +50,17 @@ async def service(**environ: str) -> AsyncIterator[httpx.AsyncClient]:
         httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=90, headers=bearer()) as client,
     ):
         yield client
+
+
+@asynccontextmanager
+async def own_server(**options: Any) -> AsyncIterator[DevServer]:
+    """A Temporal dev server that the test may harm; killed in the end, since a graceful one takes a second."""
+    async with dev_server(**options) as server:
+        try:
+            yield server
+        finally:
+            with suppress(ProcessLookupError):
+                os.kill(server.pid, signal.SIGKILL)
 
 
 async def eventually(condition: Callable[[], Awaitable[T]], seconds: float = 60) -> T:

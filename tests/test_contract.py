@@ -20,7 +20,7 @@ from temporalio.exceptions import ApplicationError
 from temporalio.service import RPCError, RPCStatusCode
 from temporalio.worker import UnsandboxedWorkflowRunner, Worker
 
-from api import WORKFLOWS, assert_problem, bearer, eventually, service
+from api import SOON, WORKFLOWS, assert_problem, bearer, eventually, service
 from temporal_api.devserver import DevServer
 from temporal_api.temporal.failures import problem_of
 
@@ -32,7 +32,6 @@ WAIT = {"Prefer": "wait=20"}
 ADMIN = bearer("operator", f"{WORKFLOWS} workflows:admin")
 REASON = {"reason": "the test says so"}
 UNINDEXED = {"Nowhere": {"type": "Int", "value": 1}}
-SOON = timedelta(seconds=2)
 
 
 @workflow.defn(name="contract")

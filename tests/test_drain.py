@@ -9,10 +9,9 @@ import uuid
 import httpx
 import pytest
 
-from api import SECRET, assert_problem, bearer, eventually, order
+from api import SECRET, assert_problem, bearer, eventually, order, own_server
 from commands import temporal_api
 from temporal_api.devserver import DevServer, free_port
-from temporal_api.devserver import dev_server as run_dev_server
 
 pytestmark = pytest.mark.anyio
 
@@ -22,8 +21,8 @@ STREAMS, WAITS, CREATES = 100, 50, 50
 
 @pytest.mark.parametrize("times", [1, pytest.param(10, marks=pytest.mark.full)])
 async def test_sigterm_loses_nobody(times: int) -> None:
-    """Streams end with `retry:`, waits with a 202, creates under way with their order; the exit code is 0."""
-    async with run_dev_server() as temporal:
+    """Streams end with `retry:`, waits with a 202, creates under way with their order; nobody new gets in; exit 0."""
+    async with own_server() as temporal:
         for _ in range(times):
             await end_with_callers_of_every_kind(temporal)
 
@@ -65,6 +64,8 @@ async def end_with_callers_of_every_kind(temporal: DevServer) -> None:
         await eventually(lambda: under_way(STREAMS + WAITS + CREATES + 1))
         serve.process.send_signal(signal.SIGTERM)
         await serve.until("Shutting down")
+        with pytest.raises(ConnectionRefusedError):
+            await asyncio.open_connection("127.0.0.1", port)
         os.kill(temporal.pid, signal.SIGCONT)
         texts = await asyncio.gather(*streams)
         waited = await asyncio.gather(*waits)
@@ -103,7 +104,7 @@ async def test_readiness_goes_first(dev_server: DevServer) -> None:
 async def test_what_temporal_does_not_answer_is_told_before_the_end() -> None:
     """A call that hangs in Temporal gets 503 `shutting_down` after 8 s, and then the process still ends with 0."""
     port = free_port()
-    async with run_dev_server() as temporal:
+    async with own_server() as temporal:
         environ = {"TEMPORAL_ADDRESS": temporal.address, "PORT": str(port), "RPC_TIMEOUT_SECONDS": "60"}
         async with (
             temporal_api("serve", JWT_SECRET=SECRET, **environ) as serve,
