@@ -388,7 +388,7 @@ async def test_head_options_and_cors(alice: AsyncClient, http: AsyncClient) -> N
 async def test_server_sent_events(alice: AsyncClient, queue: str) -> None:
     """What happens is told as it happens, and resumed after the last id (Temporal: none)."""
     path = await running(alice, queue)
-    async with asyncio.timeout(20), alice.stream("GET", f"{path}/events") as stream:
+    async with asyncio.timeout(60), alice.stream("GET", f"{path}/events") as stream:
         lines = stream.aiter_lines()
         assert "event: history" == await anext(line async for line in lines if line.startswith("event: "))
         await signal(alice, path, "finish")

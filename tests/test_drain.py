@@ -123,5 +123,5 @@ async def test_what_temporal_does_not_answer_is_told_before_the_end() -> None:
             serve.process.send_signal(signal.SIGTERM)
 
             assert_problem(await hanging, 503, "shutting_down")
-            assert 7 < time.monotonic() - began < 20  # 8 s where nothing else runs
+            assert 7 < time.monotonic() - began < 30  # 8 s where nothing else runs
             assert 0 == await serve.end(seconds=10), serve.output

@@ -13,7 +13,6 @@ from temporalio.client import Client
 
 from api import SECRET, assert_problem, bearer, order, service
 from temporal_api.devserver import DevServer
-from temporal_api.settings import Settings
 from temporal_api.worker import StandIns, create_worker
 from temporal_api.worker.order_processing import Order
 
@@ -60,11 +59,12 @@ async def statuses(alice: httpx.AsyncClient, order_id: str, last: str | None = N
     raise AssertionError("no done")
 
 
-async def test_statuses_appear_once_in_order_and_soon(
-    alice: httpx.AsyncClient, client: Client, settings: Settings
-) -> None:
+async def test_statuses_appear_once_in_order(dev_server: DevServer, client: Client, task_queue: str) -> None:
     """Each status is told once, in order; resumed after any of them, what follows comes and nothing twice."""
-    async with create_worker(client, settings.orders_task_queue, StandIns()):
+    async with (
+        service(TEMPORAL_ADDRESS=dev_server.address, ORDERS_TASK_QUEUE=task_queue) as alice,
+        create_worker(client, task_queue),
+    ):
         order_id = (await alice.post(ORDERS, json=order())).json()["id"]
         seen = await statuses(alice, order_id)
 
