@@ -5,12 +5,10 @@ import dataclasses
 
 import msgspec
 import temporalio.converter
-from temporalio.api.common.v1 import Payload
+from temporalio.api.common.v1 import Payload as Payload
 
 from temporal_api.encryption import EncryptionCodec
 from temporal_api.settings import Settings
-
-__all__ = ["DATA_CONVERTER", "Payload", "PayloadConverter", "data_converter", "raw_json", "typed_payload"]
 
 # Prices stay JSON numbers with all their digits, in Temporal as in HTTP.
 _ENCODER = msgspec.json.Encoder(decimal_format="number")

@@ -81,9 +81,8 @@ class Starts:
         if retry_policy is not None:
             retry_policy.apply_to_proto(request.retry_policy)
         if id_reuse_policy is not None:
-            request.workflow_id_reuse_policy = WorkflowIdReusePolicy.Value(
-                f"WORKFLOW_ID_REUSE_POLICY_{id_reuse_policy}"
-            )
+            reuse = f"WORKFLOW_ID_REUSE_POLICY_{id_reuse_policy}"
+            request.workflow_id_reuse_policy = WorkflowIdReusePolicy.Value(reuse)
         if id_conflict_policy is not None:
             conflict = f"WORKFLOW_ID_CONFLICT_POLICY_{id_conflict_policy}"
             request.workflow_id_conflict_policy = WorkflowIdConflictPolicy.Value(conflict)
@@ -113,9 +112,8 @@ class Starts:
         return await self._start(request)
 
     async def _start(self, request: StartWorkflowExecutionRequest) -> Started:
-        response = await self._temporal.call(
-            self._temporal.service.start_workflow_execution, request, start_subject(request.workflow_id)
-        )
+        subject = start_subject(request.workflow_id)
+        response = await self._temporal.call(self._temporal.service.start_workflow_execution, request, subject)
         return Started(response.run_id, response.started)
 
     async def signal_with_start(
@@ -130,7 +128,6 @@ class Starts:
                 setattr(both, field.name, value)
             else:
                 getattr(both, field.name).CopyFrom(value)
-        response = await self._temporal.call(
-            self._temporal.service.signal_with_start_workflow_execution, both, start_subject(request.workflow_id)
-        )
+        rpc = self._temporal.service.signal_with_start_workflow_execution
+        response = await self._temporal.call(rpc, both, start_subject(request.workflow_id))
         return Started(response.run_id, response.started)

@@ -20,18 +20,22 @@ from temporalio.api.workflowservice.v1 import (
     UpdateWorkflowExecutionRequest,
     UpdateWorkflowExecutionResponse,
 )
-from temporalio.service import RPCError
 
 from temporal_api.errors import Problem, TemporalTimeout, Unavailable, UpdateNotFound, UpdateRejected, WorkflowNotFound
-from temporal_api.temporal.failures import multi_operation_problem
-from temporal_api.temporal.history import LONG_POLL_SECONDS, retry_while_away
+from temporal_api.temporal.failures import start_subject
+from temporal_api.temporal.history import retry_while_away
 from temporal_api.temporal.starts import Started
-from temporal_api.temporal.workflow import Workflow
+from temporal_api.temporal.workflow import LONG_POLL_SECONDS, Workflow
 
 ACCEPTED = Stage.UPDATE_WORKFLOW_EXECUTION_LIFECYCLE_STAGE_ACCEPTED
 DONE = Stage.UPDATE_WORKFLOW_EXECUTION_LIFECYCLE_STAGE_COMPLETED
 
-Answer = TypeVar("Answer", UpdateWorkflowExecutionResponse, PollWorkflowExecutionUpdateResponse)
+Answer = TypeVar(
+    "Answer",
+    UpdateWorkflowExecutionResponse,
+    PollWorkflowExecutionUpdateResponse,
+    ExecuteMultiOperationResponse,
+)
 
 
 class Update(msgspec.Struct, frozen=True):
@@ -76,18 +80,8 @@ async def send_with_start(
             operation(update_workflow=await _request(workflow, update_id, name, args)),
         ],
     )
-
-    async def accepted(request: ExecuteMultiOperationRequest, **options: Any) -> ExecuteMultiOperationResponse:
-        while True:
-            try:
-                response = await temporal.service.execute_multi_operation(request, **options)
-            except RPCError as error:
-                raise multi_operation_problem(error, workflow.id) from error
-            if response.responses[1].update_workflow.stage >= ACCEPTED:
-                return response
-            await asyncio.sleep(0.1)
-
-    response = await temporal.call(workflow.fail_without_worker(accepted), both, workflow.subject)
+    rpc = workflow.fail_without_worker(_until_accepted(temporal.service.execute_multi_operation))
+    response = await temporal.call(rpc, both, start_subject(workflow.id))
     first, second = response.responses
     started = Started(first.start_workflow.run_id, first.start_workflow.started)
     return started, await _update(workflow, update_id, second.update_workflow)
@@ -110,10 +104,9 @@ async def _request(
 
 async def find(workflow: Workflow, update_id: str) -> Update:
     """The update as it is now, once it is accepted. Raises UpdateNotFound, and as `send` does."""
-    temporal = workflow.temporal
-    rpc = workflow.fail_without_worker(_until_accepted(temporal.service.poll_workflow_execution_update))
+    rpc = workflow.fail_without_worker(_until_accepted(workflow.temporal.service.poll_workflow_execution_update))
     try:
-        response = await temporal.call(rpc, _poll(workflow, update_id, ACCEPTED), workflow.subject)
+        response = await workflow.call(rpc, _poll(workflow, update_id, ACCEPTED))
     except WorkflowNotFound:
         await workflow.describe()
         message = f"The workflow {workflow.id!r} has no update {update_id!r}; one that was rejected is not kept."
@@ -124,15 +117,10 @@ async def find(workflow: Workflow, update_id: str) -> Update:
 async def wait(workflow: Workflow, update: Update) -> Update:
     """The update when its handler has ended, however long that takes. Raises UpdateRejected, ..."""
     run = workflow.run(update.run_id)
-    poll = functools.partial(
-        run.temporal.call,
-        run.temporal.service.poll_workflow_execution_update,
-        _poll(run, update.update_id, DONE),
-        run.subject,
-        seconds=LONG_POLL_SECONDS,
-    )
+    rpc, request = run.temporal.service.poll_workflow_execution_update, _poll(run, update.update_id, DONE)
     while update.result is None:
-        update = await _update(run, update.update_id, await retry_while_away(poll))
+        response = await retry_while_away(functools.partial(run.call, rpc, request, LONG_POLL_SECONDS))
+        update = await _update(run, update.update_id, response)
     return update
 
 
@@ -149,7 +137,12 @@ def _until_accepted(rpc: Callable[..., Awaitable[Answer]]) -> Callable[..., Awai
     async def accepted(request: object, **options: Any) -> Answer:
         while True:
             response = await rpc(request, **options)
-            if response.stage >= ACCEPTED:
+            update = (
+                response.responses[1].update_workflow
+                if isinstance(response, ExecuteMultiOperationResponse)
+                else response
+            )
+            if update.stage >= ACCEPTED:
                 return response
             # Temporal has waited for a worker as long as it does (20 s), and may forget the update now.
             await asyncio.sleep(0.1)

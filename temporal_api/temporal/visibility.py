@@ -28,7 +28,7 @@ from temporalio.api.workflowservice.v1 import (
 from temporal_api.errors import FieldError, InvalidQuery, ValidationError, invalid
 from temporal_api.temporal.client import Temporal
 from temporal_api.temporal.failures import Subject
-from temporal_api.temporal.run import RUN_STATUS, Run
+from temporal_api.temporal.run import RUN_STATUS, Run, read_run
 
 Status = Literal["RUNNING", "COMPLETED", "FAILED", "CANCELED", "TERMINATED", "CONTINUED_AS_NEW", "TIMED_OUT", "PAUSED"]
 
@@ -89,7 +89,7 @@ async def list_runs(temporal: Temporal, query: str, size: int, token: bytes) -> 
         namespace=temporal.namespace, query=query, page_size=size, next_page_token=token
     )
     page = await temporal.call(temporal.service.list_workflow_executions, request, _QUERY)
-    return [Run(info) for info in page.executions], page.next_page_token
+    return [read_run(info) for info in page.executions], page.next_page_token
 
 
 async def count_by_status(temporal: Temporal, query: str) -> dict[str, int]:
