@@ -7,12 +7,7 @@ from typing import Any, TypeVar
 import msgspec
 from google.protobuf.message import Message
 from temporalio.api.common.v1 import Payload
-from temporalio.api.errordetails.v1 import (
-    MultiOperationExecutionFailure,
-    NamespaceNotFoundFailure,
-    QueryFailedFailure,
-    WorkflowExecutionAlreadyStartedFailure,
-)
+from temporalio.api.errordetails import v1 as errordetails
 from temporalio.api.failure.v1 import Failure, MultiOperationExecutionAborted
 from temporalio.service import RPCError, RPCStatusCode
 
@@ -34,7 +29,7 @@ class FailureInfo(msgspec.Struct, omit_defaults=True):
 
 
 class Subject(msgspec.Struct, frozen=True):
-    """What a call is about: how the caller is told that it is missing, exists already, or was asked for wrongly."""
+    """What a call is about, and which Problem says that it is missing, exists already, or was asked for wrongly."""
 
     name: str = ""
     missing: type[Problem] = errors.TemporalError
@@ -68,7 +63,7 @@ def start_subject(workflow_id: str) -> Subject:
     )
 
 
-# Where Temporal's reason tells the caller nothing that the class does not say better.
+# The class says what these mean better than Temporal's message.
 _BY_STATUS: dict[RPCStatusCode, type[Problem]] = {
     RPCStatusCode.CANCELLED: errors.TemporalTimeout,  # how the SDK reports some deadlines
     RPCStatusCode.DEADLINE_EXCEEDED: errors.TemporalTimeout,
@@ -85,19 +80,19 @@ def problem_of(error: RPCError, subject: Subject = NOTHING) -> Problem:
     match error.status:
         case RPCStatusCode.INVALID_ARGUMENT | RPCStatusCode.RESOURCE_EXHAUSTED if _is_too_large(text):
             return errors.PayloadTooLarge("The data is larger than Temporal takes.", **details)
-        case RPCStatusCode.INVALID_ARGUMENT if detail_of(error, QueryFailedFailure) is not None:
+        case RPCStatusCode.INVALID_ARGUMENT if detail_of(error, errordetails.QueryFailedFailure) is not None:
             return errors.QueryFailed(_query_failure(error.message), **{**details, "source": "workflow"})
         case RPCStatusCode.INVALID_ARGUMENT:
             kind = subject.invalid
             if kind is errors.WorkflowStartError and "search attribute" in text:
                 kind = errors.SearchAttributeUnknown
             return kind(subject.invalid_intro + _without_internals(error.message), **details)
-        case RPCStatusCode.NOT_FOUND if detail_of(error, NamespaceNotFoundFailure) is None:
+        case RPCStatusCode.NOT_FOUND if detail_of(error, errordetails.NamespaceNotFoundFailure) is None:
             if subject.missing is not errors.TemporalError:
                 return subject.missing(f"There is no {subject.name}.", **details)
         case RPCStatusCode.ALREADY_EXISTS if subject.exists is not errors.TemporalError:
-            existing = detail_of(error, WorkflowExecutionAlreadyStartedFailure)
-            if existing and "run_id" in details:  # what is no workflow (a schedule) is one of Temporal's own inside
+            existing = detail_of(error, errordetails.WorkflowExecutionAlreadyStartedFailure)
+            if existing and "run_id" in details:  # a schedule's run is Temporal's own business
                 details["run_id"] = existing.run_id
             return subject.exists(f"The {subject.name} exists already; take another id.", **details)
         case RPCStatusCode.FAILED_PRECONDITION if "poller" in text:
@@ -112,7 +107,7 @@ def problem_of(error: RPCError, subject: Subject = NOTHING) -> Problem:
 
 def _decisive(error: RPCError) -> RPCError:
     """Of a start and an update in one call, the failure of the one that failed, not of the one given up for it."""
-    both = detail_of(error, MultiOperationExecutionFailure)
+    both = detail_of(error, errordetails.MultiOperationExecutionFailure)
     for status in both.statuses if both else ():
         given_up = any(packed.Is(MultiOperationExecutionAborted.DESCRIPTOR) for packed in status.details)
         if status.code and not given_up:

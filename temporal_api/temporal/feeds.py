@@ -24,7 +24,7 @@ class _Watcher:
         self._behind = False
 
     def put(self, news: list[HistoryEvent] | Exception) -> None:
-        if isinstance(news, Exception) or not (self._behind or self._pages.qsize() == PAGES_HELD):
+        if isinstance(news, Exception) or (self._pages.qsize() < PAGES_HELD and not self._behind):
             self._pages.put_nowait(news)
         else:
             self._behind = True  # until the history is read again, which has this page and those that follow it

@@ -1,6 +1,6 @@
 """A run's history, read page by page.
 
-Temporal's own page tokens stay inside: one of a workflow opens another's history.
+Callers never get Temporal's own page tokens: one workflow's token opens the history of another.
 """
 
 import asyncio
@@ -19,13 +19,13 @@ Answer = TypeVar("Answer")
 
 RETRY_SECONDS = 1.0
 PAGE_EVENTS = 200
-"""About as many as a page holds that is read here: Temporal counts batches, of the events that it recorded at once."""
+"""What a page should hold. Temporal counts batches instead: the events that it recorded at once."""
 
 
 async def read_pages(
     run: Workflow, *, token: bytes = b"", reverse: bool = False, while_away: bool = False
 ) -> AsyncGenerator[Page, None]:
-    """Page after page to the end, each small enough to be held; `while_away`: Temporal's absences are waited out."""
+    """Every page to the end, each small enough to hold. With `while_away`, wait while Temporal cannot be reached."""
     batches = PAGE_BATCHES
     while True:
         read = functools.partial(run.read_page, token=token, batches=batches, reverse=reverse)
@@ -38,7 +38,7 @@ async def read_pages(
 
 
 class _Cursor(msgspec.Struct, array_like=True):
-    """Where a listing goes on: so many events into the page of Temporal's token."""
+    """Where the next page begins: `skip` events into the page of Temporal's token."""
 
     run_id: str
     token: bytes
@@ -79,7 +79,7 @@ async def workflow_task_end(run: Workflow, *, last: bool) -> int | None:
 
 
 async def retry_while_away(ask: Callable[[], Awaitable[Answer]]) -> Answer:
-    """Ask again until Temporal answers: whoever waits is not told of its absences."""
+    """Ask again until Temporal answers: a caller who waits is not told that it was away."""
     while True:
         try:
             return await ask()

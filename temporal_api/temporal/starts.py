@@ -20,7 +20,7 @@ from temporal_api.temporal.payloads import typed_payload
 log = logging.getLogger(__name__)
 
 UNINDEXED_SECONDS = 300
-"""How long a start goes without search attributes that the namespace was found not to have."""
+"""How long starts leave out search attributes that the namespace lacks."""
 
 NO_ATTRIBUTES: Mapping[str, str] = {}
 NO_PAYLOADS: Mapping[str, Payload] = {}
@@ -57,7 +57,7 @@ class Starts:
         id_conflict_policy: str | None = None,
         search_attributes: Mapping[str, Payload] = NO_PAYLOADS,
     ) -> StartWorkflowExecutionRequest:
-        """A start as Temporal is asked for it. The id policies are Temporal's names without their prefix."""
+        """Build the request of a start. The id policies are Temporal's names without their prefix."""
         temporal = self._temporal
         request = StartWorkflowExecutionRequest(
             namespace=temporal.namespace,
@@ -95,7 +95,7 @@ class Starts:
     ) -> Started:
         """Start a workflow. Raises WorkflowAlreadyExists, WorkflowStartError, ...
 
-        `search_attributes` are keywords, and left out while the namespace does not have them.
+        `search_attributes` are keywords; they are left out while the namespace lacks them.
         """
         names = tuple(search_attributes)
         if names and time.monotonic() >= self._unindexed_until.get(names, 0):

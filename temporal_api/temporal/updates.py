@@ -1,6 +1,6 @@
 """Updates: sent until a worker has accepted them, waited for, and found again by their id.
 
-An update that Temporal has only admitted is kept nowhere and may be lost: until it is accepted, nobody is told it was.
+Temporal may lose an update that it has only admitted: a caller hears of success only once a worker has accepted it.
 """
 
 import asyncio
@@ -11,15 +11,7 @@ from typing import Any, TypeVar
 import msgspec
 from temporalio.api.enums.v1 import UpdateWorkflowExecutionLifecycleStage as Stage
 from temporalio.api.update.v1 import Input, Meta, Request, UpdateRef, WaitPolicy
-from temporalio.api.workflowservice.v1 import (
-    ExecuteMultiOperationRequest,
-    ExecuteMultiOperationResponse,
-    PollWorkflowExecutionUpdateRequest,
-    PollWorkflowExecutionUpdateResponse,
-    StartWorkflowExecutionRequest,
-    UpdateWorkflowExecutionRequest,
-    UpdateWorkflowExecutionResponse,
-)
+from temporalio.api.workflowservice import v1 as api
 
 from temporal_api.errors import Problem, TemporalTimeout, Unavailable, UpdateNotFound, UpdateRejected, WorkflowNotFound
 from temporal_api.temporal.failures import start_subject
@@ -32,9 +24,9 @@ DONE = Stage.UPDATE_WORKFLOW_EXECUTION_LIFECYCLE_STAGE_COMPLETED
 
 Answer = TypeVar(
     "Answer",
-    UpdateWorkflowExecutionResponse,
-    PollWorkflowExecutionUpdateResponse,
-    ExecuteMultiOperationResponse,
+    api.UpdateWorkflowExecutionResponse,
+    api.PollWorkflowExecutionUpdateResponse,
+    api.ExecuteMultiOperationResponse,
 )
 
 
@@ -48,10 +40,9 @@ class Update(msgspec.Struct, frozen=True):
 
 
 async def send(workflow: Workflow, update_id: str, name: str, args: Iterable[object]) -> Update:
-    """Send an update until a worker has accepted it; one of the same id runs once, and keeps its first outcome.
+    """Send an update until a worker has accepted it. An id runs once, and keeps its first outcome.
 
-    Raises WorkflowCompleted, UpdateRejected, NoWorker, WorkflowTaskFailing, TemporalTimeout, ...; each names the
-    update's id, to send it again.
+    Raises WorkflowCompleted, UpdateRejected, NoWorker, WorkflowTaskFailing, TemporalTimeout, ... with the update's id.
     """
     rpc = workflow.fail_without_worker(_until_accepted(workflow.temporal.service.update_workflow_execution))
     try:
@@ -65,15 +56,15 @@ async def send(workflow: Workflow, update_id: str, name: str, args: Iterable[obj
 
 
 async def send_with_start(
-    workflow: Workflow, start: StartWorkflowExecutionRequest, update_id: str, name: str, args: Iterable[object]
+    workflow: Workflow, start: api.StartWorkflowExecutionRequest, update_id: str, name: str, args: Iterable[object]
 ) -> tuple[Started, Update]:
     """Start the workflow unless it runs, and send it the update, in one call (Temporal's update-with-start).
 
     Raises Problem as the two do; a rejected update leaves the workflow started.
     """
     temporal = workflow.temporal
-    operation = ExecuteMultiOperationRequest.Operation
-    both = ExecuteMultiOperationRequest(
+    operation = api.ExecuteMultiOperationRequest.Operation
+    both = api.ExecuteMultiOperationRequest(
         namespace=temporal.namespace,
         operations=[
             operation(start_workflow=start),
@@ -89,9 +80,9 @@ async def send_with_start(
 
 async def _request(
     workflow: Workflow, update_id: str, name: str, args: Iterable[object]
-) -> UpdateWorkflowExecutionRequest:
+) -> api.UpdateWorkflowExecutionRequest:
     temporal = workflow.temporal
-    return UpdateWorkflowExecutionRequest(
+    return api.UpdateWorkflowExecutionRequest(
         namespace=temporal.namespace,
         workflow_execution=workflow.execution,
         wait_policy=WaitPolicy(lifecycle_stage=ACCEPTED),
@@ -124,8 +115,8 @@ async def wait(workflow: Workflow, update: Update) -> Update:
     return update
 
 
-def _poll(workflow: Workflow, update_id: str, stage: Stage.ValueType) -> PollWorkflowExecutionUpdateRequest:
-    return PollWorkflowExecutionUpdateRequest(
+def _poll(workflow: Workflow, update_id: str, stage: Stage.ValueType) -> api.PollWorkflowExecutionUpdateRequest:
+    return api.PollWorkflowExecutionUpdateRequest(
         namespace=workflow.temporal.namespace,
         update_ref=UpdateRef(workflow_execution=workflow.execution, update_id=update_id),
         identity=workflow.temporal.identity,
@@ -136,15 +127,13 @@ def _poll(workflow: Workflow, update_id: str, stage: Stage.ValueType) -> PollWor
 def _until_accepted(rpc: Callable[..., Awaitable[Answer]]) -> Callable[..., Awaitable[Answer]]:
     async def accepted(request: object, **options: Any) -> Answer:
         while True:
-            response = await rpc(request, **options)
+            answer = await rpc(request, **options)
             update = (
-                response.responses[1].update_workflow
-                if isinstance(response, ExecuteMultiOperationResponse)
-                else response
+                answer.responses[1].update_workflow if isinstance(answer, api.ExecuteMultiOperationResponse) else answer
             )
             if update.stage >= ACCEPTED:
-                return response
-            # Temporal has waited for a worker as long as it does (20 s), and may forget the update now.
+                return answer
+            # Temporal waits 20 s for a worker, and may then forget the update: send it again.
             await asyncio.sleep(0.1)
 
     return accepted
@@ -153,7 +142,7 @@ def _until_accepted(rpc: Callable[..., Awaitable[Answer]]) -> Callable[..., Awai
 async def _update(
     workflow: Workflow,
     update_id: str,
-    response: UpdateWorkflowExecutionResponse | PollWorkflowExecutionUpdateResponse,
+    response: api.UpdateWorkflowExecutionResponse | api.PollWorkflowExecutionUpdateResponse,
 ) -> Update:
     run_id = response.update_ref.workflow_execution.run_id
     if response.outcome.HasField("failure"):

@@ -12,19 +12,7 @@ from temporalio.api.enums.v1 import EventType, HistoryEventFilterType, ResetReap
 from temporalio.api.errordetails.v1 import WorkflowNotReadyFailure
 from temporalio.api.history.v1 import HistoryEvent
 from temporalio.api.query.v1 import WorkflowQuery
-from temporalio.api.workflowservice.v1 import (
-    DeleteWorkflowExecutionRequest,
-    DescribeWorkflowExecutionRequest,
-    GetWorkflowExecutionHistoryRequest,
-    GetWorkflowExecutionHistoryResponse,
-    GetWorkflowExecutionHistoryReverseRequest,
-    GetWorkflowExecutionHistoryReverseResponse,
-    QueryWorkflowRequest,
-    RequestCancelWorkflowExecutionRequest,
-    ResetWorkflowExecutionRequest,
-    SignalWorkflowExecutionRequest,
-    TerminateWorkflowExecutionRequest,
-)
+from temporalio.api.workflowservice import v1 as api
 from temporalio.service import RPCError
 
 from temporal_api.errors import NoWorker, Problem, WorkflowCompleted, WorkflowNotFound, WorkflowTaskFailing
@@ -41,7 +29,7 @@ RECENT_BATCHES = 100
 LONG_POLL_SECONDS = 30.0
 """More than the 20 s after which Temporal answers an empty page."""
 PAGE_BATCHES = 25
-"""A page's most: some ordinary batches. How long the next ones are, nobody knows."""
+"""The most that a page asks for: how long the next batches are, nobody knows."""
 
 
 class Page(msgspec.Struct):
@@ -84,7 +72,7 @@ class Workflow:
 
     async def describe(self) -> Run:
         """Ask for its state now."""
-        request = DescribeWorkflowExecutionRequest(namespace=self.temporal.namespace, execution=self.execution)
+        request = api.DescribeWorkflowExecutionRequest(namespace=self.temporal.namespace, execution=self.execution)
         described = await self.call(self.temporal.service.describe_workflow_execution, request)
         return read_run(described.workflow_execution_info, described)
 
@@ -94,7 +82,7 @@ class Workflow:
 
     async def signal(self, name: str, args: Iterable[object], request_id: str | None = None) -> None:
         """Send a signal; a run gets those with the same request id once. Raises WorkflowCompleted."""
-        request = SignalWorkflowExecutionRequest(
+        request = api.SignalWorkflowExecutionRequest(
             **self._target,
             signal_name=name,
             input=await self.temporal.encode(args),
@@ -105,7 +93,7 @@ class Workflow:
 
     async def query(self, name: str, args: Iterable[object]) -> msgspec.Raw:
         """Ask a worker. Raises QueryFailed, NoWorker, WorkflowTaskFailing, ..."""
-        request = QueryWorkflowRequest(
+        request = api.QueryWorkflowRequest(
             namespace=self.temporal.namespace,
             execution=self.execution,
             query=WorkflowQuery(query_type=name, query_args=await self.temporal.encode(args)),
@@ -115,27 +103,28 @@ class Workflow:
 
     async def cancel(self, reason: str) -> None:
         """Ask its code to end. Raises WorkflowCompleted."""
-        # Temporal says yes to a closed one too.
+        # Temporal accepts this for a closed workflow too.
         if not (await self.describe()).is_open:
             raise self._completed()
-        # Not the run that was described: when that one has gone on as another, the other is meant.
-        request = RequestCancelWorkflowExecutionRequest(
+        # Name the workflow, not the run just described: it may have gone on as another run.
+        request = api.RequestCancelWorkflowExecutionRequest(
             **self._target, identity=self.temporal.identity, request_id=str(uuid.uuid4()), reason=reason
         )
         await self.call(self.temporal.service.request_cancel_workflow_execution, request)
 
     async def terminate(self, reason: str) -> None:
         """End it at once. Raises WorkflowCompleted."""
-        request = TerminateWorkflowExecutionRequest(**self._target, identity=self.temporal.identity, reason=reason)
+        request = api.TerminateWorkflowExecutionRequest(**self._target, identity=self.temporal.identity, reason=reason)
         await self.call_open(self.temporal.service.terminate_workflow_execution, request)
 
     async def delete(self) -> None:
         """Delete it with its history."""
-        await self.call(self.temporal.service.delete_workflow_execution, DeleteWorkflowExecutionRequest(**self._target))
+        request = api.DeleteWorkflowExecutionRequest(**self._target)
+        await self.call(self.temporal.service.delete_workflow_execution, request)
 
     async def reset(self, event_id: int, reason: str) -> str:
         """Begin a new run that goes on from that event; its id. Raises ValidationError when it cannot."""
-        request = ResetWorkflowExecutionRequest(
+        request = api.ResetWorkflowExecutionRequest(
             **self._target,
             reason=reason,
             workflow_task_finish_event_id=event_id,
@@ -161,13 +150,13 @@ class Workflow:
             "maximum_page_size": batches,
             "next_page_token": token,
         }
-        answer: GetWorkflowExecutionHistoryResponse | GetWorkflowExecutionHistoryReverseResponse
+        answer: api.GetWorkflowExecutionHistoryResponse | api.GetWorkflowExecutionHistoryReverseResponse
         if reverse:
-            backward = GetWorkflowExecutionHistoryReverseRequest(**which)
+            backward = api.GetWorkflowExecutionHistoryReverseRequest(**which)
             answer = await self.call(self.temporal.service.get_workflow_execution_history_reverse, backward)
         else:
             kind = "HISTORY_EVENT_FILTER_TYPE_" + ("CLOSE_EVENT" if closing_only else "ALL_EVENT")
-            forward = GetWorkflowExecutionHistoryRequest(
+            forward = api.GetWorkflowExecutionHistoryRequest(
                 **which, wait_new_event=wait, history_event_filter_type=HistoryEventFilterType.Value(kind)
             )
             seconds = LONG_POLL_SECONDS if wait else None
@@ -180,7 +169,7 @@ class Workflow:
     # --- nobody there to answer ---
 
     def fail_without_worker(self, rpc: Callable[..., Awaitable[Response]]) -> Callable[..., Awaitable[Response]]:
-        """Give the call up as soon as it is known that no worker will answer; Temporal itself would wait on.
+        """Give up the call as soon as we know that no worker will answer; Temporal itself would keep waiting.
 
         The call raises NoWorker, WorkflowTaskFailing, or WorkflowCompleted (before it could be asked).
         """
@@ -217,7 +206,7 @@ class Workflow:
                 )
             if run.task_attempt > 1:
                 return await self._task_failure(run.run_id)
-        except Problem:  # what is wrong with Temporal, the call itself will tell
+        except Problem:  # the call itself reports what is wrong with Temporal
             return None
         return None
 
