@@ -22,7 +22,7 @@ from temporalio.worker import UnsandboxedWorkflowRunner, Worker
 
 from api import SOON, WORKFLOWS, assert_problem, bearer, eventually, service
 from temporal_api.dev.server import DevServer
-from temporal_api.temporal.failures import problem_of
+from temporal_api.temporal.failures import problem_of, start_subject
 
 pytestmark = pytest.mark.anyio
 
@@ -331,7 +331,7 @@ def test_grpc_as_http(status: RPCStatusCode) -> None:
     """What no caller can mend is 429 or 5xx, with Retry-After if it passes (Temporal: 400, 409, 501 too; no hint)."""
     # By gRPC's numbers: invalid argument, not found, exists, exhausted, unavailable, cancelled, deadline.
     http = {3: 400, 5: 404, 6: 409, 8: 429, 14: 503, 1: 504, 4: 504}.get(status.value, 502)
-    problem = problem_of(RPCError("it says so", status, b""), "x", None)
+    problem = problem_of(RPCError("it says so", status, b""), start_subject("x"))
     assert (http, http in (429, 503)) == (problem.status, "Retry-After" in problem.headers)
 
 

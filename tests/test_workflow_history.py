@@ -6,7 +6,6 @@ import re
 import time
 import uuid
 from collections.abc import AsyncIterator
-from contextlib import aclosing
 from datetime import timedelta
 from typing import Any
 from urllib.parse import quote
@@ -14,8 +13,6 @@ from urllib.parse import quote
 import httpx
 import pytest
 from temporalio import activity, workflow
-from temporalio.api.enums.v1 import EventType
-from temporalio.api.history.v1 import HistoryEvent
 from temporalio.client import Client
 from temporalio.common import RetryPolicy
 from temporalio.exceptions import ApplicationError, ApplicationErrorCategory
@@ -23,9 +20,6 @@ from temporalio.worker import UnsandboxedWorkflowRunner, Worker
 
 from api import assert_problem, bearer, eventually, service
 from temporal_api.dev.server import DevServer
-from temporal_api.errors import Problem
-from temporal_api.temporal import history
-from temporal_api.temporal.client import Temporal
 
 pytestmark = pytest.mark.anyio
 
@@ -371,76 +365,6 @@ async def test_watchers_share_one_poll_and_free_it_when_they_go(dev_server: DevS
         await step(alice, path)
         await watchers[0]
         assert 200 == (await alice.get(f"{path}/result", headers={"Prefer": "wait=20"})).status_code
-
-
-async def test_a_watcher_that_falls_behind_loses_nothing(
-    alice: httpx.AsyncClient, client: Client, queue: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """More news than are held for one who does not read: the history is read again, and each event told once."""
-    monkeypatch.setattr(history, "PAGES_HELD", 1)
-    path = await started(alice, queue, signals=6)
-    temporal = Temporal(client, 10)
-    feeds = history.Feeds(temporal)
-    workflow_id = path.rpartition("/")[2]
-    run = (await temporal.describe(workflow_id)).workflow_execution_info
-    async with aclosing(feeds.events(workflow_id, run.execution.run_id, 0, run.history_length)) as events:
-        seen = [event.event_id for event in await anext(events)]
-        ((_, (watcher,)),) = feeds._feeds.values()
-
-        async def behind() -> bool:
-            return watcher.behind
-
-        for _ in range(5):
-            await step(alice, path)
-            await eventually(lambda: settled(alice, path))
-        await eventually(behind)
-        await step(alice, path)
-        async for some in events:
-            seen += [event.event_id for event in some]
-
-    assert list(range(1, seen[-1] + 1)) == seen
-    assert "COMPLETED" == (await alice.get(path)).json()["status"]
-    assert 0 == len(feeds)
-
-
-async def settled(alice: httpx.AsyncClient, path: str) -> bool:
-    """Its worker has dealt with what was sent."""
-    page = (await alice.get(f"{path}/history", params={"order": "reverse", "page_size": 1})).json()
-    return bool(page["items"][0]["event_type"] == "WORKFLOW_TASK_COMPLETED")
-
-
-async def test_a_watcher_that_begins_while_temporal_is_away(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What was there before is read through Temporal's absence too, not only what comes."""
-    away, closing = [2], HistoryEvent(event_id=1, event_type=EventType.EVENT_TYPE_WORKFLOW_EXECUTION_TERMINATED)
-
-    async def page(*_: object, wait: bool = False, **__: object) -> history.Page:
-        if not wait and away[0]:
-            away[0] -= 1
-            raise Problem("temporal_connection_error", "It is away.")
-        return history.Page([closing], b"")
-
-    monkeypatch.setattr(history, "page", page)
-    monkeypatch.setattr(history, "RETRY_SECONDS", 0)
-    told = [events async for events in history.Feeds(Temporal(client, 10)).events("w", "r", 0, 1)]
-
-    assert ([[closing]], [0]) == (told, away)
-
-
-async def test_what_goes_wrong_with_a_feed_ends_it_for_all(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each watcher is told of the problem, and the next one begins anew."""
-
-    async def page(*_: object, wait: bool = False, **__: object) -> history.Page:
-        if wait:
-            raise Problem("temporal_error", "It broke.")
-        return history.Page([], b"")
-
-    monkeypatch.setattr(history, "page", page)
-    feeds = history.Feeds(Temporal(client, 10))
-    for _ in range(2):
-        watchers = [asyncio.create_task(anext(feeds.events("w", "r", 0, 0))) for _ in range(3)]
-        told = await asyncio.gather(*watchers, return_exceptions=True)
-        assert ["It broke."] * 3 == [str(problem) for problem in told]
-    assert 0 == len(feeds)
 
 
 async def test_a_stream_ends_with_its_token(alice: httpx.AsyncClient, queue: str) -> None:
