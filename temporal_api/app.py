@@ -111,8 +111,7 @@ def create_app(settings: Settings | None = None) -> Litestar:
 def _connected(settings: Settings, metrics: Metrics) -> Callable[[Litestar], AbstractAsyncContextManager[None]]:
     @asynccontextmanager
     async def lifespan(app: Litestar) -> AsyncIterator[None]:
-        client = await connect(settings, metrics.runtime())
-        app.state.services = _services(settings, Temporal(client, settings.rpc_timeout_seconds))
+        app.state.services = _services(settings, await connect(settings, metrics.runtime()))
         draining = asyncio.create_task(metrics.drain_forever())
         try:
             yield

@@ -23,6 +23,7 @@ from litestar.types import (
     Send,
 )
 
+from temporal_api import deadline
 from temporal_api.errors import InternalServerError
 from temporal_api.metrics import Metrics
 from temporal_api.problems import PROBLEM_JSON, body
@@ -52,6 +53,7 @@ class Observe:
         if scope["type"] != ScopeType.HTTP:
             await self._app(scope, receive, send)
             return
+        deadline.begin()
         exchange = _Exchange(scope, send)
         self._metrics.in_progress.inc()
         try:

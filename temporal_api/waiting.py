@@ -15,6 +15,7 @@ from litestar import Request, Response
 from litestar.params import HeaderParameter
 from litestar.types import Receive, Scope, Send
 
+from temporal_api import deadline
 from temporal_api.auth import APIRequest
 from temporal_api.errors import Problem, ShuttingDown, TooManyWaits, invalid
 from temporal_api.problems import body
@@ -99,7 +100,7 @@ class Waits:
         """
         if not seconds or self.draining.is_set() or (already_done and self.full):
             return None
-        with self.slot():
+        with self.slot(), deadline.paused():
             task = asyncio.ensure_future(work())
             ending = asyncio.ensure_future(self.draining.wait())
             gone = asyncio.ensure_future(_gone(request.receive))
@@ -180,7 +181,7 @@ class EventStream(Response[bytes]):
         return self._stream
 
     async def _stream(self, scope: Scope, receive: Receive, send: Send) -> None:
-        with self._waits.slot():  # before the headers: who gets no place gets a plain 503
+        with self._waits.slot(), deadline.paused():  # before the headers: who gets no place gets a plain 503
             await self._send_events(receive, send)
 
     async def _send_events(self, receive: Receive, send: Send) -> None:
