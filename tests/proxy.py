@@ -35,14 +35,22 @@ class Link:
             writer.close()
 
     def _write(self, data: bytes) -> None:
-        if not self.dead and not self.near.is_closing():
+        if self.dead:
+            return
+        if self.proxy.resets > 0:
+            self.proxy.resets -= 1
+            self.near.write(data[: len(data) // 2])
+            self.reset()
+        elif not self.near.is_closing():
             self.near.write(data)
 
     def reset(self) -> None:
         """Break it: both ends get a reset."""
+        self.dead = True
         for writer in (self.near, self.far):
-            writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
-            writer.transport.abort()
+            if not writer.is_closing():
+                writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
+                writer.transport.abort()
 
 
 class Proxy:
@@ -53,6 +61,8 @@ class Proxy:
         self.address = ""
         self.delay = 0.0
         self.silent = False
+        self.resets = 0
+        """So many of Temporal's next answers are cut in the middle, and the connection is reset."""
         self.links: list[Link] = []
 
     async def accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

@@ -21,7 +21,15 @@ from temporal_api.encryption import ENCODING as ENCRYPTED
 from temporal_api.errors import PayloadUndecodable, ShuttingDown, TemporalConnectionError, TemporalTimeout
 from temporal_api.settings import Settings
 from temporal_api.temporal.connections import Connections
-from temporal_api.temporal.failures import NOTHING, FailureInfo, Subject, failure_kind, is_passing, problem_of
+from temporal_api.temporal.failures import (
+    NOTHING,
+    FailureInfo,
+    Subject,
+    failure_kind,
+    is_overload,
+    is_passing,
+    problem_of,
+)
 from temporal_api.temporal.payloads import data_converter, raw_json
 
 Response = TypeVar("Response", bound=Message)
@@ -47,14 +55,18 @@ async def connect(settings: Settings, runtime: Runtime) -> "Temporal":
 
 
 async def _attempt(rpc: Callable[..., Awaitable[Response]], request: Message, now: float, ending_at: float) -> Response:
-    """Call again after a passing failure. The SDK would do so for an exhausted limit too, for seconds."""
+    """Call again after a passing failure; only once, and soon, when Temporal is at its limit: the SDK takes seconds."""
     # Stop in time, so that "cannot be reached" is not reported as "did not answer".
     last_at, pause, timeout = (now + ending_at) / 2, 0.1, timedelta(seconds=ending_at - now)
     while True:
         try:
             return await rpc(request, timeout=timeout)
         except RPCError as error:
-            if not is_passing(error) or asyncio.get_running_loop().time() + pause > last_at:
+            if is_overload(error):
+                last_at, pause = min(last_at, now + 0.8), 0.5
+            elif not is_passing(error):
+                raise
+            if asyncio.get_running_loop().time() + pause > last_at:
                 raise
         await asyncio.sleep(pause)
         pause *= 1.5

@@ -94,6 +94,11 @@ _CUT_OFF = re.compile(
 )
 
 
+def is_overload(error: RPCError) -> bool:
+    """Whether the caller, or everyone, asks more of Temporal than it takes."""
+    return error.status is RPCStatusCode.RESOURCE_EXHAUSTED and not _is_too_large(error.message.lower())
+
+
 def is_passing(error: RPCError) -> bool:
     """Whether the same call may succeed in a moment."""
     return error.status in _PASSING or _is_cut_off(error)
