@@ -14,7 +14,7 @@ from temporalio.api.failure.v1 import Failure
 from temporalio.api.workflowservice.v1 import DescribeNamespaceRequest
 from temporalio.client import Client
 from temporalio.runtime import Runtime
-from temporalio.service import GrpcCompression, KeepAliveConfig, RPCError, WorkflowService
+from temporalio.service import GrpcCompression, KeepAliveConfig, RetryConfig, RPCError, WorkflowService
 
 from temporal_api import deadline
 from temporal_api.encryption import ENCODING as ENCRYPTED
@@ -46,6 +46,8 @@ async def connect(settings: Settings, runtime: Runtime) -> "Temporal":
         lazy=True,
         # Orders are smaller than what gzip saves, and each call would pay for it.
         grpc_compression=GrpcCompression.NONE,
+        # Never by the SDK, which tries for seconds when Temporal is at its limit: see `_attempt`.
+        retry_config=RetryConfig(max_retries=1),
         # The shortest interval between pings that Temporal takes from an idle client.
         keep_alive_config=KeepAliveConfig(interval_millis=10_000, timeout_millis=3_000),
     )
@@ -55,15 +57,16 @@ async def connect(settings: Settings, runtime: Runtime) -> "Temporal":
 
 
 async def _attempt(rpc: Callable[..., Awaitable[Response]], request: Message, now: float, ending_at: float) -> Response:
-    """Call again after a passing failure; only once, and soon, when Temporal is at its limit: the SDK takes seconds."""
+    """Call again after a passing failure; only once, and soon, when Temporal is at its limit."""
     # Stop in time, so that "cannot be reached" is not reported as "did not answer".
     last_at, pause, timeout = (now + ending_at) / 2, 0.1, timedelta(seconds=ending_at - now)
     while True:
         try:
-            return await rpc(request, timeout=timeout)
+            # Without `retry`, the SDK's metrics take a long poll for a call.
+            return await rpc(request, retry=True, timeout=timeout)
         except RPCError as error:
             if is_overload(error):
-                last_at, pause = min(last_at, now + 0.8), 0.5
+                last_at, pause = min(last_at, now + 0.4), 0.25
             elif not is_passing(error):
                 raise
             if asyncio.get_running_loop().time() + pause > last_at:
