@@ -12,6 +12,7 @@ The modules, in the order a request meets them:
     idempotency   Idempotency-Key without a store
     money         prices, digit for digit
     temporal      the one place that knows gRPC
+    deadline      by when all of a request's calls on Temporal must have ended
     encryption    payloads sealed before Temporal sees them
     waiting       Prefer: wait, ETag, server-sent events
     sealing       page tokens, sealed so that they open only their own listing

@@ -22,9 +22,20 @@ log = logging.getLogger(__name__)
 class _Connection:
     def __init__(self, service: WorkflowService) -> None:
         self.service = service
-        self.under_way: set[asyncio.Timeout] = set()
+        self.under_way = 0
+        self.limits: set[asyncio.Timeout] = set()
+        """Of the calls that may be given up."""
         self.unanswered_since: float | None = None
         """When the first call after Temporal's last answer began."""
+
+    async def wait(self, call: Awaitable[Message]) -> Message:
+        """The answer, unless the call is given up."""
+        async with asyncio.timeout(None) as limit:
+            self.limits.add(limit)
+            try:
+                return await call
+            finally:
+                self.limits.remove(limit)
 
     def is_silent(self, now: float) -> bool:
         """Whether calls have had no answer for too long."""
@@ -34,8 +45,9 @@ class _Connection:
 class Connections:
     """Carries each call on a connection that has room for it, and opens one when none has.
 
-    With `waits`, its calls are prompt: a connection without an answer for three seconds is dead. The next call opens
-    another one, and the calls of `waits`, which cannot tell a dead connection from a long wait, are given up.
+    Calls are prompt when `waits` is given, for those that are not: a connection that leaves them without an answer for
+    three seconds is dead. The next call opens another one, and what waits on those of `waits` is given up with it, as
+    a dead connection there looks like a long wait.
     """
 
     def __init__(self, connect: Callable[[], Awaitable[Client]], waits: "Connections | None" = None) -> None:
@@ -48,7 +60,7 @@ class Connections:
     def abandon(self) -> None:
         """Give up every connection. The calls under way end in TimeoutError."""
         for connection in self._open:
-            for limit in connection.under_way:
+            for limit in connection.limits:
                 limit.reschedule(0)
         self._open = []
 
@@ -57,29 +69,29 @@ class Connections:
         connection = await self._with_room(now)
         if connection.unanswered_since is None:
             connection.unanswered_since = now
-        async with asyncio.timeout(None) as limit:
-            connection.under_way.add(limit)
-            try:
-                answer: Message = await getattr(connection.service, rpc)(req, **options)
-            except (RPCError, RuntimeError) as error:
-                if not (isinstance(error, RPCError) and error.status in _UNANSWERED):
-                    connection.unanswered_since = None
-                raise
-            finally:
-                connection.under_way.remove(limit)
+        connection.under_way += 1
+        try:
+            call: Awaitable[Message] = getattr(connection.service, rpc)(req, **options)
+            answer = await (call if self._waits else connection.wait(call))
+        except (RPCError, RuntimeError) as error:
+            if not (isinstance(error, RPCError) and error.status in _UNANSWERED):
+                connection.unanswered_since = None
+            raise
+        finally:
+            connection.under_way -= 1
         connection.unanswered_since = None
         if connection not in self._open:  # it was not dead, but slow
             self._open.insert(0, connection)
         return answer
 
     async def _with_room(self, now: float) -> _Connection:
-        if self._waits is not None:
+        if self._waits:
             for silent in [each for each in self._open if each.is_silent(now)]:
                 log.warning("A connection to Temporal has gone silent: opening another one.")
                 self._open.remove(silent)
                 self._waits.abandon()
         for connection in self._open:
-            if len(connection.under_way) < CALLS_EACH:
+            if connection.under_way < CALLS_EACH:
                 return connection
         connection = _Connection((await self._connect()).workflow_service)
         self._open.append(connection)
