@@ -53,16 +53,17 @@ EXPOSED_HEADERS = ["Location", "ETag", "Retry-After", "X-Request-ID", "Idempoten
 def create_app(settings: Settings) -> Litestar:
     """The service, ready to be served. Raises SettingsError when a key in the settings is unfit."""
     metrics = Metrics(__version__)
+    verifier = Verifier(settings)
     api = Router(
         "/api/v1",
         route_handlers=RESOURCES,
-        middleware=[DefineMiddleware(Authenticate, verifier=Verifier(settings))],
+        middleware=[DefineMiddleware(Authenticate, verifier=verifier)],
         dependencies={"user": USER, "temporal": temporal.TEMPORAL},
         security=[{"bearer": []}],
     )
     app = Litestar(
         [*docs.HANDLERS, HealthController, api],
-        lifespan=[_connected(settings, metrics)],
+        lifespan=[_connected(settings, metrics, verifier)],
         request_class=JSONRequest,
         response_class=JSONResponse,
         request_max_body_size=settings.max_body_bytes,
@@ -79,7 +80,9 @@ def create_app(settings: Settings) -> Litestar:
     return app
 
 
-def _connected(settings: Settings, metrics: Metrics) -> Callable[[Litestar], AbstractAsyncContextManager[None]]:
+def _connected(
+    settings: Settings, metrics: Metrics, verifier: Verifier
+) -> Callable[[Litestar], AbstractAsyncContextManager[None]]:
     @asynccontextmanager
     async def lifespan(app: Litestar) -> AsyncIterator[None]:
         client = await temporal.connect(settings, metrics.runtime())
@@ -87,11 +90,13 @@ def _connected(settings: Settings, metrics: Metrics) -> Callable[[Litestar], Abs
         app.state.waits = Waits(settings.max_open_waits)
         app.state.feeds = Feeds(app.state.temporal)
         app.state.endings = Endings(app.state.temporal)
-        app.state.health = HealthCheck(app.state.temporal, settings.orders_task_queue)
+        app.state.health = HealthCheck(app.state.temporal, settings.orders_task_queue, verifier)
+        verifier.start()
         draining = asyncio.create_task(metrics.drain_forever())
         try:
             yield
         finally:
+            verifier.close()
             draining.cancel()
             # The SDK's runtime aborts the process when it is torn down right after a call.
             await asyncio.sleep(0.1)

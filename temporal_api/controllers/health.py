@@ -13,6 +13,7 @@ from litestar.openapi.spec import Example
 from msgspec import Meta
 
 from temporal_api import __version__
+from temporal_api.auth import Verifier
 from temporal_api.errors import Problem
 from temporal_api.requests import JSONResponse
 from temporal_api.temporal import Temporal
@@ -30,7 +31,9 @@ class HealthStatus(msgspec.Struct):
 
     status: Healthy
     timestamp: Annotated[datetime, Meta(tz=True, examples=["2026-01-31T12:00:00.123456Z"])]
-    services: Annotated[dict[str, str], Meta(examples=[{"temporal": "healthy", "orders_workers": "polling"}])]
+    services: Annotated[
+        dict[str, str], Meta(examples=[{"temporal": "healthy", "orders_workers": "polling", "auth": "healthy"}])
+    ]
     version: Annotated[str, Meta(examples=["1.0.0"])]
 
 
@@ -52,21 +55,22 @@ class LiveStatus(msgspec.Struct):
 class HealthCheck:
     """Asks Temporal at most once a second, however many probes come at once."""
 
-    def __init__(self, temporal: Temporal, orders_task_queue: str) -> None:
+    def __init__(self, temporal: Temporal, orders_task_queue: str, verifier: Verifier) -> None:
         self._temporal = temporal
         self._queue = orders_task_queue
+        self._verifier = verifier
         self._services: dict[str, str] = {}
         self._asked_at = float("-inf")
         self._asking: asyncio.Task[None] | None = None
 
     async def services(self) -> dict[str, str]:
-        """State by service; `temporal` is "healthy" or says what is wrong."""
+        """State by service; `temporal` and `auth` are "healthy" or say what is wrong."""
         if self._asking is None and time.monotonic() - self._asked_at >= CHECK_EVERY_SECONDS:
             self._asked_at = time.monotonic()
             self._asking = asyncio.create_task(self._ask())
         if self._asking is not None:
             await asyncio.shield(self._asking)
-        return self._services
+        return {**self._services, "auth": self._verifier.keys_state}
 
     async def _ask(self) -> None:
         temporal, workers = _SILENT, "unknown"
@@ -83,6 +87,9 @@ class HealthCheck:
         self._services = {"temporal": temporal, "orders_workers": workers}
 
 
+_NEEDED = ("temporal", "auth")
+
+
 async def _services(state: State) -> dict[str, str]:
     check: HealthCheck = state.health
     return await check.services()
@@ -93,7 +100,7 @@ def _unavailable(answer: msgspec.Struct) -> dict[int, ResponseSpec]:
     return {
         503: ResponseSpec(
             type(answer),
-            description="Temporal does not answer, or its namespace does not exist.",
+            description="Temporal does not answer, its namespace does not exist, or there are no keys for tokens yet.",
             generate_examples=False,
             examples=[Example(id="unavailable", value=msgspec.to_builtins(answer))],
         )
@@ -113,12 +120,14 @@ class HealthController(Controller):
     @get(
         operation_id="getHealth",
         summary="Health in detail",
-        responses=_unavailable(HealthStatus("unhealthy", _THEN, {"temporal": _SILENT}, __version__)),
+        responses=_unavailable(HealthStatus("unhealthy", _THEN, {"temporal": _SILENT, "auth": "healthy"}, __version__)),
     )
     async def health(self, state: State) -> JSONResponse[HealthStatus]:
-        """Temporal is really asked. `orders_workers` tells whether a worker polls the orders queue."""
+        """Temporal is really asked. `orders_workers` tells whether a worker polls the orders queue, `auth` whether the
+        keys that tokens are checked with have been had.
+        """
         services = await _services(state)
-        healthy = services["temporal"] == "healthy"
+        healthy = all(services[name] == "healthy" for name in _NEEDED)
         status = HealthStatus("healthy" if healthy else "unhealthy", datetime.now(UTC), services, __version__)
         return JSONResponse(status, status_code=200 if healthy else 503)
 
@@ -129,13 +138,16 @@ class HealthController(Controller):
         responses=_unavailable(ReadyStatus("not_ready", f"temporal {_SILENT}")),
     )
     async def ready(self, state: State) -> JSONResponse[ReadyStatus]:
-        """200 when Temporal answers and the namespace exists, and the process is not ending."""
+        """200 when Temporal answers, the namespace exists, the keys that tokens are checked with have been had, and the
+        process is not ending.
+        """
         if state.waits.draining.is_set():
             return JSONResponse(ReadyStatus("not_ready", "shutting down"), status_code=503)
-        temporal = (await _services(state))["temporal"]
-        if temporal == "healthy":
-            return JSONResponse(ReadyStatus("ready"))
-        return JSONResponse(ReadyStatus("not_ready", f"temporal {temporal}"), status_code=503)
+        services = await _services(state)
+        for name in _NEEDED:
+            if services[name] != "healthy":
+                return JSONResponse(ReadyStatus("not_ready", f"{name} {services[name]}"), status_code=503)
+        return JSONResponse(ReadyStatus("ready"))
 
     @get("/live", operation_id="getLive", summary="Liveness probe")
     async def live(self) -> LiveStatus:
