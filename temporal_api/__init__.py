@@ -12,7 +12,7 @@ The modules, in the order a request meets them:
     temporal      the one place that knows gRPC
     encryption    payloads sealed before Temporal sees them
     waiting       Prefer: wait, ETag, server-sent events
-    page_tokens   sealed, so that they open only their own listing
+    sealing       page tokens that open only their own listing
     errors        what can go wrong and how it is told
 
 Beside them: settings (read once, refused when unsafe), cli (`temporal-api`), worker (the sample Temporal worker),

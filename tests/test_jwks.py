@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -206,6 +207,20 @@ async def test_it_is_asked_at_start_and_until_keys_are_there(issuer: Issuer, dev
             assert await is_ready()
         finally:
             issuer.start()
+
+
+async def test_a_token_that_refuses_itself_asks_nobody(issuer: Issuer) -> None:
+    """Of another issuer, over, or not yet valid: 401 with no key needed, so that its caller does not try it again."""
+    checker, now = issuer.verifier(), int(time.time())
+    for changes, code in (
+        ({"iss": "https://other.example"}, "invalid_token"),
+        ({"iss": None}, "invalid_token"),
+        ({"exp": now - 60}, "expired_token"),
+        ({"nbf": now + 60}, "invalid_token"),
+        ({"sub": None}, "invalid_token"),
+    ):
+        assert code == await outcome(checker, signed("RSA", "RS256", kid="gone", **changes)), changes
+    assert [] == issuer.hits
 
 
 async def test_an_issuer_without_keys_is_asked_soon_and_then_less(issuer: Issuer, clock: Clock) -> None:

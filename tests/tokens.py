@@ -36,9 +36,13 @@ KEYS = {"RSA": ("RS256", "PS256"), "P-256": ("ES256",), "Ed25519": ("EdDSA", "Ed
 ALGORITHMS = [(kind, algorithm) for kind, algorithms in KEYS.items() for algorithm in algorithms]
 
 
-@cache
 def private_key(kind: str, number: int = 0) -> Any:
     """A key of that kind; another number, another key."""
+    return _made(kind, number)
+
+
+@cache
+def _made(kind: str, _number: int) -> Any:
     match kind:
         case "RSA":
             return rsa.generate_private_key(65537, 2048)

@@ -7,6 +7,7 @@ from typing import Any
 import jwt
 import msgspec
 from jwt.exceptions import InvalidSubjectError
+from jwt.types import Options
 
 from temporal_api.auth.jwks import JWKS
 from temporal_api.auth.keys import Key, accepted_algorithms, public_keys
@@ -20,6 +21,15 @@ REMEMBERED_TOKENS = 4096
 REMEMBERED_SECONDS = 60.0
 TOKEN_MAX_CHARS = 16_384
 SUBJECT_MAX_CHARS = 255
+
+# Issuer and audience are checked here, by rules that PyJWT does not have.
+_OPTIONS: Options = {
+    "require": ["exp", "sub"],
+    "verify_aud": False,
+    "verify_iss": False,
+    "enforce_minimum_key_length": True,
+}
+_UNVERIFIED: Options = {**_OPTIONS, "verify_signature": False, "verify_exp": True, "verify_nbf": True}
 
 
 class User(msgspec.Struct, frozen=True):
@@ -123,6 +133,8 @@ class Verifier:
             )
         if self._jwks is None:
             return self._decoded(token, algorithm, self._keys)
+        # What refuses itself needs no key: no issuer is asked for another's token, or one whose time is over.
+        self._prefix(jwt.decode(token, leeway=self._settings.jwt_leeway_seconds, options=_UNVERIFIED))
         try:
             return self._decoded(token, algorithm, await self._published(self._jwks, kid))
         except jwt.InvalidSignatureError:  # the key may be another by now, under the same id or none
@@ -179,13 +191,7 @@ class Verifier:
             key.material,
             algorithms=[algorithm],
             leeway=self._settings.jwt_leeway_seconds,
-            # Issuer and audience are checked here, by rules that PyJWT does not have.
-            options={
-                "require": ["exp", "sub"],
-                "verify_aud": False,
-                "verify_iss": False,
-                "enforce_minimum_key_length": True,
-            },
+            options=_OPTIONS,
         )
 
     def _check_audience(self, claims: dict[str, Any]) -> None:
@@ -216,7 +222,7 @@ class Verifier:
     def _name(self, claims: dict[str, Any]) -> str:
         """Who it is, checked to be somebody, and nobody of another issuer."""
         sub: str = claims["sub"]
-        issuer = self._of_issuer(claims)
+        issuer = self._prefix(claims)
         name = f"{issuer} {sub}" if issuer else sub
         if not sub or len(name) > SUBJECT_MAX_CHARS or not sub.isprintable():
             raise self._refusals.invalid(
@@ -227,7 +233,7 @@ class Verifier:
             raise self._refusals.invalid("its sub claim reads like another issuer's", f"sub is {shown(sub)}")
         return name
 
-    def _of_issuer(self, claims: dict[str, Any]) -> str:
+    def _prefix(self, claims: dict[str, Any]) -> str:
         """What stands before the `sub` of its issuer: nothing for the first group."""
         if not self._issuers:
             return ""
