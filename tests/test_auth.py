@@ -13,7 +13,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from litestar import Controller, get
 from litestar.routes import HTTPRoute
 
-from api import ORDERS, SECRET, WORKFLOWS, assert_problem, bearer, order, service, token
+from api import ORDERS, SECRET, WORKFLOWS, assert_problem, bearer, eventually, order, service, token
 from temporal_api import app as app_module
 from temporal_api.app import create_app
 from temporal_api.auth import CurrentUser, User
@@ -370,6 +370,11 @@ async def test_namesakes_own_nothing_of_each_other(dev_server: DevServer) -> Non
         path = f"/api/v1/orders/{placed[0]}"
         assert 200 == (await http.get(path, headers=same)).status_code
         assert_problem(await http.get(path, headers=two), 404, "order_not_found")
+
+        async def listed() -> set[str]:
+            return {item["id"] for item in (await http.get("/api/v1/orders", headers=two)).json()["items"]}
+
+        assert {placed[2]} == await eventually(listed)
 
 
 @pytest.mark.parametrize(

@@ -158,7 +158,10 @@ UNFIT: dict[str, tuple[Callable[[], str], str]] = {
     "a locked one in base64": (lambda: b64(private(Encoding.DER, b"hunter2")), "base64 of DER, a private key"),
     "a private key beside": (lambda: pem("RSA") + private(Encoding.PEM).decode(), "a private key"),
     "a request": (lambda: "-----BEGIN CERTIFICATE REQUEST-----x-----END CERTIFICATE REQUEST-----", "REQUEST in PEM"),
-    "junk": (lambda: "-----BEGIN PUBLIC KEY-----\nhunter2\n-----END PUBLIC KEY-----", "PUBLIC KEY in PEM, but"),
+    "junk": (
+        lambda: "-----BEGIN PUBLIC KEY-----\nhunter2!\n-----END PUBLIC KEY-----",
+        "PUBLIC KEY in PEM, but what it holds is not base64",
+    ),
     "a junk certificate": (lambda: "-----BEGIN CERTIFICATE-----\nMAA=\n-----END CERTIFICATE-----", "can be read"),
     "base64 of junk": (lambda: b64(b"\x30" + b"hunter2" * 20), "base64 of DER, but no public key"),
     "cut short": (lambda: pem("RSA")[:-30], "does not end"),

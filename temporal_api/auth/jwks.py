@@ -108,7 +108,11 @@ class JWKS:
         except Exception as error:  # whatever the issuer sends: the old keys stay
             seconds = min(2.0**self._failures, COOLDOWN_SECONDS)
             self._failures = min(self._failures + 1, 10)
-            log.warning("JWT_JWKS_URL: no keys can be had from there, next try in %.0f s: %s", seconds, _cause(error))
+            log.warning(
+                "JWT_JWKS_URL: no keys can be had from there, next try in %.0f s: %s",
+                seconds,
+                str(error)[:300] or "no answer in time",
+            )
         else:
             if self._failures or not self.known:
                 log.info("JWT_JWKS_URL: its keys are there: %s", shown([key.kid for key in keys]))
@@ -117,11 +121,6 @@ class JWKS:
         finally:
             self._fetching = None
         self._next_at = time.monotonic() + seconds
-
-
-def _cause(error: Exception) -> str:
-    text = str(error) or "no answer in time"
-    return f"{type(error).__name__}: {text[:300]}"
 
 
 class _NoRedirects(urllib.request.HTTPRedirectHandler):
@@ -166,7 +165,10 @@ def _get(url: str, deadline: float) -> dict[str, Any]:
             body += piece
             if len(body) > MAX_BYTES or time.monotonic() > deadline:
                 raise TimeoutError("its answer does not end")
-    document = json.loads(body)
+    try:
+        document = json.loads(body)
+    except (ValueError, RecursionError):
+        raise ValueError("what is there is not JSON") from None
     if not isinstance(document, dict):
         raise TypeError("what is there is not a JSON object")
     return document
