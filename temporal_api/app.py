@@ -83,16 +83,17 @@ def create_app(settings: Settings | None = None) -> Litestar:
         settings = from_env(os.environ)
         configure_logging(settings.log_level, settings.log_format)
     metrics = Metrics(__version__)
+    verifier = Verifier(settings)
     api = Router(
         "/api/v1",
         route_handlers=CONTROLLERS,
-        middleware=[DefineMiddleware(Authenticate, verifier=Verifier(settings))],
+        middleware=[DefineMiddleware(Authenticate, verifier=verifier)],
         dependencies={"user": USER, "services": SERVICES, "temporal": TEMPORAL},
         security=[{"bearer": []}],
     )
     app = Litestar(
         [*pages.HANDLERS, metrics_route(metrics), HealthController, api],
-        lifespan=[_connected(settings, metrics), *([drain_on_signal] if under_another_server else [])],
+        lifespan=[_connected(settings, metrics, verifier), *([drain_on_signal] if under_another_server else [])],
         request_class=JSONRequest,
         response_class=JSONResponse,
         request_max_body_size=settings.max_body_bytes,
@@ -108,15 +109,19 @@ def create_app(settings: Settings | None = None) -> Litestar:
     return app
 
 
-def _connected(settings: Settings, metrics: Metrics) -> Callable[[Litestar], AbstractAsyncContextManager[None]]:
+def _connected(
+    settings: Settings, metrics: Metrics, verifier: Verifier
+) -> Callable[[Litestar], AbstractAsyncContextManager[None]]:
     @asynccontextmanager
     async def lifespan(app: Litestar) -> AsyncIterator[None]:
         client = await connect(settings, metrics.runtime())
-        app.state.services = _services(settings, Temporal(client, settings.rpc_timeout_seconds))
+        app.state.services = _services(settings, Temporal(client, settings.rpc_timeout_seconds), verifier)
+        verifier.start()
         draining = asyncio.create_task(metrics.drain_forever())
         try:
             yield
         finally:
+            verifier.close()
             draining.cancel()
             # The SDK's runtime aborts the process when it is torn down right after a call.
             await asyncio.sleep(0.1)
@@ -124,7 +129,7 @@ def _connected(settings: Settings, metrics: Metrics) -> Callable[[Litestar], Abs
     return lifespan
 
 
-def _services(settings: Settings, temporal: Temporal) -> Services:
+def _services(settings: Settings, temporal: Temporal, verifier: Verifier) -> Services:
     resources = [controller.resource for controller in RESOURCES]
     workers = Workers(temporal)
     queues = {f"{each.plural}_workers": settings.resource(each.plural).task_queue for each in resources}
@@ -137,7 +142,7 @@ def _services(settings: Settings, temporal: Temporal) -> Services:
         endings=Endings(),
         waits=Waits(settings.max_open_waits),
         page_tokens=PageTokens(settings),
-        health=HealthCheck(temporal, workers, queues),
+        health=HealthCheck(temporal, workers, queues, verifier),
         hidden={each.id_prefix: each.admin_scope for each in resources},
     )
 

@@ -4,6 +4,7 @@ import asyncio
 import time
 from collections.abc import Mapping
 
+from temporal_api.auth import Verifier
 from temporal_api.errors import Problem
 from temporal_api.temporal.client import Temporal
 from temporal_api.temporal.workers import Workers
@@ -15,23 +16,24 @@ CHECK_EVERY_SECONDS = 1.0
 class HealthCheck:
     """Asks Temporal at most once a second, however many probes come at once."""
 
-    def __init__(self, temporal: Temporal, workers: Workers, queues: Mapping[str, str]) -> None:
+    def __init__(self, temporal: Temporal, workers: Workers, queues: Mapping[str, str], verifier: Verifier) -> None:
         """`queues` are the task queues whose workers are looked for, by the name that their answer has."""
         self._temporal = temporal
         self._workers = workers
         self._queues = queues
+        self._verifier = verifier
         self._found: dict[str, str] = {}
         self._asked_at = float("-inf")
         self._asking: asyncio.Task[None] | None = None
 
     async def check(self) -> dict[str, str]:
-        """State by service; `temporal` is "healthy" or says what is wrong."""
+        """State by service; `temporal` and `auth` are "healthy" or say what is wrong."""
         if self._asking is None and time.monotonic() - self._asked_at >= CHECK_EVERY_SECONDS:
             self._asked_at = time.monotonic()
             self._asking = asyncio.create_task(self._ask())
         if self._asking is not None:
             await asyncio.shield(self._asking)
-        return self._found
+        return {**self._found, "auth": self._verifier.keys_state}
 
     async def _ask(self) -> None:
         temporal, workers = "unhealthy: no answer in time", dict.fromkeys(self._queues, "unknown")

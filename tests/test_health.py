@@ -34,7 +34,7 @@ async def test_health_in_detail(http: httpx.AsyncClient) -> None:
     assert 200 == response.status_code
     assert {
         "status": "healthy",
-        "services": {"temporal": "healthy", "orders_workers": "none"},
+        "services": {"temporal": "healthy", "orders_workers": "none", "auth": "healthy"},
         "version": __version__,
     } == body
     assert before <= timestamp <= datetime.now(UTC)
@@ -138,5 +138,5 @@ async def test_workers_are_told_and_never_fail_health(dev_server: DevServer) -> 
     async with service(TEMPORAL_ADDRESS=dev_server.address, ORDERS_TASK_QUEUE=queue) as http:
         health, ready = await http.get("/health"), await http.get("/health/ready")
 
-    assert {"temporal": "healthy", "orders_workers": "unknown"} == health.json()["services"]
+    assert {"temporal": "healthy", "orders_workers": "unknown", "auth": "healthy"} == health.json()["services"]
     assert [200, 200] == [health.status_code, ready.status_code]

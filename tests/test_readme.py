@@ -182,11 +182,20 @@ def test_every_setting_is_in_the_readme_with_its_default() -> None:
         for position, name in enumerate(re.findall(r"`(\w+)`", names)):
             documented[name] = values[min(position, len(values) - 1)]
     real = {
-        field.encode_name: "none" if field.default in (None, ()) else str(field.default)
+        field.encode_name: "none"
+        if field.default in (None, ())
+        else ",".join(field.default)
+        if isinstance(field.default, tuple)
+        else str(field.default)
         for field in msgspec.structs.fields(Settings)
         if field.encode_name
     }
-    words = {"JWT_ALGORITHMS": "by key kind", "ALLOWED_WORKFLOW_TYPES": "none: all", "ALLOWED_TASK_QUEUES": "none: all"}
+    words = {
+        "JWT_ALGORITHMS": "by key kind",
+        "SECRET_KEY": "from `JWT_SECRET`",
+        "ALLOWED_WORKFLOW_TYPES": "none: all",
+        "ALLOWED_TASK_QUEUES": "none: all",
+    }
 
     assert {**real, **words} == documented
 
