@@ -13,9 +13,11 @@ from pathlib import Path
 import httpx
 import msgspec
 
-from temporal_api.settings import Settings
+from api import eventually
+from temporal_api.settings import ResourceSettings, Settings
 
 SETTINGS = {field.encode_name for field in msgspec.structs.fields(Settings)}
+OF_RESOURCES = tuple(f"_{field.encode_name}" for field in msgspec.structs.fields(ResourceSettings))
 
 
 class Process:
@@ -47,8 +49,12 @@ class Process:
 
 def inherited() -> dict[str, str]:
     """The environment of the tests without the service's settings."""
-    kept = {k: v for k, v in os.environ.items() if k not in SETTINGS and not k.startswith("TEMPORAL_")}
-    return kept | {k: v for k, v in os.environ.items() if k == "TEMPORAL_CLI"}
+    return {
+        name: value
+        for name, value in os.environ.items()
+        if name == "TEMPORAL_CLI"
+        or not (name in SETTINGS or name.startswith("TEMPORAL_") or name.endswith(OF_RESOURCES))
+    }
 
 
 @asynccontextmanager
@@ -73,6 +79,19 @@ async def command(program: str, *arguments: str, cwd: Path | None = None, **envi
 def temporal_api(*arguments: str, cwd: Path | None = None, **environ: str) -> AbstractAsyncContextManager[Process]:
     """`temporal-api ARGUMENTS` with these settings and no other of the service's."""
     return command("temporal-api", *arguments, cwd=cwd, **environ)
+
+
+async def until_ready(url: str) -> None:
+    """Wait until the service at that address takes requests."""
+    async with httpx.AsyncClient(base_url=url) as client:
+
+        async def ready() -> bool:
+            try:
+                return 200 == (await client.get("/health/ready")).status_code
+            except httpx.TransportError:
+                return False
+
+        await eventually(ready)
 
 
 async def curl(line: str, **variables: str) -> httpx.Response:

@@ -15,8 +15,8 @@ import msgspec
 import pytest
 import yaml
 
-from api import SECRET, assert_problem, bearer, eventually, order, token
-from commands import Process, bash, inherited, javascript
+from api import SECRET, assert_problem, bearer, order, token
+from commands import Process, bash, inherited, javascript, until_ready
 from temporal_api import errors
 from temporal_api.app import RESOURCES
 from temporal_api.dev import processes
@@ -87,15 +87,8 @@ async def test_other_servers_run_as_written(line: str, dev_server: DevServer) ->
     environ = {**inherited(), "JWT_SECRET": SECRET, "TEMPORAL_ADDRESS": dev_server.address}
     with tempfile.TemporaryFile() as output:
         # `--reload` makes children of its own, which end with this context too.
-        async with processes.process(words, output, environ), httpx.AsyncClient() as client:
-
-            async def ready() -> bool:
-                try:
-                    return 200 == (await client.get(f"http://127.0.0.1:{port}/health/ready")).status_code
-                except httpx.TransportError:
-                    return False
-
-            await eventually(ready)
+        async with processes.process(words, output, environ):
+            await until_ready(f"http://127.0.0.1:{port}")
 
 
 def test_the_table_of_operations_is_the_contract(contract: dict[str, Any]) -> None:
