@@ -20,7 +20,7 @@ from temporalio.exceptions import ApplicationError
 from temporalio.service import RPCError, RPCStatusCode
 from temporalio.worker import UnsandboxedWorkflowRunner, Worker
 
-from api import WORKFLOWS, assert_problem, bearer, eventually, service
+from api import SOON, WORKFLOWS, assert_problem, bearer, eventually, service
 from temporal_api.dev.server import DevServer
 from temporal_api.temporal.failures import problem_of
 
@@ -32,7 +32,6 @@ WAIT = {"Prefer": "wait=20"}
 ADMIN = bearer("operator", f"{WORKFLOWS} workflows:admin")
 REASON = {"reason": "the test says so"}
 UNINDEXED = {"Nowhere": {"type": "Int", "value": 1}}
-SOON = timedelta(seconds=2)
 
 
 @workflow.defn(name="contract")
@@ -389,7 +388,7 @@ async def test_head_options_and_cors(alice: AsyncClient, http: AsyncClient) -> N
 async def test_server_sent_events(alice: AsyncClient, queue: str) -> None:
     """What happens is told as it happens, and resumed after the last id (Temporal: none)."""
     path = await running(alice, queue)
-    async with asyncio.timeout(20), alice.stream("GET", f"{path}/events") as stream:
+    async with asyncio.timeout(60), alice.stream("GET", f"{path}/events") as stream:
         lines = stream.aiter_lines()
         assert "event: history" == await anext(line async for line in lines if line.startswith("event: "))
         await signal(alice, path, "finish")

@@ -288,7 +288,7 @@ async def raw(base_url: str, text: str) -> bytes:
     url = httpx.URL(base_url)
     reader, writer = await asyncio.open_connection(url.host, url.port)
     writer.write(text.encode())
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         answers = await reader.read()
     writer.close()
     await writer.wait_closed()

@@ -33,7 +33,7 @@ from temporalio.exceptions import ApplicationError
 from temporalio.service import RPCError, RPCStatusCode
 from temporalio.worker import UnsandboxedWorkflowRunner, Worker
 
-from api import WORKFLOWS, assert_problem, bearer, eventually, service
+from api import SOON, WORKFLOWS, assert_problem, bearer, eventually, service
 from temporal_api.dev.server import DevServer
 from temporal_api.errors import Problem
 from temporal_api.temporal import updates, workers
@@ -349,7 +349,8 @@ async def test_how_long_an_update_is_waited_for(dev_server: DevServer, queue: st
 
     assert [202, 202] == [usual.status_code, long.status_code]
     assert [None, "wait=2"] == [response.headers.get("preference-applied") for response in (usual, long)]
-    assert timedelta(seconds=0.9) < usual.elapsed < timedelta(seconds=1.8) < long.elapsed < timedelta(seconds=3)
+    assert timedelta(seconds=0.9) < usual.elapsed < long.elapsed < timedelta(seconds=9)
+    assert timedelta(seconds=1.9) < long.elapsed
 
 
 async def test_an_accepted_update_is_not_refused_for_want_of_a_place_to_wait(dev_server: DevServer, queue: str) -> None:
@@ -366,7 +367,7 @@ async def test_an_accepted_update_is_not_refused_for_want_of_a_place_to_wait(dev
 
     assert 202 == crowd.status_code
     assert "preference-applied" not in crowd.headers
-    assert crowd.elapsed < timedelta(seconds=5)
+    assert crowd.elapsed < SOON
     for response in (await refused, asked):
         assert_problem(response, 503, "too_many_waits")
 
@@ -490,7 +491,7 @@ async def test_nobody_is_there_to_answer(alice: httpx.AsyncClient, foreign: Clie
         problem = assert_problem(response, 503, "no_worker")
         expected = {"retryable": True, "source": "gateway", "task_queue": task_queue}
         assert expected.items() <= problem["details"].items()
-        assert response.elapsed < timedelta(seconds=2)
+        assert response.elapsed < SOON
     assert "u" == sent.json()["details"]["update_id"]
     async with worker(foreign, task_queue):
         again = await update(alice, path, "echo", update_input="y", update_id="u")
@@ -516,7 +517,7 @@ async def test_the_workflows_code_is_broken(alice: httpx.AsyncClient, client: Cl
         assert "a bug" in problem["message"]
         assert {"type": "KeyError", "message": "'a bug'"} == problem["details"]["failure"]
         assert ("workflow", True) == (problem["details"]["source"], problem["details"]["retryable"])
-        assert response.elapsed < timedelta(seconds=3)
+        assert response.elapsed < SOON
         assert ".py" not in response.text
 
 
@@ -549,7 +550,7 @@ async def test_an_answer_that_takes_too_long(dev_server: DevServer, foreign: Cli
 
     assert "u" == assert_problem(sent, 504, "temporal_timeout")["details"]["update_id"]
     assert_problem(asked, 504, "temporal_timeout")
-    assert sent.elapsed < timedelta(seconds=2)
+    assert sent.elapsed < SOON
 
 
 async def test_a_workflow_that_was_never_begun_cannot_be_asked(alice: httpx.AsyncClient, task_queue: str) -> None:
@@ -844,13 +845,13 @@ class Scripted:
         return call
 
 
-def scripted(**script: list[Any]) -> tuple[Temporal, list[str]]:
+def scripted(timeout: float = 5, **script: list[Any]) -> tuple[Temporal, list[str]]:
     """Temporal with that service, and the calls that it got."""
     stage = Scripted(**script)
     client: Any = SimpleNamespace(
         workflow_service=stage, namespace="default", identity="test", data_converter=DATA_CONVERTER
     )
-    return Temporal(client, 5), stage.asked
+    return Temporal(client, timeout), stage.asked
 
 
 def run(attempt: int = 1, status: str = "RUNNING") -> DescribeWorkflowExecutionResponse:
@@ -940,11 +941,11 @@ async def test_what_silence_means(
     monkeypatch.setattr(workers, "PATIENCE_SECONDS", 0.01)
     monkeypatch.setattr(workers, "LOOK_EVERY_SECONDS", 0.01)
     temporal, _ = scripted(
+        timeout=0.5,
         describe_workflow_execution=[describe],
         describe_task_queue=[pollers(*queue)],
         get_workflow_execution_history_reverse=[last],
     )
-    temporal._timeout = timedelta(seconds=0.2)
     with pytest.raises(Problem) as caught:
         await Workflow(temporal, "w").query("name", [])
 
