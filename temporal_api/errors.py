@@ -146,7 +146,7 @@ class WorkflowAlreadyExists(Conflict, code="workflow_already_exists"):
 
 
 class WorkflowCompleted(Conflict, code="workflow_completed"):
-    """The workflow is closed. Read its result."""
+    """The workflow is closed and takes no more requests. Read its result."""
 
 
 class ReservedId(Conflict, code="reserved_id"):
