@@ -1,4 +1,4 @@
-"""Serves the app with uvicorn, and ends without losing a request that is under way."""
+"""Serves the app with uvicorn, and stops without losing a request."""
 
 import asyncio
 import contextlib
@@ -13,14 +13,14 @@ import uvicorn
 from litestar import Litestar
 
 READ_SECONDS = 0.3
-"""At the end, how long requests that are on their way have to be read."""
+"""While stopping, the time to read requests that have arrived."""
 GRACE_SECONDS = 8
-"""At the end, how long Temporal has to answer requests that are under way; then they get 503."""
+"""While stopping, the time for Temporal to answer the requests under way; then they get 503."""
 
 
 def serve(app: Litestar, host: str, port: int, shutdown_delay_seconds: float) -> None:
-    """Serve the app until the process is told to end."""
-    # uvicorn raises the signal again after its graceful end: what `__main__` does on it makes that exit code 0.
+    """Serve the app until SIGINT or SIGTERM."""
+    # After a graceful stop uvicorn raises the signal again; the handler of `__main__` makes that exit code 0.
     _DrainingServer(app, _config(app, host, port), shutdown_delay_seconds).run()
 
 
@@ -33,14 +33,14 @@ def _config(app: Litestar, host: str, port: int) -> uvicorn.Config:
         log_config=None,
         access_log=False,
         server_header=False,
-        # Longer than proxies and clients keep theirs (60 s, 5 s): who closes first must not be the one that is sent to.
+        # Longer than proxies and clients keep theirs (60 s, 5 s): a server that closes first may lose a request.
         timeout_keep_alive=75,
         timeout_graceful_shutdown=GRACE_SECONDS + 1,
     )
 
 
 class _DrainingServer(uvicorn.Server):
-    """On a signal: not ready at once, waits and streams end, then the listener closes and requests under way finish."""
+    """On a signal it is not ready, waits and streams end, then the listener closes and requests under way finish."""
 
     def __init__(self, app: Litestar, config: uvicorn.Config, delay_seconds: float) -> None:
         super().__init__(config)
@@ -48,7 +48,7 @@ class _DrainingServer(uvicorn.Server):
         self._state = app.state
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Begin to end; a second signal ends at once."""
+        """Begin to stop; a second signal stops at once."""
         if self.should_exit or not self.started or self._state.services.waits.draining.is_set():
             super().handle_exit(sig, frame)
             return
@@ -58,7 +58,7 @@ class _DrainingServer(uvicorn.Server):
 
     def _close(self, sig: int, frame: FrameType | None) -> None:
         self._state.services.temporal.shorten_deadlines(GRACE_SECONDS)
-        # No new connections; those that have just sent a request, not read yet, look idle and would be closed with it.
+        # Take no new connections, but read what has arrived on open ones first: they look idle, and would be closed.
         for listener in self.servers:
             listener.close()
         asyncio.get_running_loop().call_later(READ_SECONDS, super().handle_exit, sig, frame)
@@ -66,9 +66,9 @@ class _DrainingServer(uvicorn.Server):
 
 @asynccontextmanager
 async def drain_on_signal(app: Litestar) -> AsyncIterator[None]:
-    """End waits and streams when the process is told to end: the app's lifespan under a server that is not ours.
+    """End waits and streams on SIGINT and SIGTERM: a part of the app's lifespan under another server than ours.
 
-    Such a server tells the app of the end only when no request is left, and an open stream would keep it waiting.
+    Such a server shuts the app down only when no request is left, and an open stream would keep it waiting.
     """
     loop = asyncio.get_running_loop()
     servers_own = {
@@ -91,7 +91,7 @@ async def drain_on_signal(app: Litestar) -> AsyncIterator[None]:
 
 
 class _Server(uvicorn.Server):
-    """A server inside somebody else's event loop: signals are theirs, and it says when it listens."""
+    """A server that leaves signals to its caller, and says when it listens."""
 
     def __init__(self, config: uvicorn.Config) -> None:
         super().__init__(config)
@@ -108,7 +108,7 @@ class _Server(uvicorn.Server):
 
 @asynccontextmanager
 async def serving(app: Litestar, host: str, port: int) -> AsyncIterator[None]:
-    """Serve the app while the block runs. Raises RuntimeError when it cannot listen there."""
+    """Serve the app while the block runs. Raises RuntimeError if it cannot listen there."""
     server = _Server(_config(app, host, port))
     task = asyncio.create_task(server.serve())
     listening = asyncio.create_task(server.listening.wait())
