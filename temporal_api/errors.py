@@ -222,7 +222,7 @@ class ShuttingDown(Unavailable, code="shutting_down", retry_after=1):
 
 
 class TemporalTimeout(Problem, code="temporal_timeout", status=504):
-    """Temporal did not answer in time. The request may still take effect: check before you send it again."""
+    """Temporal did not answer in time. The request may still take effect. Check that before you send it again."""
 
 
 TEMPORAL_AWAY = (TemporalTimeout, TemporalConnectionError, TemporalOverloaded)

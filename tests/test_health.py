@@ -49,22 +49,6 @@ async def test_probes(http: httpx.AsyncClient) -> None:
     assert 200 == (await http.get("/health/")).status_code
 
 
-async def test_head_is_get_without_the_content(base_url: str) -> None:
-    """A probe that sends HEAD gets the head alone, and the connection is good for the next request."""
-    url = httpx.URL(base_url)
-    reader, writer = await asyncio.open_connection(url.host, url.port)
-    for method, close in (("HEAD", ""), ("GET", "Connection: close\r\n")):
-        writer.write(f"{method} /health/live HTTP/1.1\r\nHost: {url.host}\r\n{close}\r\n".encode())
-    answers = await reader.read()
-    writer.close()
-    await writer.wait_closed()
-    head, get = answers.split(b"HTTP/1.1 200 OK\r\n")[1:]
-
-    assert b"" == head.partition(b"\r\n\r\n")[2]
-    assert b'{"status":"alive"}' == get.partition(b"\r\n\r\n")[2]
-    assert b"content-length: 18\r\n" in head
-
-
 async def test_health_tells_whether_a_worker_polls(dev_server: DevServer, client: Client, task_queue: str) -> None:
     """No worker on the orders queue is told and fails nothing; one that comes is seen."""
     async with service(TEMPORAL_ADDRESS=dev_server.address, ORDERS_TASK_QUEUE=task_queue) as http:
