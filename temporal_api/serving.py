@@ -1,12 +1,10 @@
 """Serves the app with uvicorn, and stops without losing a request."""
 
 import asyncio
-import contextlib
 import signal
 import threading
-from collections.abc import AsyncIterator, Generator
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from socket import socket
 from types import FrameType
 
 import uvicorn
@@ -90,35 +88,21 @@ async def drain_on_signal(app: Litestar) -> AsyncIterator[None]:
             signal.signal(number, handler)
 
 
-class _Server(uvicorn.Server):
-    """A server that leaves signals to its caller, and says when it listens."""
-
-    def __init__(self, config: uvicorn.Config) -> None:
-        super().__init__(config)
-        self.listening = asyncio.Event()
-
-    async def startup(self, sockets: list[socket] | None = None) -> None:
-        await super().startup(sockets)
-        self.listening.set()
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Generator[None, None, None]:
-        yield
-
-
 @asynccontextmanager
 async def serving(app: Litestar, host: str, port: int) -> AsyncIterator[None]:
-    """Serve the app while the block runs. Raises RuntimeError if it cannot listen there."""
-    server = _Server(_config(app, host, port))
-    task = asyncio.create_task(server.serve())
-    listening = asyncio.create_task(server.listening.wait())
+    """Serve the app while the block runs, and leave signals alone. Raises RuntimeError if it cannot listen there."""
+    config = _config(app, host, port)
+    config.load()
+    server = uvicorn.Server(config)
+    server.lifespan = config.lifespan_class(config)
     try:
-        await asyncio.wait((task, listening), return_when=asyncio.FIRST_COMPLETED)
-        if not server.started:
-            raise RuntimeError(f"the API cannot listen on {host}:{port}")
+        await server.startup()
+    except SystemExit:
+        raise RuntimeError(f"the API cannot listen on {host}:{port}") from None
+    running = asyncio.create_task(server.main_loop())
+    try:
         yield
     finally:
-        listening.cancel()
         server.should_exit = True
-        with contextlib.suppress(SystemExit):
-            await task
+        await running
+        await server.shutdown()
