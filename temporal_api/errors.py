@@ -28,7 +28,6 @@ class Problem(Exception):
     """Seconds until the caller may try again (RFC 9110 10.2.3); 0: trying again does not help."""
 
     def __init_subclass__(cls, code: str = "", status: int = 0, retry_after: int = 0) -> None:
-        """Set what the class statement names; a class inherits the rest."""
         if code:
             cls.code = code
         if status:
@@ -86,7 +85,6 @@ class Unauthorized(Problem, status=401):
     """The `error` of the challenge. A request without a token gets none (RFC 6750 3.1)."""
 
     def __init__(self, message: str | None = None) -> None:
-        """Challenge the caller to send a token."""
         super().__init__(message)
         value = 'Bearer realm="temporal_api"'
         if self.challenge:
@@ -112,7 +110,6 @@ class InsufficientScope(Problem, code="insufficient_scope", status=403):
     """The token lacks a scope. Get one with the scope that the `WWW-Authenticate` header names."""
 
     def __init__(self, message: str, scope: str = "") -> None:
-        """`scope` is one that would be enough."""
         challenge = f'Bearer realm="temporal_api", error="insufficient_scope", scope="{scope}"'
         super().__init__(message, {"WWW-Authenticate": challenge})
 

@@ -3,7 +3,6 @@
 import logging
 import sys
 import time
-import traceback
 from datetime import UTC, datetime
 from typing import Any
 
@@ -22,8 +21,8 @@ class JSONFormatter(logging.Formatter):
             "message": record.getMessage(),
             **getattr(record, "fields", {}),
         }
-        if record.exc_info and record.exc_info[1]:
-            line["traceback"] = "".join(traceback.format_exception(record.exc_info[1]))
+        if record.exc_info:
+            line["traceback"] = self.formatException(record.exc_info)
         return msgspec.json.encode(line, enc_hook=str).decode()
 
 
@@ -35,9 +34,7 @@ class ConsoleFormatter(logging.Formatter):
         fields = " ".join(f"{k}={_one_line(v)}" for k, v in getattr(record, "fields", {}).items() if v is not None)
         clock = time.strftime("%H:%M:%S", time.localtime(record.created))
         line = f"{clock} {record.levelname.lower():7} {record.getMessage()} {fields}".rstrip()
-        if record.exc_info and record.exc_info[1]:
-            line += "\n" + "".join(traceback.format_exception(record.exc_info[1]))
-        return line
+        return f"{line}\n{self.formatException(record.exc_info)}" if record.exc_info else line
 
 
 def _one_line(value: object) -> str:

@@ -25,7 +25,7 @@ from litestar.types import (
 
 from temporal_api.errors import InternalServerError, Problem
 from temporal_api.metrics import Metrics
-from temporal_api.problems import PROBLEM_JSON, body
+from temporal_api.problems import PROBLEM_JSON, encode_problem
 from temporal_api.record import Record, begin
 from temporal_api.requests import keep_encoded_slashes
 
@@ -139,7 +139,7 @@ class _Answer:
 
     async def send_problem(self, problem: Problem) -> None:
         """Answer a failure that the application did not answer."""
-        content = body(problem, self.record.request_id)
+        content = encode_problem(problem, self.record.request_id)
         headers = [(b"content-type", PROBLEM_JSON.encode()), (b"content-length", str(len(content)).encode())]
         await self.send({"type": "http.response.start", "status": problem.status, "headers": headers})
         await self.send({"type": "http.response.body", "body": content, "more_body": False})

@@ -46,24 +46,17 @@ def in_json_words(message: str) -> str:
     return _QUOTED.sub(lambda m: " or ".join(_JSON_TYPES.get(kind, kind) for kind in m[1].split(" | ")), message)
 
 
-def body(problem: Problem, request_id: str | None) -> bytes:
+def encode_problem(problem: Problem, request_id: str) -> bytes:
     """Encode the body of an error."""
-    return msgspec.json.encode(
-        ProblemDetails(
-            title=HTTPStatus(problem.status).phrase,
-            status=problem.status,
-            error=problem.code,
-            message=problem.message,
-            details=problem.details,
-            request_id=request_id,
-        )
-    )
+    title = HTTPStatus(problem.status).phrase
+    details = ProblemDetails(title, problem.status, problem.code, problem.message, problem.details, request_id)
+    return msgspec.json.encode(details)
 
 
 def on_problem(request: Request[Any, Any, Any], problem: Problem) -> Response[bytes]:
     """Answer one of our own failures."""
     return Response(
-        body(problem, record_of(request.scope).request_id),
+        encode_problem(problem, record_of(request.scope).request_id),
         status_code=problem.status,
         media_type=PROBLEM_JSON,
         headers=problem.headers,
@@ -152,4 +145,6 @@ def _spec(status: int, problems: list[type[Problem]]) -> ResponseSpec:
 
 def _example(problem: type[Problem]) -> Example:
     shown = problem(problem.__doc__ or "")
-    return Example(id=problem.code, value=msgspec.json.decode(body(shown, "5bc187c43e794a7eb10e091afa264f8c")))
+    return Example(
+        id=problem.code, value=msgspec.json.decode(encode_problem(shown, "5bc187c43e794a7eb10e091afa264f8c"))
+    )

@@ -17,7 +17,7 @@ from litestar.types import Receive, Scope, Send
 
 from temporal_api.auth import APIRequest
 from temporal_api.errors import Problem, ShuttingDown, TooManyWaits, invalid
-from temporal_api.problems import body
+from temporal_api.problems import encode_problem
 from temporal_api.record import record_of
 from temporal_api.temporal.feeds import Feeds
 from temporal_api.temporal.run import Run
@@ -231,7 +231,7 @@ class EventStream(Response[bytes]):
         try:
             return await anext(self._events, None)
         except Problem as problem:
-            return sse(msgspec.Raw(body(problem, request_id)), event="error")
+            return sse(msgspec.Raw(encode_problem(problem, request_id)), event="error")
 
 
 async def _sent(send: Send, content: bytes, over: asyncio.Future[Any], *, more: bool = True) -> bool:

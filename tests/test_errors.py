@@ -30,7 +30,7 @@ from temporal_api.app import create_app
 from temporal_api.dev.server import DevServer
 from temporal_api.errors import Problem
 from temporal_api.logs import JSONFormatter
-from temporal_api.problems import EXCEPTION_HANDLERS, body
+from temporal_api.problems import EXCEPTION_HANDLERS, encode_problem
 from temporal_api.settings import Settings
 
 pytestmark = pytest.mark.anyio
@@ -235,7 +235,7 @@ def test_every_failure_can_be_answered(failure: type[Problem]) -> None:
         "message": "Why.",
         "details": {"workflow_id": "w", **({"retryable": True} if retried else {})},
         "request_id": "r-1",
-    } == json.loads(body(problem, "r-1"))
+    } == json.loads(encode_problem(problem, "r-1"))
     assert (str(failure.retry_after) if retried else None) == problem.headers.get("Retry-After")
     assert retried == (failure.retry_after > 0)
 
