@@ -111,10 +111,9 @@ class _SDKMetrics:
             metric, attributes = update.metric, update.attributes
             # Only these two of the SDK's labels are bounded.
             key = (metric.name, str(attributes.get("operation", "")), str(attributes.get("status_code", "")))
-            record = self._record.get(key)
-            if record is None:
-                record = self._record[key] = self._recorder(metric, *key[1:])
-            record(update.value)
+            if key not in self._record:
+                self._record[key] = self._recorder(metric, *key[1:])
+            self._record[key](update.value)
 
     def _recorder(self, metric: BufferedMetric, operation: str, status_code: str) -> Callable[[float], None]:
         """Give the function that records a value of this metric under these labels."""

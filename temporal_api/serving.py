@@ -10,6 +10,9 @@ from types import FrameType
 import uvicorn
 from litestar import Litestar
 
+from temporal_api.services import Services
+from temporal_api.waiting import Waits
+
 READ_SECONDS = 0.3
 """While stopping, the time to read requests that have arrived."""
 GRACE_SECONDS = 8
@@ -45,17 +48,22 @@ class _DrainingServer(uvicorn.Server):
         self._delay = delay_seconds
         self._state = app.state
 
+    @property
+    def _services(self) -> Services:
+        services: Services = self._state.services
+        return services
+
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Begin to stop; a second signal stops at once."""
-        if self.should_exit or not self.started or self._state.services.waits.draining.is_set():
+        if self.should_exit or not self.started or self._services.waits.draining.is_set():
             super().handle_exit(sig, frame)
             return
         loop = asyncio.get_running_loop()
-        loop.call_soon_threadsafe(self._state.services.waits.draining.set)  # wakes the loop too
+        loop.call_soon_threadsafe(self._services.waits.draining.set)  # wakes the loop too
         loop.call_later(self._delay, self._close, sig, frame)
 
     def _close(self, sig: int, frame: FrameType | None) -> None:
-        self._state.services.temporal.shorten_deadlines(GRACE_SECONDS)
+        self._services.temporal.shorten_deadlines(GRACE_SECONDS)
         # Take no new connections, but read what has arrived on open ones first: they look idle, and would be closed.
         for listener in self.servers:
             listener.close()
@@ -69,6 +77,7 @@ async def drain_on_signal(app: Litestar) -> AsyncIterator[None]:
     Such a server shuts the app down only when no request is left, and an open stream would keep it waiting.
     """
     loop = asyncio.get_running_loop()
+    waits: Waits = app.state.services.waits
     servers_own = {
         number: handler
         for number in (signal.SIGINT, signal.SIGTERM)
@@ -76,7 +85,7 @@ async def drain_on_signal(app: Litestar) -> AsyncIterator[None]:
     }
 
     def drain(number: int, frame: FrameType | None) -> None:
-        loop.call_soon_threadsafe(app.state.services.waits.draining.set)
+        loop.call_soon_threadsafe(waits.draining.set)
         servers_own[signal.Signals(number)](number, frame)
 
     for number in servers_own:
