@@ -1,4 +1,4 @@
-"""`temporal-api dev`: everything on this machine, for trying the service out and for developing it."""
+"""`temporal-api dev`: the service and all it needs on this machine, to try it out and to develop it."""
 
 import asyncio
 import json
@@ -32,7 +32,7 @@ ORDER = {
 
 
 async def run_everything(*, once: bool) -> bool:
-    """Run Temporal, the worker and the API, and place an order; go on until cancelled, unless this is for `once`.
+    """Run Temporal, the worker and the API, and place an order. Run until cancelled, or `once` until the order ends.
 
     Returns whether the order was delivered.
     """
@@ -46,7 +46,7 @@ async def run_everything(*, once: bool) -> bool:
     async with AsyncExitStack() as stack:
         ui = f"that of {settings.temporal['target_host']}"
         if not environ.get("TEMPORAL_ADDRESS"):
-            await find_temporal(click.echo)  # which may take minutes, so before the ports are looked for
+            await find_temporal(click.echo)  # first: it may take minutes, and ports that are free now may be busy then
             port, ui_port = _free("Temporal", 7233), _free("Temporal's UI", 8233)
             server = dev_server(search_attributes=SEARCH_ATTRIBUTES, port=port, ui_port=ui_port, say=click.echo)
             temporal = await stack.enter_async_context(server)
@@ -75,7 +75,7 @@ def _free(what: str, wanted: int) -> int:
 
 
 async def _place_order(api: str, token: str) -> bool:
-    """Place an order over HTTP and print its status at each change; return whether it was delivered."""
+    """Place an order over HTTP and print each of its statuses; return whether it was delivered."""
 
     def call(path: str, body: object = None) -> Any:
         request = urllib.request.Request(  # noqa: S310 - our own address
