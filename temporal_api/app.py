@@ -9,7 +9,7 @@ import os
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 
-from litestar import Litestar, Router
+from litestar import Controller, Litestar, Router
 from litestar.config.cors import CORSConfig
 from litestar.middleware import DefineMiddleware
 from litestar.routes import HTTPRoute
@@ -21,12 +21,7 @@ from temporal_api.controllers import pages
 from temporal_api.controllers.codec import CodecController
 from temporal_api.controllers.health import HealthController
 from temporal_api.controllers.orders import OrderController
-from temporal_api.controllers.workflows.history import WorkflowHistoryController
-from temporal_api.controllers.workflows.lifecycle import WorkflowLifecycleController
-from temporal_api.controllers.workflows.listing import WorkflowListController
-from temporal_api.controllers.workflows.messages import WorkflowMessageController
-from temporal_api.controllers.workflows.start import WorkflowStartController
-from temporal_api.controllers.workflows.status import WorkflowStatusController
+from temporal_api.controllers.workflows import WORKFLOWS
 from temporal_api.logs import configure_logging
 from temporal_api.metrics import Metrics, metrics_route
 from temporal_api.observe import Observe
@@ -49,14 +44,9 @@ RESOURCES: list[type[ResourceController]] = [
     OrderController,
 ]
 
-CONTROLLERS = [
+CONTROLLERS: list[type[Controller] | Router] = [
     *RESOURCES,
-    WorkflowStartController,
-    WorkflowListController,
-    WorkflowStatusController,
-    WorkflowMessageController,
-    WorkflowLifecycleController,
-    WorkflowHistoryController,
+    WORKFLOWS,
     CodecController,
 ]
 
