@@ -44,11 +44,7 @@ RESOURCES: list[type[ResourceController]] = [
     OrderController,
 ]
 
-CONTROLLERS: list[type[Controller] | Router] = [
-    *RESOURCES,
-    WORKFLOWS,
-    CodecController,
-]
+CONTROLLERS: list[type[Controller] | Router] = [WORKFLOWS, CodecController]
 
 SCOPES = [
     *(scope for each in RESOURCES for scope in each.resource.scopes),
@@ -72,10 +68,14 @@ def create_app(settings: Settings | None = None) -> Litestar:
     if settings is None:
         settings = from_env(os.environ)
         configure_logging(settings.log_level, settings.log_format)
+    resources = [controller.resource for controller in RESOURCES]
+    nouns = [noun for each in resources for noun in {each.name, each.plural}]
+    if twice := {noun for noun in nouns if nouns.count(noun) > 1}:
+        raise TypeError(f"two resources are called {' and '.join(sorted(twice))}")
     metrics = Metrics(__version__)
     api = Router(
         "/api/v1",
-        route_handlers=CONTROLLERS,
+        route_handlers=[*RESOURCES, *CONTROLLERS],
         middleware=[DefineMiddleware(Authenticate, verifier=Verifier(settings))],
         dependencies={"user": USER, "services": SERVICES, "temporal": TEMPORAL},
         security=[{"bearer": []}],
@@ -88,7 +88,7 @@ def create_app(settings: Settings | None = None) -> Litestar:
         request_max_body_size=settings.max_body_bytes,
         exception_handlers=EXCEPTION_HANDLERS,
         cors_config=_cors(settings),
-        openapi_config=openapi_config(controller.resource for controller in RESOURCES),
+        openapi_config=openapi_config(resources),
         logging_config=None,  # observe.py logs requests, problems.py logs defects
     )
     for route in app.routes:

@@ -235,7 +235,7 @@ async def _status_events(
 ) -> AsyncGenerator[bytes, None]:
     """The statuses that the workflow keeps in its memo, as its history tells them, then `done`.
 
-    One that an operator has reset goes on in another run, from an earlier status.
+    One that an operator has reset, or that continued as new, goes on in another run.
     """
     temporal, run_id, length = workflow.temporal, run.run_id, run.history_length
     while True:
@@ -251,9 +251,11 @@ async def _status_events(
                 if event.event_type in CLOSING:
                     closing = event_id
         run = await retry_while_away(workflow.run(run_id).describe)
-        if not run.reset_run_id:
-            break
         run_id, seen, length = run.reset_run_id, 0, 0
+        if run.status == "CONTINUED_AS_NEW":
+            run_id = (await retry_while_away(workflow.describe)).run_id
+        if not run_id:
+            break
     status, is_kept = await resource.status(temporal, run)
     if closing and not is_kept:
         yield sse(status, event="status", event_id=closing)
