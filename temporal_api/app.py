@@ -30,7 +30,7 @@ from temporal_api.owned import ResourceController
 from temporal_api.problems import EXCEPTION_HANDLERS, allow
 from temporal_api.requests import JSONRequest, JSONResponse
 from temporal_api.sealing import PageTokens
-from temporal_api.services import SERVICES, TEMPORAL, Services
+from temporal_api.services import SERVICES, Services
 from temporal_api.serving import drain_on_signal
 from temporal_api.settings import Settings, from_env
 from temporal_api.temporal.client import Temporal, connect
@@ -77,7 +77,7 @@ def create_app(settings: Settings | None = None) -> Litestar:
         "/api/v1",
         route_handlers=[*RESOURCES, *CONTROLLERS],
         middleware=[DefineMiddleware(Authenticate, verifier=Verifier(settings))],
-        dependencies={"user": USER, "services": SERVICES, "temporal": TEMPORAL},
+        dependencies={"user": USER, "services": SERVICES},
         security=[{"bearer": []}],
     )
     app = Litestar(

@@ -174,13 +174,13 @@ class ResourceController(Controller):
         resource = self.resource
         answer, run = await resource.read(services, request.user, resource_id)
         workflow = _recorded(request, services, run)
-        if answer.status in resource.too_late:
-            raise resource.not_cancellable(workflow.id, answer.status)
-        try:
-            await workflow.run(run.run_id).signal("cancel", [data or resource.cancel_request()])
-        except errors.WorkflowCompleted:  # it closed just now: say how
-            answer, _ = await resource.read(services, request.user, resource_id)
-            raise resource.not_cancellable(workflow.id, answer.status) from None
+        if answer.status not in resource.too_late:
+            try:
+                return await workflow.run(run.run_id).signal("cancel", [data or resource.cancel_request()])
+            except errors.WorkflowCompleted:  # it closed just now: say how
+                answer, _ = await resource.read(services, request.user, resource_id)
+        message = f"The {resource.words} can no longer be cancelled: it is {answer.status}."
+        raise resource.NotCancellable(message, workflow_id=workflow.id, status=answer.status)
 
 
 def _check_create(cls: type[ResourceController]) -> None:

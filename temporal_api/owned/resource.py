@@ -33,8 +33,8 @@ Answer = TypeVar("Answer", bound=msgspec.Struct)
 log = logging.getLogger(__name__)
 
 _NOUN = re.compile(r"[a-z][a-z0-9]*(_[a-z][a-z0-9]*)*")
-# Names whose scopes, paths or memo keys this service has itself.
-_TAKEN = {"workflow", "workflows", "codec", "status", "idempotency"}
+# Names whose scopes, paths, memo keys or fields this service has itself.
+_TAKEN = {"workflow", "workflows", "codec", "status", "idempotency", "result"}
 
 
 class StatusMemo(msgspec.Struct):
@@ -249,11 +249,6 @@ class Resource(Generic[Kept, Answer]):
             log.warning("%s is left out of a list: %s", run.workflow_id, problem.message)
             return None
 
-    def not_cancellable(self, workflow_id: str, status: str) -> Problem:
-        """Too late to cancel."""
-        message = f"The {self.words} can no longer be cancelled: it is {status}."
-        return self.NotCancellable(message, workflow_id=workflow_id, status=status)
-
 
 def _plural(noun: str) -> str:
     if re.search("(s|x|z|ch|sh)$", noun):
@@ -267,15 +262,10 @@ def _problem(kind: type[Problem], code: str, meaning: str) -> type[Problem]:
 
 def _structs(resource: Resource[Any, Any]) -> tuple[Any, Any, Any]:
     """The request and the answers that differ between resources in their names only."""
+    reason = Annotated[str, Meta(min_length=1, max_length=500, examples=["ordered twice"])]
     cancel = msgspec.defstruct(
         f"Cancel{resource.title}Request",
-        [
-            (
-                "reason",
-                Annotated[str, Meta(min_length=1, max_length=500, examples=["ordered twice"])],
-                "customer_request",
-            )
-        ],
+        [("reason", reason, "customer_request")],
         namespace={"__doc__": f"Why {resource.a_name} is cancelled."},
         forbid_unknown_fields=True,
     )

@@ -1,13 +1,4 @@
-"""Any workflow of the namespace over HTTP, for operators.
-
-addressing   which workflow a request means, and what all the others share
-start        start a workflow
-status       its state and its result
-messages     signal, query and update it
-lifecycle    cancel, terminate, reset and delete it
-listing      list and count workflows
-history      its history, in pages and live
-"""
+"""Any workflow of the namespace over HTTP, for operators."""
 
 from litestar import Router
 

@@ -14,6 +14,7 @@ from litestar.openapi.datastructures import ResponseSpec
 from litestar.params import HeaderParameter, JSONBody
 from msgspec import UNSET, Meta, Raw, UnsetType
 
+from temporal_api import errors
 from temporal_api.auth import APIRequest
 from temporal_api.controllers.workflows.addressing import (
     ADMIN,
@@ -30,18 +31,7 @@ from temporal_api.controllers.workflows.addressing import (
     in_path,
     location,
 )
-from temporal_api.errors import (
-    InsufficientScope,
-    NoWorker,
-    QueryFailed,
-    TooManyWaits,
-    UpdateNotFound,
-    UpdateRejected,
-    WorkflowCompleted,
-    WorkflowNotFound,
-    WorkflowTaskFailing,
-    invalid,
-)
+from temporal_api.errors import invalid
 from temporal_api.idempotency import check_key, derived_id
 from temporal_api.problems import responses
 from temporal_api.requests import JSONResponse
@@ -49,6 +39,9 @@ from temporal_api.services import CurrentServices
 from temporal_api.temporal import updates
 from temporal_api.temporal.updates import Update
 from temporal_api.waiting import RETRY_AFTER_SECONDS, Prefer, preference_applied, preferred_wait
+
+_ASKED = (errors.WorkflowNotFound, errors.NoWorker, errors.WorkflowTaskFailing)
+"""How asking a worker may fail."""
 
 SignalKey = Annotated[
     str | None,
@@ -85,7 +78,7 @@ class SignalResponse(msgspec.Struct):
     status_code=202,
     operation_id="signalWorkflow",
     summary="Send a signal",
-    responses=responses(WorkflowNotFound, WorkflowCompleted, body=True),
+    responses=responses(errors.WorkflowNotFound, errors.WorkflowCompleted, body=True),
 )
 async def signal_workflow(
     workflow: PathWorkflow,
@@ -125,12 +118,12 @@ def _query_arguments(args: Argument) -> list[Raw]:
     status_code=200,
     operation_id="queryWorkflow",
     summary="Ask a workflow",
-    responses=responses(WorkflowNotFound, WorkflowCompleted, QueryFailed, NoWorker, WorkflowTaskFailing, body=True),
+    responses=responses(*_ASKED, errors.WorkflowCompleted, errors.QueryFailed, body=True),
 )
 async def query_workflow(workflow: PathWorkflow, data: JSONBody[QueryRequest], request: APIRequest) -> QueryResponse:
     """Its worker answers; names that begin with `__` need the scope `workflows:admin`."""
     if data.query_name.startswith("__") and ADMIN not in request.user.scopes:
-        raise InsufficientScope(f"Queries that begin with __ need the scope {ADMIN}.", ADMIN)
+        raise errors.InsufficientScope(f"Queries that begin with __ need the scope {ADMIN}.", ADMIN)
     return QueryResponse(await workflow.query(data.query_name, _query_arguments(data.query_args)))
 
 
@@ -190,7 +183,7 @@ _PENDING: dict[int, ResponseSpec] = {
     headers={200: ("Preference-Applied",), 202: ("Preference-Applied", "Retry-After")},
     responses={
         **_PENDING,
-        **responses(WorkflowNotFound, WorkflowCompleted, UpdateRejected, NoWorker, WorkflowTaskFailing, body=True),
+        **responses(*_ASKED, errors.WorkflowCompleted, errors.UpdateRejected, body=True),
     },
 )
 async def update_workflow(
@@ -227,7 +220,7 @@ async def update_workflow(
     headers={200: ("Preference-Applied",), 202: ("Preference-Applied", "Retry-After")},
     responses={
         **_PENDING,
-        **responses(WorkflowNotFound, UpdateNotFound, UpdateRejected, NoWorker, WorkflowTaskFailing, TooManyWaits),
+        **responses(*_ASKED, errors.UpdateNotFound, errors.UpdateRejected, errors.TooManyWaits),
     },
 )
 async def get_update(
