@@ -4,7 +4,7 @@ Litestar describes the operations. msgspec checks the bodies, so it describes th
 docstrings, half of the bounds, and that a request may hold no other field.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import msgspec
@@ -87,7 +87,7 @@ def contract(app: Litestar) -> _JSON:
                 alternatives = (scopes,) if isinstance(scopes, str) else scopes
                 operation["security"] = [{"bearer": [scope]} for scope in alternatives]
             _complete_request(operation, schemas)
-            _complete_responses(operation, schemas)
+            _complete_responses(operation, schemas, handlers[operation["operationId"]].opt.get("headers", {}))
     return document
 
 
@@ -148,32 +148,24 @@ def _remove_null(schema: _JSON) -> None:
         schema["enum"] = [value for value in schema["enum"] if value is not None]
 
 
-def _complete_responses(operation: _JSON, schemas: _JSON) -> None:
+def _complete_responses(operation: _JSON, schemas: _JSON, headers: Mapping[int, Iterable[str]]) -> None:
     """Sort the responses by status; give each its headers and an example of its body."""
     operation["responses"] = dict(sorted(operation["responses"].items()))
     for status, response in operation["responses"].items():
-        names = _headers(operation, status, response)
+        names = _headers(status, response, headers)
         response["headers"] = {name: {"$ref": f"#/components/headers/{name}"} for name in names}
         _add_examples(response.get("content", {}), schemas)
 
 
-def _headers(operation: _JSON, status: str, response: _JSON) -> Iterator[str]:
-    """The headers that a response carries."""
-    asked = {parameter["name"] for parameter in operation.get("parameters", ())}
-    problem = PROBLEM_JSON in response.get("content", {})
+def _headers(status: str, response: _JSON, declared: Mapping[int, Iterable[str]]) -> Iterator[str]:
+    """The headers that a response carries: `headers` of its handler, and those that go with a problem's status."""
     yield "X-Request-ID"
-    if status == "201":
-        yield "Location"
-    if status == "304" or (status == "200" and "304" in operation["responses"]):
-        yield "ETag"
-    if status < "400" and "Prefer" in asked:
-        yield "Preference-Applied"
-    if status == "201" and "Idempotency-Key" in asked:
-        yield "Idempotent-Replayed"
-    if problem and status == "401":
-        yield "WWW-Authenticate"
-    if (problem and status in ("429", "503")) or (status == "202" and "200" in operation["responses"]):
-        yield "Retry-After"
+    yield from declared.get(int(status), ())
+    if PROBLEM_JSON in response.get("content", {}):
+        if status == "401":
+            yield "WWW-Authenticate"
+        if status in ("429", "503"):
+            yield "Retry-After"
 
 
 def _add_examples(content: _JSON, schemas: _JSON) -> None:
