@@ -56,7 +56,7 @@ def worker() -> None:
 
     from temporal_api.logs import configure_logging
     from temporal_api.temporal.payloads import data_converter
-    from temporal_api.worker import create_worker
+    from temporal_api.worker import TASK_QUEUE, create_worker
 
     settings = from_env(os.environ, keys_needed=False)
     configure_logging(settings.log_level, settings.log_format)
@@ -69,8 +69,9 @@ def worker() -> None:
             except RuntimeError as error:  # Temporal may start after its workers
                 log.warning("Temporal cannot be reached, trying again: %s", str(error).splitlines()[0])
                 await asyncio.sleep(2)
-        log.info("worker polls %s", settings.resource("orders").task_queue)
-        await create_worker(client, settings.resource("orders").task_queue).run()
+        task_queue = settings.resource("orders", TASK_QUEUE).task_queue
+        log.info("worker polls %s", task_queue)
+        await create_worker(client, task_queue).run()
 
     _run(work())
 

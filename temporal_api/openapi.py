@@ -76,18 +76,25 @@ def openapi_config(resources: Iterable[Resource[Any, Any]]) -> OpenAPIConfig:
 def contract(app: Litestar) -> _JSON:
     """Make the OpenAPI document of an app."""
     document = app.openapi_schema.to_schema()
-    handlers = {h.operation_id: h for route in app.routes if isinstance(route, HTTPRoute) for h in route.route_handlers}
+    handlers = {
+        (route.path_format, method.lower()): handler
+        for route in app.routes
+        if isinstance(route, HTTPRoute)
+        for handler in route.route_handlers
+        for method in handler.http_methods
+    }
     schemas: _JSON = document["components"]["schemas"]
     schemas.update(_body_schemas(handlers.values()))
     document["paths"] = dict(sorted(document["paths"].items()))
-    for path_item in document["paths"].values():
-        for operation in path_item.values():
+    for path, path_item in document["paths"].items():
+        for method, operation in path_item.items():
+            options = handlers[path, method].opt
             if "security" in operation:
-                scopes = handlers[operation["operationId"]].opt["scope"]
+                scopes = options.get("scope", ())
                 alternatives = (scopes,) if isinstance(scopes, str) else scopes
                 operation["security"] = [{"bearer": [scope]} for scope in alternatives]
             _complete_request(operation, schemas)
-            _complete_responses(operation, schemas, handlers[operation["operationId"]].opt.get("headers", {}))
+            _complete_responses(operation, schemas, options.get("headers", {}))
     return document
 
 

@@ -37,7 +37,8 @@ class SettingsError(ValueError):
 class ResourceSettings(msgspec.Struct, frozen=True, rename=str.upper):
     """The settings of a business resource. The variables begin with its plural: `ORDERS_TASK_QUEUE`."""
 
-    task_queue: str = "temporal-product-queue"
+    task_queue: str = ""
+    """Empty: the one that the resource declares, or its plural."""
     execution_timeout_seconds: Annotated[int, Meta(ge=1, le=315_360_000)] = 7200
 
 
@@ -74,9 +75,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, rename=str.upper):
     resources: dict[str, ResourceSettings] = field(name=" ", default_factory=dict)
     """The settings of business resources, by the resource's plural."""
 
-    def resource(self, plural: str) -> ResourceSettings:
-        """The settings of a business resource."""
-        return self.resources.get(plural, _RESOURCE_DEFAULTS)
+    def resource(self, plural: str, task_queue: str = "") -> ResourceSettings:
+        """The settings of a business resource; without one of its own, its task queue is this one, or its plural."""
+        own = self.resources.get(plural, _RESOURCE_DEFAULTS)
+        return own if own.task_queue else ResourceSettings(task_queue or plural, own.execution_timeout_seconds)
 
     @property
     def encryption_keys(self) -> list[tuple[str, bytes]]:

@@ -19,6 +19,7 @@ from api import SECRET, assert_problem, bearer, order, token
 from commands import Process, bash, inherited, javascript, until_ready
 from temporal_api import errors
 from temporal_api.app import RESOURCES
+from temporal_api.controllers.orders import ORDERS
 from temporal_api.dev import processes
 from temporal_api.dev.server import DevServer, free_port
 from temporal_api.settings import ResourceSettings, Settings, from_env
@@ -38,7 +39,8 @@ ELSEWHERE = {
     "npx openapi-typescript": "downloads packages",
     ".venv/bin/uvicorn": "serves until it is told to end: see test_other_servers_run_as_written",
     "podman build": "downloads images: see test_the_image_commands_name_what_there_is",
-    "export REFUNDS_TASK_QUEUE": "needs the resource of the README's own: see test_refunds.py",
+    ".venv/bin/temporal-api dev\n": "the same `dev`, with the README's own resource: see test_refunds.py",
+    ".venv/bin/python -m temporal_api.worker.refund_processing": "likewise",
     "REFUND_ID=": "likewise",
 }
 OPERATION = re.compile(r"^\| `(GET|POST|DELETE) (/\S+)` \| `([\w:]+)` \| (.*) \|$", re.MULTILINE)
@@ -221,7 +223,12 @@ def test_every_setting_is_in_the_readme_with_its_default() -> None:
     for field in msgspec.structs.fields(ResourceSettings):
         fields.append(msgspec.structs.replace(field, encode_name=f"ORDERS_{field.encode_name}"))
     real = {field.encode_name: "none" if field.default in (None, ()) else str(field.default) for field in fields}
-    words = {"JWT_ALGORITHMS": "by key kind", "ALLOWED_WORKFLOW_TYPES": "none: all", "ALLOWED_TASK_QUEUES": "none: all"}
+    words = {
+        "ORDERS_TASK_QUEUE": ORDERS.task_queue,
+        "JWT_ALGORITHMS": "by key kind",
+        "ALLOWED_WORKFLOW_TYPES": "none: all",
+        "ALLOWED_TASK_QUEUES": "none: all",
+    }
 
     assert {**real, **words} == documented
 

@@ -25,7 +25,6 @@ README = (ROOT / "README.md").read_text()
 CHAPTER = README[README.index("## Add your own resource") : README.index("## How it compares")]
 FILES = dict(re.findall(r"`(temporal_api/\S+\.py)`:\n\n```python\n(.*?)^```$", CHAPTER, re.MULTILINE | re.DOTALL))
 DIFFS = re.findall(r"^```diff\n (.*)\n\+(.*)\n```$", CHAPTER, re.MULTILINE)
-(QUEUE,) = set(re.findall(r"^export REFUNDS_TASK_QUEUE=(\S+)$", CHAPTER, re.MULTILINE))
 (WORKER,) = re.findall(r"^\.venv/bin/(python -m .*)$", CHAPTER, re.MULTILINE)
 
 REFUND = {"order_id": "order_1", "amount": 19.99}
@@ -68,7 +67,6 @@ async def running(package: Path, dev_server: DevServer) -> AsyncIterator[Refunds
         "COVERAGE_PROCESS_CONFIG": "",  # what is measured is the package itself, not this copy
         "JWT_SECRET": SECRET,
         "TEMPORAL_ADDRESS": dev_server.address,
-        "REFUNDS_TASK_QUEUE": QUEUE,
         "LOG_LEVEL": "warning",
         "PORT": str(free_port()),
     }

@@ -130,9 +130,10 @@ def test_every_resource_has_settings(plural: str) -> None:
     prefix = plural.upper()
     environ = {f"{prefix}_TASK_QUEUE": "queue one", f"{prefix}_EXECUTION_TIMEOUT_SECONDS": "1"}
 
-    assert ResourceSettings("temporal-product-queue", 7200) == read().resource(plural)
+    assert ResourceSettings("declared", 7200) == read().resource(plural, "declared")
+    assert ResourceSettings(plural, 7200) == read().resource(plural)
     assert ResourceSettings("queue one", 1) == read(**environ).resource(plural)
-    assert ResourceSettings() == read(**environ).resource("others")
+    assert ResourceSettings("others", 7200) == read(**environ).resource("others")
     assert read() == read(**dict.fromkeys(environ, " "))
 
 

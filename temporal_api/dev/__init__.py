@@ -20,7 +20,7 @@ from temporal_api.serving import serving
 from temporal_api.settings import from_env
 from temporal_api.temporal.payloads import data_converter
 from temporal_api.temporal.search_attributes import add_search_attributes
-from temporal_api.worker import StandIns, create_worker
+from temporal_api.worker import TASK_QUEUE, StandIns, create_worker
 
 ORDER = {
     "customer_id": "cust_123",
@@ -55,7 +55,9 @@ async def run_everything(*, once: bool) -> bool:
         client = await Client.connect(**settings.temporal, data_converter=data_converter(settings))
         await add_search_attributes(client, SEARCH_ATTRIBUTES)
         stand_ins = StandIns(pace_seconds=0.7)
-        await stack.enter_async_context(create_worker(client, settings.resource("orders").task_queue, stand_ins))
+        await stack.enter_async_context(
+            create_worker(client, settings.resource("orders", TASK_QUEUE).task_queue, stand_ins)
+        )
         port = _free("the API", settings.port)
         await stack.enter_async_context(serving(create_app(settings), settings.host, port))
         api = f"http://{settings.host}:{port}"

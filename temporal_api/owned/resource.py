@@ -56,6 +56,11 @@ class Resource(Generic[Kept, Answer]):
     as `cancelled`. Name further statuses that end it in `other_ends`, and those in which cancelling comes too late,
     though it goes on, in `too_late_to_cancel`.
 
+    The workflow gets one argument: the request's fields and the new `id`. It keeps its status in the memo
+    `temporal_api.status` as `{"status": ..., "reason": ...}`, and in the search attribute that lists look at if it was
+    started with it. The signal `cancel` with `{"reason": ...}` asks it to stop. Its task queue is `task_queue`, or else
+    the plural, unless a setting such as `ORDERS_TASK_QUEUE` names another.
+
     Raises TypeError for a declaration that does not hold together.
     """
 
@@ -71,6 +76,7 @@ class Resource(Generic[Kept, Answer]):
         cancelled: str = "cancelled",
         other_ends: Sequence[str] = (),
         too_late_to_cancel: Sequence[str] = (),
+        task_queue: str = "",
         plural: str = "",
         article: str = "",
     ) -> None:
@@ -83,6 +89,7 @@ class Resource(Generic[Kept, Answer]):
         self.a_name = f"{article or ('an' if name[0] in 'aeiou' else 'a')} {self.words}"
         self.description = description
         self.workflow_type = workflow_type
+        self.task_queue = task_queue
         self.kept, self.answer = kept, answer
         self.status_type = self._checked_status_type()
         self.statuses: tuple[str, ...] = get_args(self.status_type)
@@ -149,7 +156,7 @@ class Resource(Generic[Kept, Answer]):
         user, key = request.user, check_key(idempotency_key)
         new_id = derived_id(self.plural, user, key) if key else str(uuid.uuid4())
         workflow_id = record_of(request.scope).workflow_id = self.id_prefix + new_id
-        own = services.settings.resource(self.plural)
+        own = services.settings.resource(self.plural, self.task_queue)
         memo = self.memo(owner=user.sub, created_at=datetime.now(UTC), **msgspec.structs.asdict(kept))
         status = StatusMemo(self.statuses[0])
         memos = {self.memo_key: memo, STATUS_MEMO: status}

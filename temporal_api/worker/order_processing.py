@@ -29,6 +29,7 @@ from temporalio.worker import Worker
 with workflow.unsafe.imports_passed_through():
     import msgspec
 
+TASK_QUEUE = "temporal-product-queue"
 STATUS_MEMO = "temporal_api.status"
 ORDER_STATUS = SearchAttributeKey.for_keyword("OrderStatus")
 
