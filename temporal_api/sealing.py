@@ -1,4 +1,4 @@
-"""Page tokens: Temporal's own, sealed, so that they open only the listing they were given for."""
+"""Page tokens: Temporal's own, encrypted, so that each opens only the listing that it was given for."""
 
 import base64
 import hashlib
@@ -16,10 +16,10 @@ log = logging.getLogger(__name__)
 
 
 class PageTokens:
-    """Seals by AES-256-GCM. Every replica with the same secrets opens what another has sealed.
+    """Encrypts with AES-256-GCM. Replicas with the same secrets read each other's tokens.
 
-    The key comes from SECRET_KEY, else from JWT_SECRET; what any of the settings' secrets has sealed is opened, so that
-    one of them can be replaced with no page token lost.
+    The key comes from SECRET_KEY, else from JWT_SECRET. What any of the settings' secrets has sealed is opened, so that
+    a secret can be replaced without losing a page token.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -39,12 +39,12 @@ class PageTokens:
         return base64.urlsafe_b64encode(nonce + self._ciphers[0].encrypt(nonce, token, _bound(bound_to))).decode()
 
     def unseal(self, sealed: str, *bound_to: str) -> bytes:
-        """Temporal's token; none for none. Raises InvalidPageToken."""
+        """Temporal's token; empty without one. Raises InvalidPageToken."""
         if not sealed:
             return b""
         try:
             data = base64.b64decode(sealed, altchars=b"-_", validate=True)
-            if base64.urlsafe_b64encode(data).decode() != sealed:  # bits that nobody reads are no part of a token
+            if base64.urlsafe_b64encode(data).decode() != sealed:  # refuse unused bits in base64's last character
                 raise ValueError
             for cipher in self._ciphers:
                 with suppress(InvalidTag):

@@ -18,7 +18,14 @@ from temporalio.service import TLSConfig
 
 from commands import temporal_api
 from temporal_api.app import create_app
-from temporal_api.settings import ASYMMETRIC_ALGORITHMS, HMAC_ALGORITHMS, Settings, SettingsError, from_env
+from temporal_api.settings import (
+    ASYMMETRIC_ALGORITHMS,
+    HMAC_ALGORITHMS,
+    ResourceSettings,
+    Settings,
+    SettingsError,
+    from_env,
+)
 
 SECRET = "hunter2-" * 4
 JWKS = {"JWT_JWKS_URL": "https://issuer.example/jwks", "JWT_ISSUER": "https://issuer.example", "JWT_AUDIENCE": "orders"}
@@ -125,6 +132,19 @@ def test_the_defaults_are_those_of_the_contract() -> None:
 def test_a_setting_is_read(name: str, text: str, value: object) -> None:
     """A variable's text becomes the setting's value."""
     assert value == getattr(read(**{name: text}), name.lower())
+
+
+@pytest.mark.parametrize("plural", ["orders", "gift_cards"])
+def test_every_resource_has_settings(plural: str) -> None:
+    """Each business resource has a task queue and a timeout of its own, with the same defaults."""
+    prefix = plural.upper()
+    environ = {f"{prefix}_TASK_QUEUE": "queue one", f"{prefix}_EXECUTION_TIMEOUT_SECONDS": "1"}
+
+    assert ResourceSettings("declared", 7200) == read().resource(plural, "declared")
+    assert ResourceSettings(plural, 7200) == read().resource(plural)
+    assert ResourceSettings("queue one", 1) == read(**environ).resource(plural)
+    assert ResourceSettings("others", 7200) == read(**environ).resource("others")
+    assert read() == read(**dict.fromkeys(environ, ""))
 
 
 def test_an_empty_variable_counts_as_unset() -> None:

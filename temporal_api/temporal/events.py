@@ -47,7 +47,7 @@ async def event_json(temporal: Temporal, event: HistoryEvent) -> Event:
 
 
 async def events_json(temporal: Temporal, events: list[HistoryEvent]) -> list[Event]:
-    """Many events; other requests are served in between."""
+    """Many events as callers see them; other requests are served in between."""
     told = []
     for some in in_parts(events):
         told += [await event_json(temporal, event) for event in some]
@@ -56,7 +56,7 @@ async def events_json(temporal: Temporal, events: list[HistoryEvent]) -> list[Ev
 
 
 def in_parts(events: list[HistoryEvent]) -> Iterator[list[HistoryEvent]]:
-    """So few events at a time that nobody else has to wait for them."""
+    """Split events into parts between which other requests can be served."""
     return (events[start : start + EVENTS_AT_ONCE] for start in range(0, len(events), EVENTS_AT_ONCE))
 
 
