@@ -24,6 +24,7 @@ from temporalio.client import Client
 from temporal_api.app import create_app
 from temporal_api.devserver import TemporalNotFound, add_search_attributes, dev_server, find_temporal, free_port
 from temporal_api.observe import configure_logging
+from temporal_api.protocol import Connection, Connections
 from temporal_api.settings import Settings, SettingsError, from_env
 from temporal_api.temporal import data_converter
 from temporal_api.worker import StandIns, create_worker
@@ -79,6 +80,7 @@ class _DrainingServer(uvicorn.Server):
         super().__init__(config)
         self._delay = delay_seconds
         self._state = cast(Litestar, config.app).state
+        self.server_state: Connections = Connections(self._state.settings)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Begin to end; a second signal ends at once."""
@@ -87,6 +89,7 @@ class _DrainingServer(uvicorn.Server):
             return
         loop = asyncio.get_running_loop()
         loop.call_soon_threadsafe(self._state.waits.draining.set)  # wakes the loop too
+        loop.call_soon_threadsafe(self.server_state.drain)
         loop.call_later(self._delay, self._close, sig, frame)
 
     def _close(self, sig: int, frame: FrameType | None) -> None:
@@ -103,6 +106,8 @@ def _config(app: Litestar, host: str, port: int) -> uvicorn.Config:
         host=host,
         port=port,
         lifespan="on",
+        http=Connection,
+        ws="none",
         log_config=None,
         access_log=False,
         server_header=False,
@@ -269,6 +274,7 @@ class _Server(uvicorn.Server):
 
     def __init__(self, config: uvicorn.Config) -> None:
         super().__init__(config)
+        self.server_state = Connections(cast(Litestar, config.app).state.settings)
         self.listening = asyncio.Event()
 
     async def startup(self, sockets: Any = None) -> None:

@@ -249,14 +249,17 @@ class Observe:
         self._metrics.in_progress.inc()
         try:
             try:
-                await self._app(scope, receive, observed_send)
+                if (refused := context.get("refused")) is None:
+                    await self._app(scope, receive, observed_send)
+                else:  # by `protocol`: there is no request to route
+                    await _send_problem(observed_send, refused, context["request_id"])
                 if (status == 0 or start is not None) and "gone" not in context:
                     raise RuntimeError("the application gave no answer")
             except Exception as error:
                 fields = {"request_id": context["request_id"]}
                 log.error("unhandled exception", exc_info=error, extra={"fields": fields})
                 if status == 0 or start is not None:  # nothing of it was sent
-                    await _send_defect(observed_send, context["request_id"])
+                    await _send_problem(observed_send, errors.internal(), context["request_id"])
         finally:
             self._metrics.in_progress.dec()
             seconds = time.perf_counter() - began
@@ -291,12 +294,12 @@ def _workflow_id(context: Any) -> str | None:
     return str(decoded(named)) if named else None
 
 
-async def _send_defect(send: Send, request_id: str) -> None:
-    problem = errors.internal()
+async def _send_problem(send: Send, problem: errors.Problem, request_id: str) -> None:
     content = errors.body(problem, request_id)
     headers = [
         (b"content-type", errors.PROBLEM_JSON.encode()),
         (b"content-length", str(len(content)).encode()),
+        *((name.lower().encode(), value.encode()) for name, value in problem.headers.items()),
     ]
     await send({"type": "http.response.start", "status": problem.status, "headers": headers})
     await send({"type": "http.response.body", "body": content, "more_body": False})

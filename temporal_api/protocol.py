@@ -1,0 +1,436 @@
+"""HTTP/1.1 on the wire, before there is a request: what a connection may send, how long it may take, how it ends.
+
+`Connection` reads requests off one connection; `Connections` are all of a server's, in the place of its state. Nothing
+here waits for the application: whatever a caller without a token can do is bounded here, before it costs anything.
+"""
+
+import asyncio
+import enum
+import heapq
+import logging
+import re
+import resource
+from types import SimpleNamespace
+from typing import Any
+from urllib.parse import unquote
+
+import httptools
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+from uvicorn.server import ServerState
+
+from temporal_api.errors import Problem, internal
+from temporal_api.settings import Settings
+
+MAX_REQUEST_LINE_BYTES = 8 * 1024
+MAX_HEAD_BYTES = 32 * 1024
+MAX_FIELDS = 100
+READ_BYTES = 16 * 1024
+"""What one read brings at most, so what a connection holds of requests that are not served yet."""
+BODY_BYTES_PER_SECOND = 64 * 1024
+SWEEP_SECONDS = 0.5
+LINGER_SECONDS = 2.0
+"""How long a caller who is still sending has to read the last answer."""
+LAST_REQUEST_SECONDS = 1.0
+"""At the end, how long an idle connection is left open for a request that is on its way."""
+LAST_BODY_SECONDS = 5.0
+"""At the end, how long a request has to arrive as a whole: before uvicorn cancels it."""
+SPARE_CONNECTIONS = 32
+"""Beyond MAX_CONNECTIONS: those that may turn out to ask for health or metrics."""
+OTHER_DESCRIPTORS = 32
+"""Files and sockets of the process that are not its clients' connections."""
+
+_HEAD_END = b"\r\n\r\n"
+# RFC 3986 3.2.2, with a port; RFC 9112 3.2 leaves no room for anything else in Host.
+_HOST = re.compile(rb"(?:[\w.~!$&'()*+,;=%-]+|\[[0-9A-Fa-fv:.]+\])(?::\d*)?")
+
+log = logging.getLogger(__name__)
+
+
+class _Reads(enum.Enum):
+    """What a connection sends next."""
+
+    NEXT = enum.auto()  # a new request, or nothing
+    HEAD = enum.auto()  # the rest of a head
+    BODY = enum.auto()  # the rest of a body
+    NOTHING = enum.auto()  # nothing that is looked at: it is being closed
+
+
+NEXT, HEAD, BODY, NOTHING = _Reads
+
+
+class Connections(ServerState):
+    """The open connections of one server: how many, how long each may wait for its caller, and how they end."""
+
+    connections: set["Connection"]  # type: ignore[assignment]
+
+    def __init__(self, settings: Settings) -> None:
+        super().__init__()
+        descriptors = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        self.limit = max(1, min(settings.max_connections, descriptors - SPARE_CONNECTIONS - OTHER_DESCRIPTORS))
+        self.request_timeout = settings.request_timeout_seconds
+        self.draining = False
+        self.ends_at: float | None = None
+        self.clock = 0.0  # counted, not read: while this process is held up itself, no caller is late
+        self.buffer = memoryview(bytearray(READ_BYTES))
+        self._made = 0
+        self._evicted = 0
+        self._longest: list[tuple[float, int, Connection]] = []
+        self._sweeping = False
+
+    def add(self, connection: "Connection") -> None:
+        """Find a place for a new connection: where there is none, that of whoever has sent nothing for the longest."""
+        self._made += 1
+        connection.number = self._made
+        connection.since = self.clock
+        over = len(self.connections) - self.limit
+        if over > 0 and not self._evict(connection, every=over > SPARE_CONNECTIONS):
+            connection.over_limit = over <= SPARE_CONNECTIONS
+            if not connection.over_limit:
+                self._evicted += 1
+                connection.transport.abort()
+        if not self._sweeping:
+            self._sweeping = True
+            connection.loop.call_later(SWEEP_SECONDS, self._sweep, connection.loop)
+
+    def _evict(self, new: "Connection", *, every: bool) -> bool:
+        for found in (False, True):  # a list is used up before the next one is made: each costs a look at everybody
+            while self._longest:
+                since, _, connection = self._longest.pop()
+                if connection.waits and connection.since == since and not connection.transport.is_closing():
+                    self._evicted += 1
+                    connection.transport.abort()
+                    return True
+            if not found:
+                waiting = (
+                    (c.since, c.number, c)
+                    for c in self.connections
+                    if c.waits and c is not new and (every or not c.over_limit)
+                )
+                self._longest = heapq.nsmallest(SPARE_CONNECTIONS, waiting)[::-1]
+        return False
+
+    def drain(self) -> None:
+        """From now on every answer is the last one on its connection, and says so."""
+        self.draining = True
+        for connection in self.connections:
+            cycle = connection.cycle
+            if cycle is not None and not cycle.response_started:
+                cycle.keep_alive = False
+
+    def end(self) -> None:
+        """Close what is idle, and soon what is not."""
+        if self.ends_at is None:
+            self.drain()
+            self.ends_at = self.clock + LAST_BODY_SECONDS
+            for connection in self.connections:
+                if connection.waits:
+                    connection.since = self.clock
+
+    def _sweep(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.clock += SWEEP_SECONDS
+        for connection in list(self.connections):
+            connection.check()
+        if self._evicted:
+            log.warning("closed %d connections: %d are open, as many as may be", self._evicted, len(self.connections))
+            self._evicted = 0
+        self._sweeping = bool(self.connections)
+        if self._sweeping:
+            loop.call_later(SWEEP_SECONDS, self._sweep, loop)
+
+
+class _Cycle(RequestResponseCycle):
+    """One request and its answer; a body that will never be whole is told to whoever reads it."""
+
+    fault: Problem | None = None
+
+    async def receive(self) -> Any:
+        """The next piece of the body. Raises Problem."""
+        message = await super().receive()
+        if self.fault is not None and not self.disconnected:
+            raise self.fault
+        return message
+
+
+class Connection(HttpToolsProtocol, asyncio.BufferedProtocol):
+    """Requests off one connection, one after the other, each within its bounds."""
+
+    server_state: Connections
+    cycle: _Cycle | None  # type: ignore[assignment]
+    number = 0
+    since = 0.0
+    over_limit = False
+    _reads = NEXT
+    _bytes = 0  # of this head, or since the last byte of this body
+    _body_bytes = 0
+    _held = b""
+    _unread = 0
+    _unread_since = 0.0
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Begin."""
+        super().connection_made(transport)
+        # What a cycle writes to; it closes only after its caller could read what it wrote (RFC 9112 9.6).
+        self._answers: Any = SimpleNamespace(
+            write=transport.write, is_closing=transport.is_closing, close=self._close_in_stages
+        )
+        self.server_state.add(self)
+
+    @property
+    def waits(self) -> bool:
+        """Nothing is under way here; it is the caller's turn."""
+        return self.cycle is None or self.cycle.response_complete
+
+    def get_buffer(self, sizehint: int) -> memoryview:
+        """One buffer for all connections: it is empty again before anyone else reads."""
+        return self.server_state.buffer
+
+    def buffer_updated(self, nbytes: int) -> None:
+        """Take what was read."""
+        if self._reads is not NOTHING:
+            self._take(self._held + self.server_state.buffer[:nbytes])
+
+    def _take(self, data: bytes) -> None:
+        """Feed the parser a head at a time: what follows a request that waits for its turn waits unparsed."""
+        self._held = b""
+        begin = 0
+        while begin < len(data) and self._reads is not NOTHING:
+            if self.pipeline:
+                self._held = data[begin:]
+                self.flow.pause_reading()
+                return
+            end = data.find(_HEAD_END, begin) + len(_HEAD_END)
+            if end < len(_HEAD_END):
+                end = len(data)
+            self._feed(data[begin:end])
+            begin = end
+
+    def _feed(self, data: bytes) -> None:
+        self._bytes += len(data)
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserUpgrade as upgrade:
+            self._ignore_upgrade(data[upgrade.args[0] :])
+        except httptools.HttpParserError as error:
+            if self._reads is not NOTHING:
+                self._refuse(_problem(error))
+        else:
+            if self._bytes > MAX_HEAD_BYTES and self._reads is not NOTHING:
+                self._refuse(_too_large())
+
+    def _ignore_upgrade(self, rest: bytes) -> None:
+        """Read the same request again without `Upgrade` (RFC 9110 7.8): the parser would drop its body."""
+        line = b"%b %b HTTP/%b\r\n" % (self.parser.get_method(), self.url, self.parser.get_http_version().encode())
+        fields = [b"%b: %b\r\n" % field for field in self.headers if field[0] != b"upgrade"]
+        self.parser = httptools.HttpRequestParser(self)
+        self._bytes = 0
+        self._feed(b"".join((line, *fields, b"\r\n")))
+        if rest and self._reads is not NOTHING:
+            self._feed(rest)
+
+    def on_message_begin(self) -> None:
+        """A head begins. Raises EOFError when there was to be no more."""
+        if self._reads is NOTHING:
+            raise EOFError
+        self._reads = HEAD
+        self.since = self.server_state.clock
+        super().on_message_begin()
+
+    def on_url(self, url: bytes) -> None:
+        """A piece of the request's target. Raises Problem."""
+        self.url += url
+        if len(self.parser.get_method()) + len(self.url) + len("  HTTP/1.1") > MAX_REQUEST_LINE_BYTES:
+            raise Problem("uri_too_long", f"The request line is longer than {MAX_REQUEST_LINE_BYTES} bytes.")
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """A field of the head, or of the trailer: who sent that is not who a proxy has checked (RFC 9110 6.5.1)."""
+        if self._reads is HEAD:
+            if len(self.headers) == MAX_FIELDS:
+                raise _too_large()
+            self.headers.append((name.lower(), value))
+
+    def on_headers_complete(self) -> None:
+        """Start the request. Raises Problem."""
+        if self.parser.should_upgrade() and self.parser.get_method() != b"CONNECT":
+            return  # it is read again
+        if self._bytes > MAX_HEAD_BYTES:
+            raise _too_large()
+        self._check_head()
+        try:
+            target = httptools.parse_url(self.url)
+            raw_path = target.path or b"/"
+            path = raw_path.decode("ascii")
+        except (httptools.HttpParserInvalidURLError, UnicodeDecodeError):
+            raise Problem("validation_error", "The request target is no path; encode what is not ASCII.") from None
+        if self.over_limit and not path.startswith(("/health", "/metrics")):
+            if len(self.connections) > self.server_state.limit:
+                raise Problem("overloaded", "Too many connections are open here; try again.")
+            self.over_limit = False
+        scope = self.scope
+        scope["method"] = self.parser.get_method().decode("ascii")
+        scope["path"] = self.root_path + (unquote(path) if "%" in path else path)
+        scope["raw_path"] = self.root_path.encode("ascii") + raw_path
+        scope["query_string"] = target.query or b""
+        self._reads = BODY
+        self._bytes = self._body_bytes = 0
+        may_stay = scope["http_version"] == "1.1" and not self.server_state.draining and not self.over_limit
+        self._begin(keep_alive=may_stay and self.parser.should_keep_alive())
+
+    def _check_head(self) -> None:
+        """Raises Problem."""
+        if self.parser.get_method() == b"CONNECT":
+            raise Problem("not_supported", "CONNECT is for proxies; this service is none.")
+        version = self.scope["http_version"] = self.parser.get_http_version()
+        if version not in ("1.1", "1.0"):
+            raise Problem("validation_error", f"HTTP/{version} is not spoken here; HTTP/1.1 is.")
+        hosts = 0
+        codings = b""
+        for name, value in self.headers:
+            if name == b"host":
+                hosts += 1
+                if not _HOST.fullmatch(value):
+                    raise Problem("validation_error", "Host: expected the name of this service, and a port if any.")
+            elif name == b"transfer-encoding":
+                codings += b"," + value.lower()
+            elif name == b"expect" and value.lower() == b"100-continue":
+                self.expect_100_continue = True
+        if hosts > 1 or (hosts == 0 and version == "1.1"):
+            raise Problem("validation_error", f"Host: expected exactly one such header, found {hosts}.")
+        if codings and version == "1.0":
+            raise Problem("validation_error", "Transfer-Encoding: there is none in HTTP/1.0.")
+        if codings and codings.strip(b", \t") != b"chunked":
+            raise Problem("not_supported", "Transfer-Encoding: only chunked is known here.")
+
+    def on_body(self, body: bytes) -> None:
+        """A piece of the body."""
+        self._bytes = 0
+        self._body_bytes += len(body)
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        """The request is here as a whole."""
+        if self._reads is BODY and self.cycle is not None:  # neither refused nor to be read again
+            self._reads = NEXT if self.cycle.keep_alive else NOTHING
+            self._bytes = 0
+            self.since = self.server_state.clock
+            super().on_message_complete()
+
+    def _begin(self, *, keep_alive: bool) -> None:
+        in_turn = self.waits
+        self.cycle = _Cycle(
+            scope=self.scope,
+            transport=self._answers,
+            flow=self.flow,
+            logger=self.logger,
+            access_logger=self.access_logger,
+            access_log=self.access_log,
+            default_headers=self.server_state.default_headers,
+            message_event=asyncio.Event(),
+            expect_100_continue=self.expect_100_continue,
+            keep_alive=keep_alive,
+            on_response=self.on_response_complete,
+        )
+        if in_turn:
+            self._start_asgi_task(self.cycle, self.app)
+        else:
+            self.pipeline.appendleft((self.cycle, self.app))
+
+    def on_response_complete(self) -> None:
+        """An answer is written: on to the next request."""
+        self.server_state.total_requests += 1
+        if self.transport.is_closing():
+            return
+        if self.pipeline:
+            self._start_asgi_task(*self.pipeline.pop())
+        if self._reads is NEXT:
+            self.since = self.server_state.clock
+        self.flow.resume_reading()
+        if self._held:
+            self._take(self._held)
+
+    def _refuse(self, problem: Problem) -> None:
+        """Answer with this after all that came before, and take nothing more from this caller."""
+        reads, self._reads = self._reads, NOTHING
+        cycle = self.cycle
+        if reads is BODY and cycle is not None:
+            if cycle.response_complete:
+                self._close_in_stages()
+            elif cycle.response_started:
+                self.transport.abort()
+            else:
+                cycle.keep_alive = False
+                cycle.fault = problem
+                cycle.message_event.set()
+            return
+        if reads is NEXT:  # not even the first letter of a request
+            super().on_message_begin()
+        self.scope["method"] = self.parser.get_method().decode() if self.url else "-"
+        self.scope["path"] = ""
+        self.scope["raw_path"] = self.url.partition(b"?")[0][:200]
+        self.scope["query_string"] = b""
+        self.scope["refused"] = problem  # type: ignore[typeddict-unknown-key] # `observe` answers, counts and logs it
+        self._begin(keep_alive=False)
+
+    def _close_in_stages(self) -> None:
+        """RFC 9112 9.6: closed at once, the answer would be lost to a caller who is still sending."""
+        self._reads = NOTHING
+        self._held = b""
+        self.pipeline.clear()
+        self.since = self.server_state.clock
+        if not self.transport.is_closing():
+            self.flow.resume_reading()
+            self.transport.write_eof()
+
+    def shutdown(self) -> None:
+        """Uvicorn's word for the end."""
+        self.server_state.end()
+
+    def check(self) -> None:
+        """Has the caller taken too long?"""
+        state = self.server_state
+        if self._is_unread():
+            self.transport.abort()
+            return
+        if self.flow.read_paused:
+            self.since += SWEEP_SECONDS  # it is we who do not read
+            return
+        waited = state.clock - self.since
+        at_end = state.ends_at is not None
+        if self._reads is NEXT and self.waits:
+            allowed = state.request_timeout if self.cycle is None else self.timeout_keep_alive
+            if waited >= (LAST_REQUEST_SECONDS if at_end else allowed):
+                self.transport.close()
+        elif self._reads is NOTHING and self.waits and waited >= LINGER_SECONDS:
+            self.transport.abort()
+        elif self._reads in (HEAD, BODY):
+            allowed = state.request_timeout + self._body_bytes / BODY_BYTES_PER_SECOND
+            if waited >= allowed:
+                self._refuse(Problem("request_timeout", f"The request did not arrive within {round(allowed)} seconds."))
+            elif state.ends_at is not None and state.clock >= state.ends_at:
+                self._refuse(Problem("shutting_down", "This replica is ending; send it again, another will answer."))
+
+    def _is_unread(self) -> bool:
+        """Whether nothing of what was written went out for too long."""
+        unread, before = self.transport.get_write_buffer_size(), self._unread
+        self._unread = unread
+        if not unread or unread < before or not before:
+            self._unread_since = self.server_state.clock
+        return self.server_state.clock - self._unread_since >= self.server_state.request_timeout
+
+
+def _problem(error: httptools.HttpParserError) -> Problem:
+    """What to tell of it: our own refusal, or what the parser found."""
+    cause = error.__context__
+    if isinstance(cause, Problem):
+        return cause
+    if cause is not None:
+        log.error("unhandled exception", exc_info=cause)
+        return internal()
+    if isinstance(error, httptools.HttpParserInvalidMethodError):
+        return Problem("not_supported", "The request begins with no method that is known here.")
+    return Problem("validation_error", f"This is no HTTP/1.1 request: {error}.")
+
+
+def _too_large() -> Problem:
+    return Problem(
+        "header_fields_too_large", f"The headers are larger than {MAX_HEAD_BYTES} bytes or more than {MAX_FIELDS}."
+    )
