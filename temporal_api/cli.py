@@ -22,9 +22,10 @@ from litestar import Litestar
 from temporalio.client import Client
 
 from temporal_api.app import create_app
+from temporal_api.connections import Connections
 from temporal_api.devserver import TemporalNotFound, add_search_attributes, dev_server, find_temporal, free_port
 from temporal_api.observe import configure_logging
-from temporal_api.protocol import Connection, Connections
+from temporal_api.protocol import Connection
 from temporal_api.settings import Settings, SettingsError, from_env
 from temporal_api.temporal import data_converter
 from temporal_api.worker import StandIns, create_worker

@@ -1,43 +1,33 @@
-"""HTTP/1.1 on the wire, before there is a request: what a connection may send, how long it may take, how it ends.
+"""HTTP/1.1 on one connection: what a caller may send, and how long that may take, before there is a request.
 
-`Connection` reads requests off one connection; `Connections` are all of a server's, in the place of its state. Nothing
-here waits for the application: whatever a caller without a token can do is bounded here, before it costs anything.
+Whatever a caller without a token can do is bounded here, before it costs anything; `connections` bounds how many there
+are. The parser is httptools', the answers are uvicorn's.
 """
 
 import asyncio
 import enum
-import heapq
 import logging
 import re
-import resource
 from types import SimpleNamespace
 from typing import Any
 from urllib.parse import unquote
 
 import httptools
+from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
-from uvicorn.server import ServerState
 
+from temporal_api.connections import SWEEP_SECONDS, Connections
 from temporal_api.errors import Problem, internal
-from temporal_api.settings import Settings
 
-MAX_REQUEST_LINE_BYTES = 8 * 1024
+MAX_TARGET_BYTES = 8 * 1024 - len("GET  HTTP/1.1")
+"""Of a request line of 8 KiB."""
 MAX_HEAD_BYTES = 32 * 1024
 MAX_FIELDS = 100
-READ_BYTES = 16 * 1024
-"""What one read brings at most, so what a connection holds of requests that are not served yet."""
 BODY_BYTES_PER_SECOND = 64 * 1024
-SWEEP_SECONDS = 0.5
 LINGER_SECONDS = 2.0
 """How long a caller who is still sending has to read the last answer."""
 LAST_REQUEST_SECONDS = 1.0
 """At the end, how long an idle connection is left open for a request that is on its way."""
-LAST_BODY_SECONDS = 5.0
-"""At the end, how long a request has to arrive as a whole: before uvicorn cancels it."""
-SPARE_CONNECTIONS = 32
-"""Beyond MAX_CONNECTIONS: those that may turn out to ask for health or metrics."""
-OTHER_DESCRIPTORS = 32
-"""Files and sockets of the process that are not its clients' connections."""
 
 _HEAD_END = b"\r\n\r\n"
 # RFC 3986 3.2.2, with a port; RFC 9112 3.2 leaves no room for anything else in Host.
@@ -56,86 +46,6 @@ class _Reads(enum.Enum):
 
 
 NEXT, HEAD, BODY, NOTHING = _Reads
-
-
-class Connections(ServerState):
-    """The open connections of one server: how many, how long each may wait for its caller, and how they end."""
-
-    connections: set["Connection"]  # type: ignore[assignment]
-
-    def __init__(self, settings: Settings) -> None:
-        super().__init__()
-        descriptors = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-        self.limit = max(1, min(settings.max_connections, descriptors - SPARE_CONNECTIONS - OTHER_DESCRIPTORS))
-        self.request_timeout = settings.request_timeout_seconds
-        self.draining = False
-        self.ends_at: float | None = None
-        self.clock = 0.0  # counted, not read: while this process is held up itself, no caller is late
-        self.buffer = memoryview(bytearray(READ_BYTES))
-        self._made = 0
-        self._evicted = 0
-        self._longest: list[tuple[float, int, Connection]] = []
-        self._sweeping = False
-
-    def add(self, connection: "Connection") -> None:
-        """Find a place for a new connection: where there is none, that of whoever has sent nothing for the longest."""
-        self._made += 1
-        connection.number = self._made
-        connection.since = self.clock
-        over = len(self.connections) - self.limit
-        if over > 0 and not self._evict(connection, every=over > SPARE_CONNECTIONS):
-            connection.over_limit = over <= SPARE_CONNECTIONS
-            if not connection.over_limit:
-                self._evicted += 1
-                connection.transport.abort()
-        if not self._sweeping:
-            self._sweeping = True
-            connection.loop.call_later(SWEEP_SECONDS, self._sweep, connection.loop)
-
-    def _evict(self, new: "Connection", *, every: bool) -> bool:
-        for found in (False, True):  # a list is used up before the next one is made: each costs a look at everybody
-            while self._longest:
-                since, _, connection = self._longest.pop()
-                if connection.waits and connection.since == since and not connection.transport.is_closing():
-                    self._evicted += 1
-                    connection.transport.abort()
-                    return True
-            if not found:
-                waiting = (
-                    (c.since, c.number, c)
-                    for c in self.connections
-                    if c.waits and c is not new and (every or not c.over_limit)
-                )
-                self._longest = heapq.nsmallest(SPARE_CONNECTIONS, waiting)[::-1]
-        return False
-
-    def drain(self) -> None:
-        """From now on every answer is the last one on its connection, and says so."""
-        self.draining = True
-        for connection in self.connections:
-            cycle = connection.cycle
-            if cycle is not None and not cycle.response_started:
-                cycle.keep_alive = False
-
-    def end(self) -> None:
-        """Close what is idle, and soon what is not."""
-        if self.ends_at is None:
-            self.drain()
-            self.ends_at = self.clock + LAST_BODY_SECONDS
-            for connection in self.connections:
-                if connection.waits:
-                    connection.since = self.clock
-
-    def _sweep(self, loop: asyncio.AbstractEventLoop) -> None:
-        self.clock += SWEEP_SECONDS
-        for connection in list(self.connections):
-            connection.check()
-        if self._evicted:
-            log.warning("closed %d connections: %d are open, as many as may be", self._evicted, len(self.connections))
-            self._evicted = 0
-        self._sweeping = bool(self.connections)
-        if self._sweeping:
-            loop.call_later(SWEEP_SECONDS, self._sweep, loop)
 
 
 class _Cycle(RequestResponseCycle):
@@ -169,6 +79,7 @@ class Connection(HttpToolsProtocol, asyncio.BufferedProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Begin."""
         super().connection_made(transport)
+        self.headers = []
         # What a cycle writes to; it closes only after its caller could read what it wrote (RFC 9112 9.6).
         self._answers: Any = SimpleNamespace(
             write=transport.write, is_closing=transport.is_closing, close=self._close_in_stages
@@ -186,10 +97,15 @@ class Connection(HttpToolsProtocol, asyncio.BufferedProtocol):
 
     def buffer_updated(self, nbytes: int) -> None:
         """Take what was read."""
-        if self._reads is not NOTHING:
-            self._take(self._held + self.server_state.buffer[:nbytes])
+        if self._reads is NOTHING:
+            return
+        data = self._held + self.server_state.buffer[:nbytes]
+        if self.pipeline or data.count(_HEAD_END) > 1:
+            self._take_in_turn(data)
+        else:
+            self._feed(data)
 
-    def _take(self, data: bytes) -> None:
+    def _take_in_turn(self, data: bytes) -> None:
         """Feed the parser a head at a time: what follows a request that waits for its turn waits unparsed."""
         self._held = b""
         begin = 0
@@ -198,9 +114,8 @@ class Connection(HttpToolsProtocol, asyncio.BufferedProtocol):
                 self._held = data[begin:]
                 self.flow.pause_reading()
                 return
-            end = data.find(_HEAD_END, begin) + len(_HEAD_END)
-            if end < len(_HEAD_END):
-                end = len(data)
+            found = data.find(_HEAD_END, begin)
+            end = found + len(_HEAD_END) if found >= 0 else len(data)
             self._feed(data[begin:end])
             begin = end
 
@@ -214,7 +129,7 @@ class Connection(HttpToolsProtocol, asyncio.BufferedProtocol):
             if self._reads is not NOTHING:
                 self._refuse(_problem(error))
         else:
-            if self._bytes > MAX_HEAD_BYTES and self._reads is not NOTHING:
+            if (self._bytes > MAX_HEAD_BYTES or len(self.headers) > MAX_FIELDS) and self._reads is not NOTHING:
                 self._refuse(_too_large())
 
     def _ignore_upgrade(self, rest: bytes) -> None:
@@ -238,21 +153,20 @@ class Connection(HttpToolsProtocol, asyncio.BufferedProtocol):
     def on_url(self, url: bytes) -> None:
         """A piece of the request's target. Raises Problem."""
         self.url += url
-        if len(self.parser.get_method()) + len(self.url) + len("  HTTP/1.1") > MAX_REQUEST_LINE_BYTES:
-            raise Problem("uri_too_long", f"The request line is longer than {MAX_REQUEST_LINE_BYTES} bytes.")
+        if len(self.url) > MAX_TARGET_BYTES:
+            raise Problem("uri_too_long", f"The path and query are longer than {MAX_TARGET_BYTES} bytes.")
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """A field of the head, or of the trailer: who sent that is not who a proxy has checked (RFC 9110 6.5.1)."""
-        if self._reads is HEAD:
-            if len(self.headers) == MAX_FIELDS:
-                raise _too_large()
-            self.headers.append((name.lower(), value))
+        """A field of the head, or of the trailer."""
+        self.headers.append((name.lower(), value))
 
     def on_headers_complete(self) -> None:
         """Start the request. Raises Problem."""
-        if self.parser.should_upgrade() and self.parser.get_method() != b"CONNECT":
+        if self.parser.should_upgrade():
+            if self.parser.get_method() == b"CONNECT":
+                raise Problem("not_supported", "CONNECT is for proxies; this service is none.")
             return  # it is read again
-        if self._bytes > MAX_HEAD_BYTES:
+        if self._bytes > MAX_HEAD_BYTES or len(self.headers) > MAX_FIELDS:
             raise _too_large()
         self._check_head()
         try:
@@ -272,13 +186,12 @@ class Connection(HttpToolsProtocol, asyncio.BufferedProtocol):
         scope["query_string"] = target.query or b""
         self._reads = BODY
         self._bytes = self._body_bytes = 0
+        self.headers = []  # for the trailer, which nobody reads: it has passed no proxy's rules (RFC 9110 6.5.1)
         may_stay = scope["http_version"] == "1.1" and not self.server_state.draining and not self.over_limit
         self._begin(keep_alive=may_stay and self.parser.should_keep_alive())
 
     def _check_head(self) -> None:
         """Raises Problem."""
-        if self.parser.get_method() == b"CONNECT":
-            raise Problem("not_supported", "CONNECT is for proxies; this service is none.")
         version = self.scope["http_version"] = self.parser.get_http_version()
         if version not in ("1.1", "1.0"):
             raise Problem("validation_error", f"HTTP/{version} is not spoken here; HTTP/1.1 is.")
@@ -304,15 +217,22 @@ class Connection(HttpToolsProtocol, asyncio.BufferedProtocol):
         """A piece of the body."""
         self._bytes = 0
         self._body_bytes += len(body)
-        super().on_body(body)
+        cycle = self.cycle
+        if cycle is not None and not cycle.response_complete:
+            cycle.body += body
+            if len(cycle.body) > HIGH_WATER_LIMIT:
+                self.flow.pause_reading()
+            cycle.message_event.set()
 
     def on_message_complete(self) -> None:
         """The request is here as a whole."""
-        if self._reads is BODY and self.cycle is not None:  # neither refused nor to be read again
-            self._reads = NEXT if self.cycle.keep_alive else NOTHING
+        cycle = self.cycle
+        if self._reads is BODY and cycle is not None:  # neither refused nor to be read again
+            self._reads = NEXT if cycle.keep_alive else NOTHING
             self._bytes = 0
             self.since = self.server_state.clock
-            super().on_message_complete()
+            cycle.more_body = False
+            cycle.message_event.set()
 
     def _begin(self, *, keep_alive: bool) -> None:
         in_turn = self.waits
@@ -345,7 +265,7 @@ class Connection(HttpToolsProtocol, asyncio.BufferedProtocol):
             self.since = self.server_state.clock
         self.flow.resume_reading()
         if self._held:
-            self._take(self._held)
+            self._take_in_turn(self._held)
 
     def _refuse(self, problem: Problem) -> None:
         """Answer with this after all that came before, and take nothing more from this caller."""
@@ -375,6 +295,7 @@ class Connection(HttpToolsProtocol, asyncio.BufferedProtocol):
         self._reads = NOTHING
         self._held = b""
         self.pipeline.clear()
+        self.cycle = None  # done, or broken off
         self.since = self.server_state.clock
         if not self.transport.is_closing():
             self.flow.resume_reading()
@@ -394,10 +315,9 @@ class Connection(HttpToolsProtocol, asyncio.BufferedProtocol):
             self.since += SWEEP_SECONDS  # it is we who do not read
             return
         waited = state.clock - self.since
-        at_end = state.ends_at is not None
         if self._reads is NEXT and self.waits:
             allowed = state.request_timeout if self.cycle is None else self.timeout_keep_alive
-            if waited >= (LAST_REQUEST_SECONDS if at_end else allowed):
+            if waited >= (allowed if state.ends_at is None else LAST_REQUEST_SECONDS):
                 self.transport.close()
         elif self._reads is NOTHING and self.waits and waited >= LINGER_SECONDS:
             self.transport.abort()
