@@ -13,8 +13,6 @@ from temporal_api.settings import Settings
 if TYPE_CHECKING:
     from temporal_api.protocol import Connection
 
-READ_BYTES = 16 * 1024
-"""What one read brings at most, so what a connection holds of requests that are not served yet."""
 SWEEP_SECONDS = 0.5
 LAST_BODY_SECONDS = 5.0
 """At the end, how long a request has to arrive as a whole: before uvicorn cancels it."""
@@ -39,7 +37,7 @@ class Connections(ServerState):
         self.draining = False
         self.ends_at: float | None = None
         self.clock = 0.0  # counted, not read: while this process is held up itself, no caller is late
-        self.buffer = memoryview(bytearray(READ_BYTES))
+        self.held_bytes = 0
         self._made = 0
         self._evicted = 0
         self._longest: list[tuple[float, int, Connection]] = []

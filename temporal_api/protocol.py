@@ -23,6 +23,10 @@ MAX_TARGET_BYTES = 8 * 1024 - len("GET  HTTP/1.1")
 """Of a request line of 8 KiB."""
 MAX_HEAD_BYTES = 32 * 1024
 MAX_FIELDS = 100
+PIECE_BYTES = 16 * 1024
+"""What the parser gets at once, so what it may take before a bound is looked at."""
+MAX_HELD_BYTES = 16 * 1024 * 1024
+"""Requests that were sent before their turn, of all connections."""
 BODY_BYTES_PER_SECOND = 64 * 1024
 LINGER_SECONDS = 2.0
 """How long a caller who is still sending has to read the last answer."""
@@ -61,7 +65,7 @@ class _Cycle(RequestResponseCycle):
         return message
 
 
-class Connection(HttpToolsProtocol, asyncio.BufferedProtocol):
+class Connection(HttpToolsProtocol):
     """Requests off one connection, one after the other, each within its bounds."""
 
     server_state: Connections
@@ -86,38 +90,44 @@ class Connection(HttpToolsProtocol, asyncio.BufferedProtocol):
         )
         self.server_state.add(self)
 
+    def connection_lost(self, exc: Exception | None) -> None:
+        """End."""
+        self._hold(b"")
+        super().connection_lost(exc)
+
     @property
     def waits(self) -> bool:
         """Nothing is under way here; it is the caller's turn."""
         return self.cycle is None or self.cycle.response_complete
 
-    def get_buffer(self, sizehint: int) -> memoryview:
-        """One buffer for all connections: it is empty again before anyone else reads."""
-        return self.server_state.buffer
-
-    def buffer_updated(self, nbytes: int) -> None:
+    def data_received(self, data: bytes) -> None:
         """Take what was read."""
         if self._reads is NOTHING:
             return
-        data = self._held + self.server_state.buffer[:nbytes]
-        if self.pipeline or data.count(_HEAD_END) > 1:
-            self._take_in_turn(data)
+        if self.pipeline or len(data) > PIECE_BYTES or data.count(_HEAD_END) > 1:
+            self._feed_in_turn(self._held + data)
         else:
             self._feed(data)
 
-    def _take_in_turn(self, data: bytes) -> None:
-        """Feed the parser a head at a time: what follows a request that waits for its turn waits unparsed."""
-        self._held = b""
+    def _feed_in_turn(self, data: bytes) -> None:
+        """Feed the parser a head at a time: what follows a request that waits for its turn is held unparsed."""
         begin = 0
-        while begin < len(data) and self._reads is not NOTHING:
-            if self.pipeline:
-                self._held = data[begin:]
-                self.flow.pause_reading()
-                return
-            found = data.find(_HEAD_END, begin)
-            end = found + len(_HEAD_END) if found >= 0 else len(data)
+        while begin < len(data) and self._reads is not NOTHING and not self.pipeline:
+            found = data.find(_HEAD_END, begin, begin + PIECE_BYTES)
+            end = found + len(_HEAD_END) if found >= 0 else begin + PIECE_BYTES
             self._feed(data[begin:end])
             begin = end
+        if self._reads is not NOTHING:
+            self._hold(data[begin:])
+
+    def _hold(self, data: bytes) -> None:
+        state = self.server_state
+        state.held_bytes += len(data) - len(self._held)
+        self._held = data
+        if data:
+            self.flow.pause_reading()
+            if state.held_bytes > MAX_HELD_BYTES:
+                self.transport.abort()
 
     def _feed(self, data: bytes) -> None:
         self._bytes += len(data)
@@ -265,7 +275,7 @@ class Connection(HttpToolsProtocol, asyncio.BufferedProtocol):
             self.since = self.server_state.clock
         self.flow.resume_reading()
         if self._held:
-            self._take_in_turn(self._held)
+            self._feed_in_turn(self._held)
 
     def _refuse(self, problem: Problem) -> None:
         """Answer with this after all that came before, and take nothing more from this caller."""
@@ -293,7 +303,7 @@ class Connection(HttpToolsProtocol, asyncio.BufferedProtocol):
     def _close_in_stages(self) -> None:
         """RFC 9112 9.6: closed at once, the answer would be lost to a caller who is still sending."""
         self._reads = NOTHING
-        self._held = b""
+        self._hold(b"")
         self.pipeline.clear()
         self.cycle = None  # done, or broken off
         self.since = self.server_state.clock

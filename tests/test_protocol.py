@@ -12,7 +12,7 @@ from typing import NamedTuple
 import httpx
 import pytest
 
-from api import SECRET, assert_problem, bearer, eventually, service
+from api import SECRET, assert_problem, bearer, eventually
 from commands import temporal_api
 from temporal_api.devserver import free_port
 
@@ -62,27 +62,51 @@ class Wire:
 
 
 @asynccontextmanager
-async def wire(service: httpx.AsyncClient | int) -> AsyncIterator[Wire]:
+async def wire(service: httpx.AsyncClient) -> AsyncIterator[Wire]:
     """A new connection to the service."""
-    port = service if isinstance(service, int) else service.base_url.port
-    caller = Wire(*await asyncio.open_connection("127.0.0.1", port))
+    caller = Wire(*await asyncio.open_connection("127.0.0.1", service.base_url.port))
     try:
         yield caller
     finally:
         caller.close()
 
 
+@asynccontextmanager
+async def served(**environ: str) -> AsyncIterator[httpx.AsyncClient]:
+    """A process of its own, with the event loop of production: another loop reads connections in another way."""
+    port = free_port()
+    # At `warning`: its output is not read, and a full pipe would stop it.
+    environ = {"TEMPORAL_ADDRESS": NOWHERE, "PORT": str(port), "LOG_LEVEL": "warning", **environ}
+    async with (
+        temporal_api("serve", JWT_SECRET=SECRET, **environ),
+        httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=30) as client,
+    ):
+        await _listens(port)
+        yield client
+
+
+async def _listens(port: int) -> None:
+    async def connected() -> bool:
+        try:
+            (await asyncio.open_connection("127.0.0.1", port))[1].close()
+        except OSError:
+            return False
+        return True
+
+    await eventually(connected, seconds=60)
+
+
 @pytest.fixture(scope="module")
 async def front(anyio_backend: str) -> AsyncIterator[httpx.AsyncClient]:
     """A service that nobody else talks to, with its usual bounds."""
-    async with service(TEMPORAL_ADDRESS=NOWHERE) as client:
+    async with served() as client:
         yield client
 
 
 @pytest.fixture(scope="module")
 async def hasty(anyio_backend: str) -> AsyncIterator[httpx.AsyncClient]:
     """One that waits a second for a request."""
-    async with service(TEMPORAL_ADDRESS=NOWHERE, REQUEST_TIMEOUT_SECONDS="1") as client:
+    async with served(REQUEST_TIMEOUT_SECONDS="1") as client:
         yield client
 
 
@@ -303,7 +327,7 @@ async def test_requests_sent_ahead_are_answered_in_order(front: httpx.AsyncClien
 async def test_the_longest_silent_connection_makes_room() -> None:
     """Over MAX_CONNECTIONS the oldest that has sent no whole head is closed, and the new one is served."""
     async with (
-        service(TEMPORAL_ADDRESS=NOWHERE, MAX_CONNECTIONS="4") as client,
+        served(MAX_CONNECTIONS="4") as client,
         wire(client) as oldest,
         wire(client) as second,
         wire(client) as third,
@@ -325,7 +349,7 @@ async def test_the_longest_silent_connection_makes_room() -> None:
 async def test_a_connection_too_many_is_told_so() -> None:
     """Where all MAX_CONNECTIONS have a request under way, a new one gets 503, but health and metrics answer."""
     async with (
-        service(TEMPORAL_ADDRESS=NOWHERE, MAX_CONNECTIONS="2") as client,
+        served(MAX_CONNECTIONS="2") as client,
         wire(client) as one,
         wire(client) as two,
     ):
@@ -363,17 +387,6 @@ async def test_silent_connections_do_not_hold_up_health() -> None:
         for writer in silent:
             writer.close()
         await starting.__aexit__(None, None, None)
-
-
-async def _listens(port: int) -> None:
-    async def connected() -> bool:
-        try:
-            (await asyncio.open_connection("127.0.0.1", port))[1].close()
-        except OSError:
-            return False
-        return True
-
-    await eventually(connected, seconds=60)
 
 
 async def _come_all_the_time(port: int, pause: float, counts: dict[str, int]) -> None:
