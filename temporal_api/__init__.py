@@ -2,7 +2,9 @@
 
 The modules, in the order a request meets them:
 
-    observe       outermost: request id, access log, metrics, gzip
+    connections   how many there may be, how long each may wait for its caller, how they end
+    protocol      HTTP/1.1 on one of them: what a caller may send, and how long that may take
+    observe       outermost of the application: request id, access log, metrics, gzip
     app           the table of contents: every route, and what stands before it
     auth          token -> user; closes everything under /api/v1
     requests      JSON in, decoded once, strictly; JSON out

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from temporal_api.protocol import Connection
 
 SWEEP_SECONDS = 0.5
-LAST_BODY_SECONDS = 5.0
+LAST_BODY_SECONDS = 4.0
 """At the end, how long a request has to arrive as a whole: before uvicorn cancels it."""
 SPARE_CONNECTIONS = 32
 """Beyond MAX_CONNECTIONS: those that may turn out to ask for health or metrics."""

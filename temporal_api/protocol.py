@@ -70,6 +70,7 @@ class Connection(HttpToolsProtocol):
 
     server_state: Connections
     cycle: _Cycle | None  # type: ignore[assignment]
+    _answered: _Cycle | None = None
     number = 0
     since = 0.0
     over_limit = False
@@ -91,9 +92,12 @@ class Connection(HttpToolsProtocol):
         self.server_state.add(self)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """End."""
+        """End; uvicorn tells the request that was read last, which is not always the one that is being answered."""
         self._hold(b"")
         super().connection_lost(exc)
+        if self._answered is not None:
+            self._answered.disconnected = True
+            self._answered.message_event.set()
 
     @property
     def waits(self) -> bool:
@@ -260,6 +264,7 @@ class Connection(HttpToolsProtocol):
             on_response=self.on_response_complete,
         )
         if in_turn:
+            self._answered = self.cycle
             self._start_asgi_task(self.cycle, self.app)
         else:
             self.pipeline.appendleft((self.cycle, self.app))
@@ -269,7 +274,8 @@ class Connection(HttpToolsProtocol):
         self.server_state.total_requests += 1
         if self.transport.is_closing():
             return
-        if self.pipeline:
+        if self.pipeline:  # one at most: that which was read last
+            self._answered = self.cycle
             self._start_asgi_task(*self.pipeline.pop())
         if self._reads is NEXT:
             self.since = self.server_state.clock

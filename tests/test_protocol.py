@@ -73,16 +73,18 @@ async def wire(service: httpx.AsyncClient) -> AsyncIterator[Wire]:
 
 @asynccontextmanager
 async def served(**environ: str) -> AsyncIterator[httpx.AsyncClient]:
-    """A process of its own, with the event loop of production: another loop reads connections in another way."""
+    """A process with the event loop of production, which reads connections in its own way; it must end well."""
     port = free_port()
     # At `warning`: its output is not read, and a full pipe would stop it.
     environ = {"TEMPORAL_ADDRESS": NOWHERE, "PORT": str(port), "LOG_LEVEL": "warning", **environ}
     async with (
-        temporal_api("serve", JWT_SECRET=SECRET, **environ),
+        temporal_api("serve", JWT_SECRET=SECRET, **environ) as serve,
         httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=30) as client,
     ):
         await _listens(port)
         yield client
+        assert 0 == await serve.end(signal.SIGTERM), serve.output
+        assert "Traceback" not in serve.output, serve.output
 
 
 async def _listens(port: int) -> None:
