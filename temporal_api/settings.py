@@ -73,6 +73,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, rename=str.upper):
     rpc_timeout_seconds: Annotated[float, Meta(ge=0.1, le=86_400)] = 10
     max_wait_seconds: Annotated[float, Meta(ge=0, le=86_400)] = 60
     max_open_waits: Annotated[int, Meta(ge=0)] = 200
+    max_connections: Annotated[int, Meta(ge=1)] = 1000
+    request_timeout_seconds: Annotated[float, Meta(ge=1, le=86_400)] = 15
     shutdown_delay_seconds: Annotated[float, Meta(ge=0, le=86_400)] = 0
     max_body_bytes: Annotated[int, Meta(ge=1024)] = 2 * 1024 * 1024
     temporal: dict[str, Any] = field(name="", default_factory=dict)

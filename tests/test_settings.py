@@ -89,6 +89,8 @@ def test_the_defaults_are_those_of_the_contract() -> None:
         "RPC_TIMEOUT_SECONDS": 10,
         "MAX_WAIT_SECONDS": 60,
         "MAX_OPEN_WAITS": 200,
+        "MAX_CONNECTIONS": 1000,
+        "REQUEST_TIMEOUT_SECONDS": 15,
         "SHUTDOWN_DELAY_SECONDS": 0,
         "MAX_BODY_BYTES": 2_097_152,
     } == {name: field.default for name, field in FIELDS.items()}
