@@ -15,6 +15,7 @@ from typing import Any, Literal
 import httpx
 import msgspec
 import pytest
+from litestar import post
 from litestar.params import JSONBody
 from temporalio import workflow
 from temporalio.client import Client, WorkflowHandle
@@ -397,6 +398,22 @@ def test_two_resources_of_one_name(monkeypatch: pytest.MonkeyPatch, settings: Se
     monkeypatch.setattr(app, "RESOURCES", [GiftCardController, second])
 
     with pytest.raises(TypeError, match="two resources are called gift_card"):
+        create_app(settings)
+
+
+def test_an_operation_without_a_scope(monkeypatch: pytest.MonkeyPatch, settings: Settings) -> None:
+    """The app refuses to start: nobody could call it, and the contract would call it public."""
+
+    class Forgetful(ResourceController, resource=GIFT_CARDS):
+        create_gift_card = GiftCardController.create_gift_card
+
+        @post("/{gift_card_id:str}/send", operation_id="sendGiftCard")
+        async def send(self, gift_card_id: str) -> None:
+            """Send it."""
+
+    monkeypatch.setattr(app, "RESOURCES", [OrderController, Forgetful])
+
+    with pytest.raises(TypeError, match=r"send needs a scope"):
         create_app(settings)
 
 
