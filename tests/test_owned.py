@@ -16,7 +16,7 @@ import httpx
 import msgspec
 import pytest
 from litestar import post
-from litestar.params import JSONBody
+from litestar.params import FromPath, JSONBody
 from temporalio import workflow
 from temporalio.client import Client, WorkflowHandle
 from temporalio.common import SearchAttributeKey
@@ -241,6 +241,24 @@ async def test_it_is_hidden_from_operators_of_workflows(shop: tuple[httpx.AsyncC
 
 
 @pytest.mark.anyio
+@pytest.mark.parametrize("path", ["/api/v1/workflows", "/api/v1/workflow-count"])
+async def test_a_raw_query_needs_every_admin_scope(shop: tuple[httpx.AsyncClient, Client], path: str) -> None:
+    """It may find the workflows of any resource: 403 names the admin scopes that the token lacks."""
+    alice, _ = shop
+    query = {"query": "WorkflowType = 'gift_card'"}
+    for has, lacks in (
+        ("", "orders:admin gift_cards:admin"),
+        ("orders:admin", "gift_cards:admin"),
+        ("gift_cards:admin", "orders:admin"),
+    ):
+        response = await alice.get(path, params=query, headers=bearer("ops", f"workflows:admin {has}"))
+        assert_problem(response, 403, "insufficient_scope")
+        assert f'scope="{lacks}"' in response.headers["www-authenticate"]
+    everything = bearer("ops", "workflows:read orders:admin gift_cards:admin")
+    assert 200 == (await alice.get(path, params=query, headers=everything)).status_code
+
+
+@pytest.mark.anyio
 @pytest.mark.parametrize(
     ("words", "status", "run"),
     [
@@ -408,7 +426,7 @@ def test_an_operation_without_a_scope(monkeypatch: pytest.MonkeyPatch, settings:
         create_gift_card = GiftCardController.create_gift_card
 
         @post("/{gift_card_id:str}/send", operation_id="sendGiftCard")
-        async def send(self, gift_card_id: str) -> None:
+        async def send(self, gift_card_id: FromPath[str]) -> None:
             """Send it."""
 
     monkeypatch.setattr(app, "RESOURCES", [OrderController, Forgetful])

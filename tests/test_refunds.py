@@ -24,12 +24,7 @@ ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 CHAPTER = README[README.index("## Add your own resource") : README.index("## How it compares")]
 FILES = dict(re.findall(r"`(temporal_api/\S+\.py)`:\n\n```python\n(.*?)^```$", CHAPTER, re.MULTILINE | re.DOTALL))
-# What the README adds to a file, and the line above it.
-DIFFS = [
-    (above, added.replace("\n+", "\n"))
-    for diff in re.findall(r"^```diff\n(.*?\n)```$", CHAPTER, re.MULTILINE | re.DOTALL)
-    for above, added in re.findall(r"^ (.+)\n\+((?:.*\n\+)*.*)$", diff, re.MULTILINE)
-]
+DIFFS = [diff.splitlines() for diff in re.findall(r"^```diff\n(.*?)^```$", CHAPTER, re.MULTILINE | re.DOTALL)]
 (WORKER,) = re.findall(r"^\.venv/bin/(python -m .*)$", CHAPTER, re.MULTILINE)
 
 REFUND = {"order_id": "order_1", "amount": 19.99}
@@ -56,11 +51,11 @@ def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
         assert not (folder / name).exists()
         (folder / name).write_text(text)
     app, refunds = folder / "temporal_api/app.py", folder / "temporal_api/controllers/refunds.py"
-    for position, (above, added) in enumerate(DIFFS):
-        file = app if position < 2 else refunds
+    for file, diff in zip((app, app, refunds, refunds), DIFFS, strict=True):
         text = file.read_text()
-        assert 1 == text.count(f"{above}\n"), above
-        file.write_text(text.replace(f"{above}\n", f"{above}\n{added}\n"))
+        old, new = ("".join(f"{line[1:]}\n" for line in diff if line[:1] != sign) for sign in "+-")
+        assert 1 == text.count(old), old
+        file.write_text(text.replace(old, new))
     return folder
 
 
@@ -128,9 +123,9 @@ def test_it_is_one_file_and_one_line() -> None:
     assert ["temporal_api/controllers/refunds.py", "temporal_api/worker/refund_processing.py"] == list(FILES)
     assert len(FILES["temporal_api/controllers/refunds.py"].splitlines()) < 90
     assert [
-        "from temporal_api.controllers.refunds import RefundController",
-        "    RefundController,",
-    ] == [added for _, added in DIFFS[:2]]
+        "+from temporal_api.controllers.refunds import RefundController",
+        "+    RefundController,",
+    ] == [line for diff in DIFFS[:2] for line in diff if not line.startswith(" ")]
 
 
 @pytest.mark.skipif(find_spec("mypy") is None, reason="mypy comes with the extra `dev`")
