@@ -118,9 +118,7 @@ def _connected(settings: Settings, metrics: Metrics) -> Callable[[Litestar], Abs
 def _services(settings: Settings, temporal: Temporal) -> Services:
     resources = [controller.resource for controller in RESOURCES]
     workers = Workers(temporal)
-    queues = {
-        f"{each.plural}_workers": settings.resource(each.plural, each.task_queue).task_queue for each in resources
-    }
+    queues = {f"{each.plural}_workers": each.settings(settings).task_queue for each in resources}
     return Services(
         settings=settings,
         temporal=temporal,

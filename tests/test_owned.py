@@ -67,6 +67,7 @@ GIFT_CARDS = Resource(
     "gift_card",
     description="Gift cards.",
     workflow_type="gift_card",
+    task_queue=QUEUE,
     kept=KeptGiftCard,
     answer=GiftCardResponse,
     completed="redeemed",
@@ -134,7 +135,7 @@ async def shop(anyio_backend: str) -> AsyncIterator[tuple[httpx.AsyncClient, Cli
         ) as server:
             client = await Client.connect(server.address, data_converter=DATA_CONVERTER)
             async with (
-                service(TEMPORAL_ADDRESS=server.address, GIFT_CARDS_TASK_QUEUE=QUEUE) as alice,
+                service(TEMPORAL_ADDRESS=server.address) as alice,
                 Worker(
                     client,
                     task_queue=QUEUE,

@@ -20,6 +20,7 @@ from temporal_api.problems import responses
 from temporal_api.record import record_of
 from temporal_api.requests import JSONResponse
 from temporal_api.services import Services
+from temporal_api.settings import ResourceSettings, Settings
 from temporal_api.temporal.client import Temporal
 from temporal_api.temporal.run import Run
 from temporal_api.temporal.visibility import compare, index_value
@@ -114,7 +115,7 @@ class Resource(Generic[Kept, Answer]):
             errors.Conflict, f"{name}_not_cancellable", f"The {self.words} can no longer be cancelled."
         )
         # The owner and the time come from us, never from the handler.
-        self.memo: Any = msgspec.defstruct(
+        self.memo_type: Any = msgspec.defstruct(
             f"{self.title}Memo", [("owner", str), ("created_at", datetime)], bases=(kept,), kw_only=True
         )
         self.cancel_request, self.status_response, self.list_response = _structs(self)
@@ -144,6 +145,10 @@ class Resource(Generic[Kept, Answer]):
             responses=responses(errors.WorkflowStartError, errors.IdempotencyKeyReused, body=True),
         )
 
+    def settings(self, settings: Settings) -> ResourceSettings:
+        """Its own settings: those that are set, and what it declares."""
+        return settings.resource(self.plural, self.task_queue)
+
     async def place(
         self,
         request: APIRequest,
@@ -156,8 +161,8 @@ class Resource(Generic[Kept, Answer]):
         user, key = request.user, check_key(idempotency_key)
         new_id = derived_id(self.plural, user, key) if key else str(uuid.uuid4())
         workflow_id = record_of(request.scope).workflow_id = self.id_prefix + new_id
-        own = services.settings.resource(self.plural, self.task_queue)
-        memo = self.memo(owner=user.sub, created_at=datetime.now(UTC), **msgspec.structs.asdict(kept))
+        own = self.settings(services.settings)
+        memo = self.memo_type(owner=user.sub, created_at=datetime.now(UTC), **msgspec.structs.asdict(kept))
         status = StatusMemo(self.statuses[0])
         memos = {self.memo_key: memo, STATUS_MEMO: status}
         start = await services.starts.request(
@@ -196,7 +201,7 @@ class Resource(Generic[Kept, Answer]):
 
     async def found_in(self, temporal: Temporal, run: Run) -> tuple[Answer, str] | None:
         """The resource that this run is, and its owner; None if the run is no such resource."""
-        memo = await temporal.memo(run.memo, self.memo_key, self.memo)
+        memo = await temporal.memo(run.memo, self.memo_key, self.memo_type)
         if memo is None:
             return None
         status, _ = await self.status(temporal, run)

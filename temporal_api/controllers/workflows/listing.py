@@ -50,8 +50,8 @@ def provide_filters(
     ] = None,
     started_from: Annotated[str | None, _moment("Started at that time or later.")] = None,
     started_to: Annotated[str | None, _moment("Started before that time.")] = None,
-    closed_from: Annotated[str | None, _moment("Closed at that time or later; what runs is left out.")] = None,
-    closed_to: Annotated[str | None, _moment("Closed before that time; what runs is left out.")] = None,
+    closed_from: Annotated[str | None, _moment("Closed at that time or later; running workflows are left out.")] = None,
+    closed_to: Annotated[str | None, _moment("Closed before that time; running workflows are left out.")] = None,
     search_attribute: Annotated[
         list[str] | None,
         QueryParameter(
@@ -172,7 +172,7 @@ async def list_workflows(
         str, QueryParameter(description="`next_page_token` of the page before; send the same filters with it.")
     ] = "",
 ) -> JSONResponse[WorkflowListResponse]:
-    """Running ones first, newest first, then closed ones, last closed first.
+    """Running workflows first, newest first; then closed ones, last closed first.
 
     Eventually consistent: a workflow that was started, or has ended, just now may be missing or be shown as it was.
     The workflows of a resource are left out unless the token has its admin scope, such as `orders:admin`.
