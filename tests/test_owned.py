@@ -343,6 +343,7 @@ def struct(base: type[msgspec.Struct], *, without: str = "", **fields: Any) -> t
         ({"name": "workflow"}, "cannot be called 'workflow'"),
         ({"name": "job", "plural": "workflows"}, "cannot be called 'workflows'"),
         ({"name": "status"}, "cannot be called 'status'"),
+        ({"name": "run_id"}, "cannot be called 'run_id'"),
         ({"completed": "delivered"}, "status has no delivered"),
         ({"cancelled": "undone"}, "status has no undone"),
         ({"other_ends": ["lost"]}, "status has no lost"),

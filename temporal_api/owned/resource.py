@@ -36,6 +36,7 @@ log = logging.getLogger(__name__)
 _NOUN = re.compile(r"[a-z][a-z0-9]*(_[a-z][a-z0-9]*)*")
 # Names whose scopes, paths, memo keys or fields this service has itself.
 _TAKEN = {"workflow", "workflows", "codec", "status", "idempotency", "result"}
+_TAKEN |= {"workflow_id", "run_id", "history_length", "execution_time_seconds"}
 
 
 class StatusMemo(msgspec.Struct):
@@ -136,7 +137,7 @@ class Resource(Generic[Kept, Answer]):
     def create(
         self, verb: str = "Place"
     ) -> Callable[[Callable[..., Awaitable[JSONResponse[Answer]]]], HTTPRouteHandler]:
-        """Mark the handler that places one; it answers with `place`."""
+        """Mark the handler that places one; it answers with `place`. `verb` is for the contract: "Place an order"."""
         return post(
             scope=(self.write_scope, self.admin_scope),
             operation_id=f"create{self.title}",
