@@ -75,12 +75,13 @@ class HealthController(Controller):
         responses=_unavailable(HealthStatus("unhealthy", _THEN, {"temporal": _SILENT, "auth": "healthy"}, __version__)),
     )
     async def health(self, request: Request[Any, Any, Any]) -> JSONResponse[HealthStatus]:
-        """Temporal is really asked. `orders_workers` tells whether a worker polls the queue of orders, `auth` whether
-        the keys that tokens are checked with have been fetched.
+        """Ask Temporal, and whether a worker polls the queue of each resource, such as `orders_workers`.
+
+        `auth` tells whether the keys that tokens are checked with have been fetched.
         """
-        services = await services_of(request).health.check()
-        healthy = all(services[name] == "healthy" for name in _NEEDED)
-        status = HealthStatus("healthy" if healthy else "unhealthy", datetime.now(UTC), services, __version__)
+        found = await services_of(request).health.check()
+        healthy = all(found[name] == "healthy" for name in _NEEDED)
+        status = HealthStatus("healthy" if healthy else "unhealthy", datetime.now(UTC), found, __version__)
         return JSONResponse(status, status_code=200 if healthy else 503)
 
     @get(
