@@ -5,15 +5,16 @@ from urllib.parse import quote
 
 from litestar.di import NamedDependency, Provide
 from litestar.params import PathParameter, QueryParameter, SkipValidation
-from msgspec import Meta, Raw, UnsetType
+from msgspec import Meta, Raw, Struct, UnsetType
 
 from temporal_api.auth import APIRequest
 from temporal_api.errors import WorkflowNotFound, invalid
 from temporal_api.record import record_of
 from temporal_api.services import CurrentServices
-from temporal_api.temporal.workflow import Workflow
+from temporal_api.temporal.workflow import MAX_ID_BYTES, Workflow, is_too_long
 
 NonEmpty = Annotated[str, Meta(min_length=1, max_length=1000)]
+"""An id or a name. Temporal counts its bytes: `check_lengths` does too."""
 PathId = Annotated[
     str, PathParameter(description="The workflow's id. In the URL it is percent-encoded: a slash is %2F.")
 ]
@@ -32,6 +33,13 @@ Arguments = list[Raw] | UnsetType
 def location(workflow_id: str, *below: str) -> str:
     """The path of a workflow, or of something below it: absolute, percent-encoded."""
     return "/".join(("/api/v1/workflows", *(quote(part, safe="") for part in (workflow_id, *below))))
+
+
+def check_lengths(body: Struct, *fields: str) -> None:
+    """Raises ValueError, as a struct's `__post_init__` does, for an id or a name that is longer than Temporal takes."""
+    for field in fields:
+        if is_too_long(getattr(body, field) or ""):
+            raise ValueError(f"{field}: Expected at most {MAX_ID_BYTES} bytes of UTF-8")
 
 
 def arguments(names: tuple[str, str], one: Argument, many: Arguments) -> list[Raw]:

@@ -24,6 +24,7 @@ from temporal_api.controllers.workflows.addressing import (
     NonEmpty,
     PathWorkflow,
     arguments,
+    check_lengths,
     location,
 )
 from temporal_api.errors import invalid
@@ -57,6 +58,10 @@ class SignalRequest(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     signal_input: Annotated[Argument, Meta(description="Any JSON.", examples=[{"by": "alice"}])] = UNSET
     signal_args: Arguments = UNSET
 
+    def __post_init__(self) -> None:
+        """Its names fit into Temporal."""
+        check_lengths(self, "signal_name")
+
 
 class SignalResponse(msgspec.Struct):
     """The signal that was accepted."""
@@ -70,6 +75,10 @@ class QueryRequest(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
 
     query_name: Annotated[NonEmpty, Meta(examples=["progress"])]
     query_args: Annotated[Argument, Meta(description="Any JSON.", examples=[["in percent"]])] = UNSET
+
+    def __post_init__(self) -> None:
+        """Its names fit into Temporal."""
+        check_lengths(self, "query_name")
 
 
 class QueryResponse(msgspec.Struct):
@@ -104,6 +113,10 @@ class UpdateRequest(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     update_input: Annotated[Argument, Meta(description="Any JSON.", examples=[{"sku": "MUG-1"}])] = UNSET
     update_args: Arguments = UNSET
     update_id: Annotated[NonEmpty | None, Meta(examples=["add-line-7"])] = None
+
+    def __post_init__(self) -> None:
+        """Its names fit into Temporal."""
+        check_lengths(self, "update_name", "update_id")
 
 
 class UpdateResponse(msgspec.Struct):

@@ -14,7 +14,14 @@ from msgspec import UNSET, Meta, Raw
 
 from temporal_api import errors, idempotency
 from temporal_api.auth import APIRequest, User
-from temporal_api.controllers.workflows.addressing import Argument, Arguments, NonEmpty, arguments, location
+from temporal_api.controllers.workflows.addressing import (
+    Argument,
+    Arguments,
+    NonEmpty,
+    arguments,
+    check_lengths,
+    location,
+)
 from temporal_api.errors import Problem, invalid
 from temporal_api.idempotency import REPLAYED, IdempotencyKey, check_key, check_same, derived_id, fingerprint
 from temporal_api.problems import responses
@@ -25,11 +32,11 @@ from temporal_api.settings import Settings
 from temporal_api.temporal import updates
 from temporal_api.temporal.endings import Ending
 from temporal_api.temporal.failures import FailureInfo
-from temporal_api.temporal.payloads import typed_payload
+from temporal_api.temporal.payloads import OWN_MEMO, typed_payload
+from temporal_api.temporal.run import DIVISION, TEMPORALS_OWN
 from temporal_api.temporal.starts import Started
 from temporal_api.waiting import RETRY_AFTER_SECONDS, Prefer, preference_applied, preferred_wait
 
-OWN_MEMO = "temporal_api."
 Duration = Annotated[float, Meta(ge=0.001, le=315_360_000, description="Seconds.")]
 ReusePolicy = Literal["ALLOW_DUPLICATE", "ALLOW_DUPLICATE_FAILED_ONLY", "REJECT_DUPLICATE"]
 ConflictPolicy = Literal["FAIL", "USE_EXISTING", "TERMINATE_EXISTING"]
@@ -88,6 +95,10 @@ class StartSignal(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     signal_input: Argument = UNSET
     signal_args: Arguments = UNSET
 
+    def __post_init__(self) -> None:
+        """Its names fit into Temporal."""
+        check_lengths(self, "signal_name")
+
 
 class StartUpdate(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     """An update in the same call (update-with-start): the workflow is started unless it runs, and gets the update."""
@@ -96,6 +107,10 @@ class StartUpdate(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     update_input: Argument = UNSET
     update_args: Arguments = UNSET
     update_id: NonEmpty | None = None
+
+    def __post_init__(self) -> None:
+        """Its names fit into Temporal."""
+        check_lengths(self, "update_name", "update_id")
 
 
 class StartedUpdate(msgspec.Struct):
@@ -127,7 +142,8 @@ class WorkflowExecutionRequest(msgspec.Struct, forbid_unknown_fields=True, kw_on
     update: StartUpdate | None = None
 
     def __post_init__(self) -> None:
-        """What does not go together."""
+        """What Temporal does not take, and what does not go together."""
+        check_lengths(self, "workflow_type", "task_queue", "workflow_id")
         for key in self.memo:
             if key.startswith(OWN_MEMO):
                 raise ValueError(f"memo: Expected keys of your own: {OWN_MEMO}* is this service's")
@@ -188,7 +204,7 @@ class WorkflowStartController(Controller):
         """Start the workflow. The answer comes at once, or with `Prefer: wait` when the workflow has ended."""
         key = check_key(idempotency_key)
         workflow_id = record_of(request.scope).workflow_id = _workflow_id(request.user, services, data, key)
-        _check_allowed(request.user, data, services.settings)
+        _check_allowed(request.user, data, workflow_id, services.settings)
         preferred = preferred_wait(request, services.settings.max_wait_seconds)
         headers = {"Location": location(workflow_id)}
         try:
@@ -233,13 +249,16 @@ def _workflow_id(user: User, services: Services, data: WorkflowExecutionRequest,
     return workflow_id
 
 
-def _check_allowed(user: User, data: WorkflowExecutionRequest, settings: Settings) -> None:
+def _check_allowed(user: User, data: WorkflowExecutionRequest, workflow_id: str, settings: Settings) -> None:
     for what, value, allowed in (
+        ("workflow id", workflow_id, ()),
         ("workflow type", data.workflow_type, settings.allowed_workflow_types),
         ("task queue", data.task_queue, settings.allowed_task_queues),
     ):
-        if allowed and value not in allowed:
+        if value.startswith(TEMPORALS_OWN) or (allowed and value not in allowed):
             raise errors.NotAllowed(f"This service may not start the {what} {value!r}.")
+    if DIVISION in data.search_attributes:
+        raise errors.NotAllowed(f"{DIVISION} is for Temporal's own workflows: it hides a workflow from every list.")
     if data.id_conflict_policy == "TERMINATE_EXISTING" and "workflows:admin" not in user.scopes:
         raise errors.NotAllowed("TERMINATE_EXISTING terminates a workflow: that needs the scope workflows:admin.")
 

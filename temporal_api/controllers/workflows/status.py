@@ -5,17 +5,18 @@ from typing import Annotated, Any
 
 import msgspec
 from litestar import Controller, get
+from litestar.datastructures import ResponseHeader
 from litestar.openapi.datastructures import ResponseSpec
 from msgspec import Meta, Raw
 
 from temporal_api.auth import APIRequest
-from temporal_api.controllers.workflows.addressing import WORKFLOW, PathWorkflow
+from temporal_api.controllers.workflows.addressing import WORKFLOW, PathWorkflow, location
 from temporal_api.errors import ShuttingDown, TooManyWaits, WorkflowNotFound
 from temporal_api.problems import responses
 from temporal_api.requests import NOT_MODIFIED, JSONResponse, unchanged
 from temporal_api.services import CurrentServices
 from temporal_api.temporal.failures import FailureInfo
-from temporal_api.temporal.run import PendingActivity
+from temporal_api.temporal.run import PendingActivity, PendingChild, PendingWorkflowTask
 from temporal_api.waiting import (
     RETRY_AFTER_SECONDS,
     IfNoneMatch,
@@ -48,6 +49,10 @@ class WorkflowStatusResponse(msgspec.Struct):
     memo: Annotated[dict[str, Raw], Meta(examples=[{"note": "by hand"}])]
     search_attributes: Annotated[dict[str, Raw], Meta(examples=[{"CustomerId": "cust_123"}])]
     pending_activities: list[PendingActivity]
+    pending_children: list[PendingChild]
+    pending_workflow_task: Annotated[
+        PendingWorkflowTask | None, Meta(description="Null unless its code fails again and again.", examples=[None])
+    ]
 
 
 class WorkflowResultResponse(msgspec.Struct):
@@ -121,6 +126,8 @@ class WorkflowStatusController(Controller):
             memo=await temporal.values(run.memo.fields),
             search_attributes=await temporal.values(run.search_attributes),
             pending_activities=await run.pending_activities(temporal),
+            pending_children=run.pending_children(),
+            pending_workflow_task=await workflow.pending_workflow_task(run),
         )
         return JSONResponse(status, headers=headers)
 
@@ -129,6 +136,9 @@ class WorkflowStatusController(Controller):
         scope=("workflows:read", "workflows:admin"),
         operation_id="getWorkflowResult",
         summary="A workflow's result, when it has one",
+        response_headers=[
+            ResponseHeader("Location", description="Where to ask again (with 202).", documentation_only=True)
+        ],
         responses={
             202: ResponseSpec(WorkflowPendingResponse, description="Not yet.", generate_examples=False),
             **responses(WorkflowNotFound, TooManyWaits, ShuttingDown),
@@ -150,5 +160,7 @@ class WorkflowStatusController(Controller):
         headers = preference_applied(seconds)
         if ending is None:
             pending: Any = WorkflowPendingResponse(workflow.id, run.run_id, run.status)
-            return JSONResponse(pending, status_code=202, headers={"Retry-After": RETRY_AFTER_SECONDS, **headers})
+            where = location(workflow.id, "result") + (f"?run_id={workflow.run_id}" if workflow.run_id else "")
+            headers |= {"Location": where, "Retry-After": RETRY_AFTER_SECONDS}
+            return JSONResponse(pending, status_code=202, headers=headers)
         return JSONResponse(WorkflowResultResponse(**msgspec.structs.asdict(ending)), headers=headers)
