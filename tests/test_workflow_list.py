@@ -22,6 +22,7 @@ from temporalio.worker import UnsandboxedWorkflowRunner, Worker
 
 from api import WORKFLOWS, assert_problem, bearer, eventually, service
 from temporal_api.dev.server import DevServer
+from temporal_api.temporal.run import DIVISION
 
 pytestmark = pytest.mark.anyio
 
@@ -425,6 +426,41 @@ async def test_a_window_that_ends_before_it_begins(alice: httpx.AsyncClient, wha
 async def test_by_search_attribute(alice: httpx.AsyncClient, labels: str, attribute: str, expected: list[str]) -> None:
     """A value is of the type that the namespace has for the attribute."""
     assert [labels + name for name in expected] == await found(alice, search_attribute=attribute)
+
+
+async def test_temporal_s_own_workflows_are_left_out(alice: httpx.AsyncClient, client: Client, task_queue: str) -> None:
+    """By id, type, task queue and division: in no list and no count, whatever a caller's own query says."""
+    prefix = f"own-{uuid.uuid4()}-"
+    division = SearchAttributePair(SearchAttributeKey.for_keyword("TemporalNamespaceDivision"), "TemporalScheduler")
+    for name, kind, queue, attributes in (
+        (prefix + "shown", "end", task_queue, []),
+        (prefix + "Upper", "Temporal-sys-x", task_queue, []),
+        (prefix + "type", "temporal-sys-x", task_queue, []),
+        (prefix + "queue", "end", f"temporal-sys-{task_queue}", []),
+        (f"temporal-sys-{prefix}", "end", task_queue, []),
+        (f"/_sys/{prefix}", "end", task_queue, []),
+        (prefix + "division", "end", task_queue, [division]),
+    ):
+        await client.start_workflow(
+            kind, "wait", id=name, task_queue=queue, search_attributes=TypedSearchAttributes(attributes)
+        )
+    shown = [prefix + "Upper", prefix + "shown"]
+    every = f"WorkflowId STARTS_WITH '{prefix}' OR TaskQueue = '{task_queue}'"
+
+    async def there() -> bool:
+        counts = [await client.count_workflows(f"({every}) AND {DIVISION} IS {null}") for null in ("NULL", "NOT NULL")]
+        return [6, 1] == [count.count for count in counts]
+
+    await eventually(there)
+    assert shown == await found(alice, workflow_id_prefix=prefix)
+    assert shown == await found(alice, task_queue=task_queue)
+    assert [] == await found(alice, workflow_id_prefix="temporal-sys-")
+    assert [] == await found(alice, search_attribute=f"{DIVISION}=TemporalScheduler")
+    for query in (every, f"({every}) AND {DIVISION} = 'TemporalScheduler'", f"{every} OR {DIVISION} IS NOT NULL"):
+        items = (await alice.get(LIST, params={"query": query}, headers=CLERK)).json()["items"]
+        assert not [item for item in items if item["workflow_id"] not in shown], query
+    loose = (await alice.get(LIST, params={"query": f"{every}) OR ({every}"}, headers=CLERK)).json()["items"]
+    assert {*shown, prefix + "division"} >= {item["workflow_id"] for item in loose} >= set(shown)
 
 
 async def test_by_several_search_attributes(alice: httpx.AsyncClient, labels: str) -> None:
