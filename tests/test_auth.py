@@ -893,7 +893,7 @@ class Careless(Controller):
 
 async def test_a_handler_that_names_no_scope_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
     """Forgetting it fails closed, for every token; naming several lets any one of them in."""
-    monkeypatch.setattr(app_module, "RESOURCES", [Careless])
+    monkeypatch.setattr(app_module, "CONTROLLERS", [Careless])
     async with service(TEMPORAL_ADDRESS="127.0.0.1:1") as client:
         for path in ("forgot", "empty", "none"):
             response = await client.get(f"/api/v1/careless/{path}", headers=bearer(scope=[*EVERY_SCOPE.split(), ""]))

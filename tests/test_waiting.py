@@ -10,9 +10,10 @@ import pytest
 from litestar import Request
 
 from api import eventually, service
-from temporal_api import record, waiting
+from temporal_api import waiting
 from temporal_api.dev.server import DevServer
 from temporal_api.errors import Problem
+from temporal_api.record import Record, begin
 from temporal_api.waiting import EventStream, Waits
 
 pytestmark = pytest.mark.anyio
@@ -92,7 +93,7 @@ async def endless() -> AsyncGenerator[bytes, None]:
 async def stream(waits: Waits, caller: Caller, expires_at: float) -> None:
     """Serve an endless stream to the caller."""
     scope: Any = {"type": "http"}
-    record.begin(scope, record.Record("x"))
+    begin(scope, Record("x"))
     answer = EventStream(waits, endless(), expires_at).to_asgi_response(None, Request(scope))
     async with asyncio.timeout(30):
         await answer(scope, caller.receive, caller.send)
