@@ -15,6 +15,11 @@ import pytest
 from temporalio import workflow
 from temporalio.api.enums.v1 import IndexedValueType
 from temporalio.api.operatorservice.v1 import AddSearchAttributesRequest
+from temporalio.api.workflowservice.v1 import (
+    DescribeNamespaceResponse,
+    GetSearchAttributesResponse,
+    GetSystemInfoResponse,
+)
 from temporalio.client import Client, WorkflowHandle
 from temporalio.common import SearchAttributeKey, SearchAttributePair, TypedSearchAttributes
 from temporalio.exceptions import ApplicationError
@@ -22,8 +27,10 @@ from temporalio.service import RPCError
 from temporalio.worker import UnsandboxedWorkflowRunner, Worker
 
 from api import WORKFLOWS, assert_problem, bearer, eventually, service
+from scripted import Scripted
 from temporal_api.dev.server import DevServer
 from temporal_api.temporal.run import DIVISION
+from temporal_api.temporal.visibility import Filters, compile_query
 
 pytestmark = pytest.mark.anyio
 
@@ -479,6 +486,26 @@ async def test_by_several_search_attributes(alice: httpx.AsyncClient, labels: st
     assert [] == await found(alice, search_attribute=[*either, "VisibleBool=true"])
     assert [labels + "list"] == await found(alice, search_attribute=either, workflow_id_prefix=labels + "list")
     assert [labels + "true"] == await found(alice, search_attribute=["VisibleBool=true", f"TaskQueue={labels}"])
+
+
+@pytest.mark.parametrize(
+    ("version", "fraction"),
+    [("1.29.1", "'-1.5'"), ("1.31.0", "'-1.5'"), ("1.32.1", "-1.5"), ("1.40.0-rc.1", "-1.5"), ("2.0.0", "-1.5")],
+)
+async def test_a_query_that_each_server_reads(version: str, fraction: str) -> None:
+    """Negative fractions are numbers from 1.32 on, and texts before; lists of one make some servers panic."""
+    temporal = Scripted(
+        get_search_attributes=[
+            GetSearchAttributesResponse(keys={"Weight": IndexedValueType.INDEXED_VALUE_TYPE_DOUBLE})
+        ],
+        describe_namespace=[DescribeNamespaceResponse()],
+        get_system_info=[GetSystemInfoResponse(server_version=version)],
+    ).temporal()
+    filters = Filters(search_attribute=["Weight=-1.50"], status=["RUNNING"])
+    query = await compile_query(temporal, filters, without_prefixes=())
+
+    assert f"`Weight` = {fraction})" in query
+    assert "ExecutionStatus = 'Running'" in query
 
 
 def open_files(pid: int) -> int:

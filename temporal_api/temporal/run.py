@@ -33,7 +33,8 @@ class PendingActivity(msgspec.Struct):
     attempt: Annotated[int, Meta(examples=[1])]
     maximum_attempts: Annotated[int, Meta(description="0 means without end.", examples=[0])]
     next_attempt_time: Annotated[
-        datetime | None, Meta(tz=True, description="Null unless it waits for its next attempt.", examples=[None])
+        Annotated[datetime, Meta(tz=True)] | None,
+        Meta(description="Null unless it waits for its next attempt.", examples=[None]),
     ]
     heartbeat_details: Annotated[
         list[msgspec.Raw], Meta(description="What its last heartbeat told.", examples=[[{"page": 7}]])

@@ -193,7 +193,7 @@ _PENDING: dict[int, ResponseSpec] = {
     status_code=200,
     operation_id="updateWorkflow",
     summary="Send an update",
-    headers={200: ("Preference-Applied",), 202: ("Preference-Applied", "Retry-After")},
+    headers={200: ("Preference-Applied",), 202: ("Location", "Preference-Applied", "Retry-After")},
     responses={
         **_PENDING,
         **responses(*_ASKED, errors.WorkflowCompleted, errors.UpdateRejected, body=True),
@@ -230,7 +230,7 @@ async def update_workflow(
     scope=READ,
     operation_id="getWorkflowUpdate",
     summary="An update's outcome",
-    headers={200: ("Preference-Applied",), 202: ("Preference-Applied", "Retry-After")},
+    headers={200: ("Preference-Applied",), 202: ("Location", "Preference-Applied", "Retry-After")},
     responses={
         **_PENDING,
         **responses(*_ASKED, errors.UpdateNotFound, errors.UpdateRejected, errors.TooManyWaits),
