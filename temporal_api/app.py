@@ -59,17 +59,17 @@ EXPOSED_HEADERS = ["Location", "ETag", "Retry-After", "X-Request-ID", "Idempoten
 
 
 def create_app(settings: Settings | None = None) -> Litestar:
-    """The service, ready to be served. Raises SettingsError.
+    """The service, ready to be served. Raises SettingsError; TypeError if resources or handlers lack a part.
 
-    Without settings it reads them from the environment, sets up the logs and minds the process's signals, so that any
-    ASGI server can call it: `uvicorn --factory temporal_api.app:create_app`, `litestar --app ... run --reload`.
+    Without settings it reads them from the environment, configures the log and handles the process's signals, so that
+    any ASGI server can call it: `uvicorn --factory temporal_api.app:create_app`, `litestar --app ... run --reload`.
     """
     under_another_server = settings is None
     if settings is None:
         settings = from_env(os.environ)
         configure_logging(settings.log_level, settings.log_format)
     resources = [controller.resource for controller in RESOURCES]
-    nouns = [noun for each in resources for noun in {each.name, each.plural}]
+    nouns = [noun for each in resources for noun in {each.name, each.plural}]  # a set: "sheep" may be both
     if twice := {noun for noun in nouns if nouns.count(noun) > 1}:
         raise TypeError(f"two resources are called {' and '.join(sorted(twice))}")
     metrics = Metrics(__version__)
@@ -93,6 +93,7 @@ def create_app(settings: Settings | None = None) -> Litestar:
     )
     for route in app.routes:
         if isinstance(route, HTTPRoute):
+            _check_scopes(route)
             _list_all_methods(route)
     app.asgi_handler = Observe(app.asgi_handler, metrics)
     return app
@@ -117,9 +118,7 @@ def _connected(settings: Settings, metrics: Metrics) -> Callable[[Litestar], Abs
 def _services(settings: Settings, temporal: Temporal) -> Services:
     resources = [controller.resource for controller in RESOURCES]
     workers = Workers(temporal)
-    queues = {
-        f"{each.plural}_workers": settings.resource(each.plural, each.task_queue).task_queue for each in resources
-    }
+    queues = {f"{each.plural}_workers": each.settings(settings).task_queue for each in resources}
     return Services(
         settings=settings,
         temporal=temporal,
@@ -132,6 +131,14 @@ def _services(settings: Settings, temporal: Temporal) -> Services:
         health=HealthCheck(temporal, workers, queues),
         hidden={each.id_prefix: each.admin_scope for each in resources},
     )
+
+
+def _check_scopes(route: HTTPRoute) -> None:
+    """Raise TypeError for a handler under `/api/v1` without a scope: nobody could call it."""
+    for handler in route.route_handlers:
+        # Litestar's own OPTIONS handlers have none.
+        if route.path.startswith("/api/v1") and not handler.opt.get("scope") and handler.http_methods != {"OPTIONS"}:
+            raise TypeError(f"{handler} needs a scope: such as @get(..., scope='orders:read')")
 
 
 def _list_all_methods(route: HTTPRoute) -> None:

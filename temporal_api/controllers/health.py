@@ -70,10 +70,10 @@ class HealthController(Controller):
         responses=_unavailable(HealthStatus("unhealthy", _THEN, {"temporal": _SILENT}, __version__)),
     )
     async def health(self, request: Request[Any, Any, Any]) -> JSONResponse[HealthStatus]:
-        """Temporal is really asked. `orders_workers` tells whether a worker polls the queue of orders."""
-        services = await services_of(request).health.check()
-        healthy = services["temporal"] == "healthy"
-        status = HealthStatus("healthy" if healthy else "unhealthy", datetime.now(UTC), services, __version__)
+        """Ask Temporal, and whether a worker polls the queue of each resource, such as `orders_workers`."""
+        found = await services_of(request).health.check()
+        healthy = found["temporal"] == "healthy"
+        status = HealthStatus("healthy" if healthy else "unhealthy", datetime.now(UTC), found, __version__)
         return JSONResponse(status, status_code=200 if healthy else 503)
 
     @get(

@@ -76,7 +76,7 @@ class SearchAttribute(msgspec.Struct, forbid_unknown_fields=True):
     value: Raw
 
     def __post_init__(self) -> None:
-        """The value is of the type."""
+        """Check that the value is of the type."""
         try:
             msgspec.json.decode(self.value, type=_SEARCH_TYPES[self.type])
         except msgspec.ValidationError:
@@ -131,7 +131,7 @@ class WorkflowExecutionRequest(msgspec.Struct, forbid_unknown_fields=True, kw_on
     update: StartUpdate | None = None
 
     def __post_init__(self) -> None:
-        """What Temporal does not take, and what does not go together."""
+        """Refuse names that Temporal does not take, and fields that do not go together."""
         check_lengths(self, "workflow_type", "task_queue", "workflow_id")
         for key in self.memo:
             if key.startswith(OWN_MEMO):
@@ -161,7 +161,7 @@ class WorkflowExecutionResponse(msgspec.Struct, omit_defaults=True):
     scope=WRITE,
     operation_id="startWorkflow",
     summary="Start a workflow",
-    headers={200: ("Preference-Applied",), 201: ("Location", "Preference-Applied", "Idempotent-Replayed")},
+    headers={200: ("Location", "Preference-Applied"), 201: ("Location", "Preference-Applied", "Idempotent-Replayed")},
     responses={
         200: ResponseSpec(WorkflowExecutionResponse, description="It ran already.", generate_examples=False),
         **responses(
