@@ -60,7 +60,7 @@ def openapi_config(resources: Iterable[Resource[Any, Any]]) -> OpenAPIConfig:
             security_schemes={"bearer": SecurityScheme(type="http", scheme="bearer", bearer_format="JWT")},
             headers={
                 "X-Request-ID": _header("The caller's id of the request, or a new one. The service's log has it too."),
-                "Location": _header("The path of what was created."),
+                "Location": _header("The path of what was created, or the one to ask again."),
                 "Retry-After": _header("Seconds until you may try again.", OpenAPIType.INTEGER),
                 "WWW-Authenticate": _header("What is wrong with the token (RFC 6750)."),
                 "ETag": _header("The state of the answer. Send it as `If-None-Match` to ask for a newer one."),

@@ -155,8 +155,12 @@ CAUSES: dict[str, tuple[str, Callable[[World], Awaitable[httpx.Response]]]] = {
     "an id for no URL": ("validation_error", lambda w: w.post("/workflows", {**START, "workflow_id": "."})),
     "bad JSON": ("malformed_json", lambda w: w.post("/orders", headers=JSON, content=b"{")),
     "a name too long for Temporal": (
-        "workflow_start_error",
+        "validation_error",
         lambda w: w.post("/workflows", {**START, "workflow_type": "é" * 900}),
+    ),
+    "a search attribute that is not there": (
+        "workflow_start_error",
+        lambda w: w.post("/workflows", {**START, "search_attributes": {"Nobody": {"type": "Int", "value": 1}}}),
     ),
     "no token": ("missing_token", lambda w: w.http.get("/api/v1/workflows/x")),
     "a wrong token": ("invalid_token", lambda w: w.get("/workflows/x", headers={"Authorization": "Bearer x"})),

@@ -1,4 +1,4 @@
-"""A history's events as JSON, with their payloads decoded."""
+"""A history's events as JSON, with their payloads decoded; without this service's own memo."""
 
 import asyncio
 import base64
@@ -16,7 +16,7 @@ from temporalio.api.failure.v1 import Failure
 from temporalio.api.history.v1 import HistoryEvent
 
 from temporal_api.temporal.client import Temporal
-from temporal_api.temporal.payloads import raw_json
+from temporal_api.temporal.payloads import OWN_MEMO, raw_json
 
 EVENTS_AT_ONCE = 100
 """Some milliseconds of work."""
@@ -72,7 +72,7 @@ async def _value(temporal: Temporal, field: FieldDescriptor, value: Any) -> Any:
     kind = field.message_type
     if kind is not None and kind.GetOptions().map_entry:
         of = kind.fields_by_name["value"]
-        return {key: await _one(temporal, of, value[key]) for key in value}
+        return {key: await _one(temporal, of, value[key]) for key in value if not key.startswith(OWN_MEMO)}
     if isinstance(value, Iterable) and not isinstance(value, str | bytes | Message):
         return [await _one(temporal, field, item) for item in value]
     return await _one(temporal, field, value)

@@ -6,13 +6,13 @@ from urllib.parse import quote
 
 from litestar.di import NamedDependency, Provide
 from litestar.params import PathParameter, QueryParameter, SkipValidation
-from msgspec import Meta, Raw, UnsetType
+from msgspec import Meta, Raw, Struct, UnsetType
 
 from temporal_api.auth import APIRequest
 from temporal_api.errors import WorkflowNotFound, invalid
 from temporal_api.record import record_of
 from temporal_api.services import CurrentServices
-from temporal_api.temporal.workflow import Workflow
+from temporal_api.temporal.workflow import MAX_ID_BYTES, Workflow, is_too_long
 
 ADMIN = "workflows:admin"
 READ = ("workflows:read", ADMIN)
@@ -23,6 +23,7 @@ ONE = "/workflows/{workflow_id:str}"
 
 # Fields of bodies, with the examples that the documentation shows.
 NonEmpty = Annotated[str, Meta(min_length=1, max_length=1000)]
+"""An id or a name. Temporal counts its bytes: `check_lengths` does too."""
 WorkflowId = Annotated[str, Meta(examples=["invoice-2041"])]
 RunId = Annotated[str, Meta(examples=["019ab3c4-7d1e-7f3a-8b55-0c2d4e6f8a10"])]
 StatusName = Annotated[str, Meta(description="Temporal's name of it, such as RUNNING.", examples=["RUNNING"])]
@@ -49,6 +50,13 @@ def in_path(what: str) -> PathParameter:
 def location(workflow_id: str, *below: str) -> str:
     """The path of a workflow, or of something below it: absolute, percent-encoded."""
     return "/".join(("/api/v1/workflows", *(quote(part, safe="") for part in (workflow_id, *below))))
+
+
+def check_lengths(body: Struct, *fields: str) -> None:
+    """Raises ValueError, as a struct's `__post_init__` does, for an id or a name that is longer than Temporal takes."""
+    for field in fields:
+        if is_too_long(getattr(body, field) or ""):
+            raise ValueError(f"{field}: Expected at most {MAX_ID_BYTES} bytes of UTF-8")
 
 
 def arguments(names: tuple[str, str], one: Argument, many: Arguments) -> list[Raw]:

@@ -28,6 +28,7 @@ from temporal_api.controllers.workflows.addressing import (
     RunId,
     WorkflowId,
     arguments,
+    check_lengths,
     in_path,
     location,
 )
@@ -59,6 +60,10 @@ class SignalRequest(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     signal_name: Annotated[NonEmpty, Meta(examples=["approve"])]
     signal_input: Annotated[Argument, Meta(description="Any JSON.", examples=[{"by": "alice"}])] = UNSET
     signal_args: Arguments = UNSET
+
+    def __post_init__(self) -> None:
+        """Refuse names that Temporal does not take."""
+        check_lengths(self, "signal_name")
 
     def arguments(self, at: str = "") -> list[Raw]:
         """What is sent along; `at` is where the request has this."""
@@ -98,6 +103,10 @@ class QueryRequest(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
 
     query_name: Annotated[NonEmpty, Meta(examples=["progress"])]
     query_args: Annotated[Argument, Meta(description="Any JSON.", examples=[["in percent"]])] = UNSET
+
+    def __post_init__(self) -> None:
+        """Refuse names that Temporal does not take."""
+        check_lengths(self, "query_name")
 
 
 class QueryResponse(msgspec.Struct):
@@ -145,6 +154,10 @@ class UpdateRequest(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     update_input: Annotated[Argument, Meta(description="Any JSON.", examples=[{"sku": "MUG-1"}])] = UNSET
     update_args: Arguments = UNSET
     update_id: Annotated[NonEmpty | None, Meta(examples=["add-line-7"])] = None
+
+    def __post_init__(self) -> None:
+        """Refuse names that Temporal does not take."""
+        check_lengths(self, "update_name", "update_id")
 
     def arguments(self, at: str = "") -> list[Raw]:
         """What is sent along; `at` is where the request has this."""

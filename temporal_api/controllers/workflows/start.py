@@ -25,6 +25,7 @@ from temporal_api.controllers.workflows.addressing import (
     Time,
     WorkflowId,
     arguments,
+    check_lengths,
     location,
 )
 from temporal_api.controllers.workflows.messages import SignalRequest, UpdateRequest
@@ -37,11 +38,11 @@ from temporal_api.services import CurrentServices, Services
 from temporal_api.settings import Settings
 from temporal_api.temporal import updates
 from temporal_api.temporal.failures import FailureInfo
-from temporal_api.temporal.payloads import typed_payload
+from temporal_api.temporal.payloads import OWN_MEMO, typed_payload
+from temporal_api.temporal.run import DIVISION, TEMPORALS_OWN
 from temporal_api.temporal.starts import Started
 from temporal_api.waiting import RETRY_AFTER_SECONDS, Prefer, preference_applied, preferred_wait
 
-OWN_MEMO = "temporal_api."
 Duration = Annotated[float, Meta(ge=0.001, le=315_360_000, description="Seconds.")]
 ReusePolicy = Literal["ALLOW_DUPLICATE", "ALLOW_DUPLICATE_FAILED_ONLY", "REJECT_DUPLICATE"]
 ConflictPolicy = Literal["FAIL", "USE_EXISTING", "TERMINATE_EXISTING"]
@@ -130,7 +131,8 @@ class WorkflowExecutionRequest(msgspec.Struct, forbid_unknown_fields=True, kw_on
     update: StartUpdate | None = None
 
     def __post_init__(self) -> None:
-        """Refuse fields that do not go together."""
+        """Refuse names that Temporal does not take, and fields that do not go together."""
+        check_lengths(self, "workflow_type", "task_queue", "workflow_id")
         for key in self.memo:
             if key.startswith(OWN_MEMO):
                 raise ValueError(f"memo: Expected keys of your own: {OWN_MEMO}* is this service's")
@@ -185,7 +187,7 @@ async def start_workflow(
     """Start the workflow. The answer comes at once, or with `Prefer: wait` when the workflow has ended."""
     key = check_key(idempotency_key)
     workflow_id = record_of(request.scope).workflow_id = _workflow_id(request.user, services, data, key)
-    _check_allowed(request.user, data, services.settings)
+    _check_allowed(request.user, data, workflow_id, services.settings)
     preferred = preferred_wait(request, services.settings.max_wait_seconds)
     headers = {"Location": location(workflow_id)}
     is_open = True
@@ -237,13 +239,16 @@ def _workflow_id(user: User, services: Services, data: WorkflowExecutionRequest,
     return workflow_id
 
 
-def _check_allowed(user: User, data: WorkflowExecutionRequest, settings: Settings) -> None:
+def _check_allowed(user: User, data: WorkflowExecutionRequest, workflow_id: str, settings: Settings) -> None:
     for what, value, allowed in (
+        ("workflow id", workflow_id, ()),
         ("workflow type", data.workflow_type, settings.allowed_workflow_types),
         ("task queue", data.task_queue, settings.allowed_task_queues),
     ):
-        if allowed and value not in allowed:
+        if value.startswith(TEMPORALS_OWN) or (allowed and value not in allowed):
             raise errors.NotAllowed(f"This service may not start the {what} {value!r}.")
+    if DIVISION in data.search_attributes:
+        raise errors.NotAllowed(f"{DIVISION} is for Temporal's own workflows: it hides a workflow from every list.")
     if data.id_conflict_policy == "TERMINATE_EXISTING" and ADMIN not in user.scopes:
         raise errors.NotAllowed("TERMINATE_EXISTING terminates a workflow: that needs the scope workflows:admin.")
 
