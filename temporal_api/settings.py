@@ -5,6 +5,7 @@ are read by the SDK's `temporalio.envconfig`. The others are the fields below, i
 """
 
 import base64
+import ipaddress
 import os.path
 import re
 from collections.abc import Mapping
@@ -60,6 +61,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, rename=str.upper):
     jwt_scopes_claim: str = "scope"
     jwt_leeway_seconds: Annotated[float, Meta(ge=0, le=600)] = 30
     allowed_origins: tuple[Origin, ...] = ()
+    forwarded_allow_ips: str = "127.0.0.1"
+    """Whose `X-Forwarded-For` is believed: addresses and networks, or `*`. The name is uvicorn's."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["json", "console"] = "json"
     allowed_workflow_types: tuple[str, ...] = ()
@@ -134,6 +137,7 @@ def from_env(environ: Mapping[str, str], *, keys_needed: bool = True) -> Setting
     )
     if len(dict(settings.encryption_keys)) < len(settings.payload_encryption_keys):
         raise SettingsError("PAYLOAD_ENCRYPTION_KEYS: two keys have the same id; give each its own")
+    _check_forwarded_allow_ips(settings.forwarded_allow_ips)
     if keys_needed:
         _check_jwt(settings)
     return settings
@@ -155,6 +159,15 @@ def _resources(environ: Mapping[str, str]) -> dict[str, ResourceSettings]:
         if match := _RESOURCE_VARIABLE.fullmatch(variable):
             found.setdefault(match["resource"], {})[match["name"]] = value
     return {name.lower(): _converted(values, ResourceSettings, f"{name}_") for name, values in found.items()}
+
+
+def _check_forwarded_allow_ips(value: str) -> None:
+    """Refuse what uvicorn would take for a name, which no client has."""
+    try:
+        for item in value.split(",") if value != "*" else ():
+            ipaddress.ip_network(item.strip())
+    except ValueError:
+        raise SettingsError("FORWARDED_ALLOW_IPS: expected addresses and networks, comma-separated, or *") from None
 
 
 def _pem(value: str | None) -> str | None:

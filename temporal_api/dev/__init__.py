@@ -10,12 +10,13 @@ from typing import Any
 
 import click
 from temporalio.client import Client
+from temporalio.runtime import Runtime, TelemetryConfig
 
 from temporal_api.app import SCOPES, SEARCH_ATTRIBUTES, create_app
 from temporal_api.dev.build import find_temporal
 from temporal_api.dev.server import dev_server, free_port
 from temporal_api.dev.tokens import sign
-from temporal_api.logs import configure_logging
+from temporal_api.logs import SDK_LOGGING, configure_logging
 from temporal_api.serving import serving
 from temporal_api.settings import from_env
 from temporal_api.temporal.payloads import data_converter
@@ -52,14 +53,17 @@ async def run_everything(*, once: bool) -> bool:
             temporal = await stack.enter_async_context(server)
             settings = from_env({**environ, "TEMPORAL_ADDRESS": temporal.address})
             ui = temporal.ui_url or ui
-        client = await Client.connect(**settings.temporal, data_converter=data_converter(settings))
+        runtime = Runtime(telemetry=TelemetryConfig(logging=SDK_LOGGING))
+        client = await Client.connect(**settings.temporal, data_converter=data_converter(settings), runtime=runtime)
         await add_search_attributes(client, SEARCH_ATTRIBUTES)
         stand_ins = StandIns(pace_seconds=0.7)
         await stack.enter_async_context(
             create_worker(client, settings.resource("orders", TASK_QUEUE).task_queue, stand_ins)
         )
         port = _free("the API", settings.port)
-        await stack.enter_async_context(serving(create_app(settings), settings.host, port))
+        await stack.enter_async_context(
+            serving(create_app(settings), settings.host, port, settings.forwarded_allow_ips)
+        )
         api = f"http://{settings.host}:{port}"
         click.echo(f"\nAPI          {api}\nDocs         {api}/docs\nTemporal UI  {ui}\n")
         delivered = await _place_order(api, sign(settings, "dev", " ".join(SCOPES), 86_400))
