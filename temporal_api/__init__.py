@@ -2,6 +2,8 @@
 
 The modules, in the order a request meets them:
 
+    connections   how many there may be, how long each may wait for its caller, how they end
+    protocol      HTTP/1.1 on one of them: what a caller may send, and how long that may take
     observe       outermost: request id, access log, HTTP metrics, gzip, HEAD
     record        what observe logs and counts of a request
     logs          the formats of the log

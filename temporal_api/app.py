@@ -11,6 +11,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 
 from litestar import Controller, Litestar, Router
 from litestar.config.cors import CORSConfig
+from litestar.datastructures import State
 from litestar.middleware import DefineMiddleware
 from litestar.routes import HTTPRoute
 
@@ -59,54 +60,61 @@ EXPOSED_HEADERS = ["Location", "ETag", "Retry-After", "X-Request-ID", "Idempoten
 
 
 def create_app(settings: Settings | None = None) -> Litestar:
-    """The service, ready to be served. Raises SettingsError.
+    """The service, ready to be served. Raises SettingsError; TypeError if resources or handlers lack a part.
 
-    Without settings it reads them from the environment, sets up the logs and minds the process's signals, so that any
-    ASGI server can call it: `uvicorn --factory temporal_api.app:create_app`, `litestar --app ... run --reload`.
+    Without settings it reads them from the environment, configures the log and handles the process's signals, so that
+    any ASGI server can call it: `uvicorn --factory temporal_api.app:create_app`, `litestar --app ... run --reload`.
     """
     under_another_server = settings is None
     if settings is None:
         settings = from_env(os.environ)
         configure_logging(settings.log_level, settings.log_format)
     resources = [controller.resource for controller in RESOURCES]
-    nouns = [noun for each in resources for noun in {each.name, each.plural}]
+    nouns = [noun for each in resources for noun in {each.name, each.plural}]  # a set: "sheep" may be both
     if twice := {noun for noun in nouns if nouns.count(noun) > 1}:
         raise TypeError(f"two resources are called {' and '.join(sorted(twice))}")
     metrics = Metrics(__version__)
+    verifier = Verifier(settings)
     api = Router(
         "/api/v1",
         route_handlers=[*RESOURCES, *CONTROLLERS],
-        middleware=[DefineMiddleware(Authenticate, verifier=Verifier(settings))],
+        middleware=[DefineMiddleware(Authenticate, verifier=verifier)],
         dependencies={"user": USER, "services": SERVICES},
         security=[{"bearer": []}],
     )
     app = Litestar(
         [*pages.HANDLERS, metrics_route(metrics), HealthController, api],
-        lifespan=[_connected(settings, metrics), *([drain_on_signal] if under_another_server else [])],
+        lifespan=[_connected(settings, metrics, verifier), *([drain_on_signal] if under_another_server else [])],
         request_class=JSONRequest,
         response_class=JSONResponse,
         request_max_body_size=settings.max_body_bytes,
         exception_handlers=EXCEPTION_HANDLERS,
         cors_config=_cors(settings),
         openapi_config=openapi_config(resources),
+        state=State({"settings": settings}),  # for the server
         logging_config=None,  # observe.py logs requests, problems.py logs defects
     )
     for route in app.routes:
         if isinstance(route, HTTPRoute):
+            _check_scopes(route)
             _list_all_methods(route)
     app.asgi_handler = Observe(app.asgi_handler, metrics)
     return app
 
 
-def _connected(settings: Settings, metrics: Metrics) -> Callable[[Litestar], AbstractAsyncContextManager[None]]:
+def _connected(
+    settings: Settings, metrics: Metrics, verifier: Verifier
+) -> Callable[[Litestar], AbstractAsyncContextManager[None]]:
     @asynccontextmanager
     async def lifespan(app: Litestar) -> AsyncIterator[None]:
         client = await connect(settings, metrics.runtime())
-        app.state.services = _services(settings, Temporal(client, settings.rpc_timeout_seconds))
+        app.state.services = _services(settings, Temporal(client, settings.rpc_timeout_seconds), verifier)
+        verifier.start()
         draining = asyncio.create_task(metrics.drain_forever())
         try:
             yield
         finally:
+            verifier.close()
             draining.cancel()
             # The SDK's runtime aborts the process when it is torn down right after a call.
             await asyncio.sleep(0.1)
@@ -114,12 +122,10 @@ def _connected(settings: Settings, metrics: Metrics) -> Callable[[Litestar], Abs
     return lifespan
 
 
-def _services(settings: Settings, temporal: Temporal) -> Services:
+def _services(settings: Settings, temporal: Temporal, verifier: Verifier) -> Services:
     resources = [controller.resource for controller in RESOURCES]
     workers = Workers(temporal)
-    queues = {
-        f"{each.plural}_workers": settings.resource(each.plural, each.task_queue).task_queue for each in resources
-    }
+    queues = {f"{each.plural}_workers": each.settings(settings).task_queue for each in resources}
     return Services(
         settings=settings,
         temporal=temporal,
@@ -129,9 +135,17 @@ def _services(settings: Settings, temporal: Temporal) -> Services:
         endings=Endings(),
         waits=Waits(settings.max_open_waits),
         page_tokens=PageTokens(settings),
-        health=HealthCheck(temporal, workers, queues),
+        health=HealthCheck(temporal, workers, queues, verifier),
         hidden={each.id_prefix: each.admin_scope for each in resources},
     )
+
+
+def _check_scopes(route: HTTPRoute) -> None:
+    """Raise TypeError for a handler under `/api/v1` without a scope: nobody could call it."""
+    for handler in route.route_handlers:
+        # Litestar's own OPTIONS handlers have none.
+        if route.path.startswith("/api/v1") and not handler.opt.get("scope") and handler.http_methods != {"OPTIONS"}:
+            raise TypeError(f"{handler} needs a scope: such as @get(..., scope='orders:read')")
 
 
 def _list_all_methods(route: HTTPRoute) -> None:

@@ -150,12 +150,24 @@ class ReservedId(Conflict, code="reserved_id"):
     """Ids that begin like this are reserved for a resource of the API. Choose another id."""
 
 
+class RequestTimeout(Problem, code="request_timeout", status=408):
+    """The request did not arrive in time. Send it again, without pauses."""
+
+
 class PayloadTooLarge(Problem, code="payload_too_large", status=413):
     """The data is larger than Temporal or this service takes. Send less."""
 
 
+class UriTooLong(Problem, code="uri_too_long", status=414):
+    """The request line is too long. Send long values in the body."""
+
+
 class UnsupportedMediaType(Problem, code="unsupported_media_type", status=415):
     """Send JSON, with Content-Type: application/json."""
+
+
+class HeaderFieldsTooLarge(Problem, code="header_fields_too_large", status=431):
+    """The header fields are too many or too long. Send fewer or shorter ones."""
 
 
 class IdempotencyKeyReused(Problem, code="idempotency_key_reused", status=422):
@@ -180,6 +192,10 @@ class InternalServerError(Problem, code="internal_server_error", status=500):
 
 class SearchAttributesMissing(Problem, code="search_attributes_missing", status=501):
     """The namespace lacks the search attributes of this resource. Ask its operators to run temporal-api setup."""
+
+
+class NotSupported(Problem, code="not_supported", status=501):
+    """This service cannot do this. Ask in another way."""
 
 
 class TemporalError(Problem, code="temporal_error", status=502):
@@ -208,6 +224,10 @@ class WorkflowTaskFailing(Unavailable, code="workflow_task_failing", retry_after
 
 class TooManyWaits(Unavailable, code="too_many_waits", retry_after=2):
     """Too many callers wait here. Try again, or ask without waiting."""
+
+
+class Overloaded(Unavailable, code="overloaded", retry_after=2):
+    """The service has as much to do as it takes. Try again."""
 
 
 class AuthUnavailable(Unavailable, code="auth_unavailable", retry_after=5):

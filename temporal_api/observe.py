@@ -26,7 +26,7 @@ from litestar.types import (
 from temporal_api.errors import InternalServerError, Problem
 from temporal_api.metrics import Metrics
 from temporal_api.problems import PROBLEM_JSON, encode_problem
-from temporal_api.record import Record, begin
+from temporal_api.record import Record, begin, refusal_of
 from temporal_api.requests import keep_encoded_slashes
 
 REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
@@ -68,7 +68,10 @@ class Observe:
     async def _serve(self, scope: Scope, receive: Receive, answer: "_Answer") -> None:
         """Let the application answer; if it fails before anything was sent, answer 500."""
         try:
-            await self._app(scope, receive, answer.send)
+            if (refusal := refusal_of(scope)) is not None:  # `protocol` has no request that could be routed
+                await answer.send_problem(refusal)
+            else:
+                await self._app(scope, receive, answer.send)
             if not answer.is_sent and not answer.record.client_gone:
                 raise RuntimeError("the application gave no answer")
         except Exception as error:
@@ -151,6 +154,7 @@ class _Answer:
         """Answer a failure that the application did not answer."""
         content = encode_problem(problem, self.record.request_id)
         headers = [(b"content-type", PROBLEM_JSON.encode()), (b"content-length", str(len(content)).encode())]
+        headers += [(name.lower().encode(), value.encode()) for name, value in problem.headers.items()]
         await self.send({"type": "http.response.start", "status": problem.status, "headers": headers})
         await self.send({"type": "http.response.body", "body": content, "more_body": False})
 

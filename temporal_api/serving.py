@@ -11,6 +11,8 @@ from types import FrameType
 import uvicorn
 from litestar import Litestar
 
+from temporal_api.connections import Connections
+from temporal_api.protocol import Connection
 from temporal_api.services import Services
 from temporal_api.waiting import Waits
 
@@ -35,6 +37,8 @@ def _config(app: Litestar, host: str, port: int, forwarded_allow_ips: str) -> uv
         host=host,
         port=port,
         lifespan="on",
+        http=Connection,
+        ws="none",
         log_config=None,
         access_log=False,
         server_header=False,
@@ -52,6 +56,7 @@ class _DrainingServer(uvicorn.Server):
         super().__init__(config)
         self._delay = delay_seconds
         self._state = app.state
+        self.server_state: Connections = Connections(app.state.settings)
 
     @property
     def _services(self) -> Services:
@@ -65,6 +70,7 @@ class _DrainingServer(uvicorn.Server):
             return
         loop = asyncio.get_running_loop()
         loop.call_soon_threadsafe(self._services.waits.draining.set)  # wakes the loop too
+        loop.call_soon_threadsafe(self.server_state.drain)
         loop.call_later(self._delay, self._close, sig, frame)
 
     def _close(self, sig: int, frame: FrameType | None) -> None:
@@ -110,6 +116,7 @@ async def serving(app: Litestar, host: str, port: int, forwarded_allow_ips: str 
     config = _config(app, host, port, forwarded_allow_ips)
     config.load()
     server = uvicorn.Server(config)
+    server.server_state = Connections(app.state.settings)
     server.lifespan = config.lifespan_class(config)
     try:
         await server.startup()

@@ -1,4 +1,4 @@
-"""Temporal's remote codec protocol, for its UI and CLI: payloads in, payloads out, sealed or opened.
+"""Temporal's remote codec protocol, for its UI and CLI: payloads in, payloads out, encrypted or decrypted.
 
 `temporal workflow show --codec-endpoint https://HOST/api/v1/codec --codec-auth "Bearer TOKEN" ...`
 """
@@ -32,7 +32,7 @@ class CodecPayloads(msgspec.Struct):
 
 
 class CodecController(Controller):
-    """Seals and opens payloads for Temporal's own tools. Needs PAYLOAD_ENCRYPTION_KEYS."""
+    """Encrypts and decrypts payloads for Temporal's own tools. Needs PAYLOAD_ENCRYPTION_KEYS."""
 
     path = "/codec"
     tags = ["codec"]  # noqa: RUF012 - Litestar's way
@@ -42,11 +42,11 @@ class CodecController(Controller):
         scope=SCOPE,
         status_code=200,
         operation_id="encodePayloads",
-        summary="Seal payloads",
+        summary="Encrypt payloads",
         responses=responses(NotFound, body=True),
     )
     async def encode(self, data: JSONBody[CodecPayloads], services: CurrentServices) -> CodecPayloads:
-        """With the first key."""
+        """Encrypt each payload with the first key."""
         return _json(await _codec(services).encode(_payloads(data)))
 
     @post(
@@ -54,11 +54,11 @@ class CodecController(Controller):
         scope=SCOPE,
         status_code=200,
         operation_id="decodePayloads",
-        summary="Open payloads",
+        summary="Decrypt payloads",
         responses=responses(NotFound, PayloadUndecodable, body=True),
     )
     async def decode(self, data: JSONBody[CodecPayloads], services: CurrentServices) -> CodecPayloads:
-        """With the key that each names; what is not sealed comes back as it is."""
+        """Decrypt each payload with the key that it names; one that is not encrypted comes back as it is."""
         return _json(await _codec(services).decode(_payloads(data)))
 
 

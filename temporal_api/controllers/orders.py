@@ -90,7 +90,7 @@ class OrderController(ResourceController, resource=ORDERS):
         services: CurrentServices,
         idempotency_key: IdempotencyKey = None,
     ) -> JSONResponse[OrderResponse]:
-        """Start `order_processing` for it. The order goes on by itself; `Location` is where to look."""
+        """Start `order_processing`, which takes the order on its way by itself. `Location` is where to look."""
         # 1000 lines of at most 10^6 x 10^12 with 6 decimals fit into Decimal's 28 digits: the sum is exact.
         total = sum((item.quantity * exact(item.unit_price) for item in data.items), Decimal("0.00"))
         kept = KeptOrder(data.customer_id, format(total, "f"))

@@ -68,7 +68,7 @@ class ResetRequest(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     reason: Annotated[NonEmpty, Meta(examples=["fixed code"])]
 
     def __post_init__(self) -> None:
-        """One place, and only one."""
+        """Check that exactly one of the two is given."""
         if (self.to is None) == (self.event_id is None):
             raise ValueError("to: Expected either to or event_id")
 

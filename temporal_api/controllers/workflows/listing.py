@@ -50,8 +50,8 @@ def provide_filters(
     ] = None,
     started_from: Annotated[str | None, _moment("Started at that time or later.")] = None,
     started_to: Annotated[str | None, _moment("Started before that time.")] = None,
-    closed_from: Annotated[str | None, _moment("Closed at that time or later; what runs is left out.")] = None,
-    closed_to: Annotated[str | None, _moment("Closed before that time; what runs is left out.")] = None,
+    closed_from: Annotated[str | None, _moment("Closed at that time or later; running workflows are left out.")] = None,
+    closed_to: Annotated[str | None, _moment("Closed before that time; running workflows are left out.")] = None,
     search_attribute: Annotated[
         list[str] | None,
         QueryParameter(
@@ -69,7 +69,8 @@ def provide_filters(
             name="query",
             description=(
                 "A condition in Temporal's visibility query language, such as `ExecutionDuration > '1h'`; the other "
-                "filters hold beside it. It may find any workflow, so the token needs `orders:admin` too."
+                "filters hold beside it. It may find any workflow, so the token needs the admin scope of every "
+                "resource too, such as `orders:admin`."
             ),
             schema_extra={"maxLength": _QUERY_LENGTH},
         ),
@@ -171,10 +172,10 @@ async def list_workflows(
         str, QueryParameter(description="`next_page_token` of the page before; send the same filters with it.")
     ] = "",
 ) -> JSONResponse[WorkflowListResponse]:
-    """Running ones first, newest first, then closed ones, last closed first.
+    """Running workflows first, newest first; then closed ones, last closed first.
 
     Eventually consistent: a workflow that was started, or has ended, just now may be missing or be shown as it was.
-    Without the scope `orders:admin` the workflows of orders are left out.
+    The workflows of a resource are left out unless the token has its admin scope, such as `orders:admin`.
     """
     _check_parameters(request, {*_FILTERS, "page_size", "page_token"})
     query = await _compile(services, request.user, filters)
@@ -206,8 +207,8 @@ async def count_workflows(
 ) -> JSONResponse[WorkflowCountResponse]:
     """How many workflows meet the filters.
 
-    Eventually consistent: what started or ended just now may be counted as it was. Without the scope `orders:admin` the
-    workflows of orders are not counted.
+    Eventually consistent: what started or ended just now may be counted as it was. The workflows of a resource are not
+    counted unless the token has its admin scope, such as `orders:admin`.
     """
     _check_parameters(request, _FILTERS)
     groups = await count_by_status(services.temporal, await _compile(services, request.user, filters))

@@ -47,8 +47,8 @@ SignalKey = Annotated[
     str | None,
     HeaderParameter(
         name="Idempotency-Key",
-        description="A run gets the signals with one key of one caller once, whatever else they say, also when they "
-        "are sent again; a run that comes from a reset may get one more. 1 to 255 visible ASCII characters.",
+        description="The same key again, from the same caller, sends nothing to a run that has the signal, whatever "
+        "the body says. A run that a reset has begun may get it once more. 1 to 255 visible ASCII characters.",
     ),
 ]
 
@@ -86,7 +86,7 @@ async def signal_workflow(
     request: APIRequest,
     idempotency_key: SignalKey = None,
 ) -> SignalResponse:
-    """Accepted (202): Temporal keeps it until a worker handles it."""
+    """Send a signal. Temporal keeps it (202) until a worker handles it."""
     key = check_key(idempotency_key)
     request_id = derived_id("signals", request.user, key) if key else None
     await workflow.signal(data.signal_name, data.arguments(), request_id)
@@ -121,7 +121,7 @@ def _query_arguments(args: Argument) -> list[Raw]:
     responses=responses(*_ASKED, errors.WorkflowCompleted, errors.QueryFailed, body=True),
 )
 async def query_workflow(workflow: PathWorkflow, data: JSONBody[QueryRequest], request: APIRequest) -> QueryResponse:
-    """Its worker answers; names that begin with `__` need the scope `workflows:admin`."""
+    """Ask the workflow's code; a worker answers. Names that begin with `__` need the scope `workflows:admin`."""
     if data.query_name.startswith("__") and ADMIN not in request.user.scopes:
         raise errors.InsufficientScope(f"Queries that begin with __ need the scope {ADMIN}.", ADMIN)
     return QueryResponse(await workflow.query(data.query_name, _query_arguments(data.query_args)))
@@ -161,7 +161,7 @@ class UpdateResponse(msgspec.Struct):
 
 
 class UpdatePendingResponse(msgspec.Struct):
-    """An update that a worker has accepted, and that goes on: ask at `Location` after `Retry-After` seconds."""
+    """An update that a worker has accepted and is not done yet: ask at `Location` after `Retry-After` seconds."""
 
     workflow_id: WorkflowId
     run_id: RunId
@@ -180,7 +180,7 @@ _PENDING: dict[int, ResponseSpec] = {
     status_code=200,
     operation_id="updateWorkflow",
     summary="Send an update",
-    headers={200: ("Preference-Applied",), 202: ("Preference-Applied", "Retry-After")},
+    headers={200: ("Preference-Applied",), 202: ("Location", "Preference-Applied", "Retry-After")},
     responses={
         **_PENDING,
         **responses(*_ASKED, errors.WorkflowCompleted, errors.UpdateRejected, body=True),
@@ -194,9 +194,10 @@ async def update_workflow(
     idempotency_key: UpdateKey = None,
     prefer: Prefer = None,
 ) -> JSONResponse[UpdateResponse]:
-    """The outcome once it is done within the wait (without `Prefer`, that of any call), else 202 and a `Location`.
+    """Send an update, and wait for its outcome: as long as `Prefer` says, or else as any call to Temporal.
 
-    202 means that a worker has accepted it, so that it will not be lost. Refused, or failed: 422.
+    202 means that a worker has accepted the update and is not done yet: it cannot be lost, and `Location` is where to
+    ask for the outcome. An update that is rejected or fails is a 422.
     """
     update_id = _update_id(data, check_key(idempotency_key))
     settings, waits = services.settings, services.waits
@@ -217,7 +218,7 @@ async def update_workflow(
     scope=READ,
     operation_id="getWorkflowUpdate",
     summary="An update's outcome",
-    headers={200: ("Preference-Applied",), 202: ("Preference-Applied", "Retry-After")},
+    headers={200: ("Preference-Applied",), 202: ("Location", "Preference-Applied", "Retry-After")},
     responses={
         **_PENDING,
         **responses(*_ASKED, errors.UpdateNotFound, errors.UpdateRejected, errors.TooManyWaits),
@@ -230,7 +231,7 @@ async def get_update(
     services: CurrentServices,
     prefer: Prefer = None,
 ) -> JSONResponse[UpdateResponse]:
-    """Kept as long as the run is, also after its end; but a refusal is told once and not kept."""
+    """The outcome is kept as long as the run, also after its end. A rejected update is not kept: it is a 404."""
     seconds = preferred_wait(request, services.settings.max_wait_seconds)
     update = await updates.find(workflow, update_id)
     if update.result is None:

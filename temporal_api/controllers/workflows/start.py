@@ -75,7 +75,7 @@ class SearchAttribute(msgspec.Struct, forbid_unknown_fields=True):
     value: Raw
 
     def __post_init__(self) -> None:
-        """The value is of the type."""
+        """Check that the value is of the type."""
         try:
             msgspec.json.decode(self.value, type=_SEARCH_TYPES[self.type])
         except msgspec.ValidationError:
@@ -130,7 +130,7 @@ class WorkflowExecutionRequest(msgspec.Struct, forbid_unknown_fields=True, kw_on
     update: StartUpdate | None = None
 
     def __post_init__(self) -> None:
-        """What does not go together."""
+        """Refuse fields that do not go together."""
         for key in self.memo:
             if key.startswith(OWN_MEMO):
                 raise ValueError(f"memo: Expected keys of your own: {OWN_MEMO}* is this service's")
@@ -159,7 +159,7 @@ class WorkflowExecutionResponse(msgspec.Struct, omit_defaults=True):
     scope=WRITE,
     operation_id="startWorkflow",
     summary="Start a workflow",
-    headers={200: ("Preference-Applied",), 201: ("Location", "Preference-Applied", "Idempotent-Replayed")},
+    headers={200: ("Location", "Preference-Applied"), 201: ("Location", "Preference-Applied", "Idempotent-Replayed")},
     responses={
         200: ResponseSpec(WorkflowExecutionResponse, description="It ran already.", generate_examples=False),
         **responses(

@@ -82,7 +82,7 @@ async def get_workflow(
     if_none_match: IfNoneMatch = None,
     prefer: Prefer = None,
 ) -> JSONResponse[WorkflowStatusResponse]:
-    """The status; once the workflow is closed, its result or failure too. A run that failed is a 200 that says so.
+    """The workflow's status; once it is closed, its result or failure too. A failed workflow is a 200 that says so.
 
     With `If-None-Match` the answer is 304 while nothing has changed. With `Prefer: wait` too, it comes as soon as
     something changes.
@@ -134,7 +134,10 @@ class WorkflowPendingResponse(msgspec.Struct):
 async def get_result(
     request: APIRequest, workflow: PathWorkflow, services: CurrentServices, prefer: Prefer = None
 ) -> JSONResponse[WorkflowResultResponse]:
-    """Continue-as-new, retries and cron are followed. A pinned run is not; it names its `new_run_id`."""
+    """The result of the last run: continue-as-new, retries and cron are followed.
+
+    With `run_id` it is the result of that run, and `new_run_id` names the run that goes on after it.
+    """
     seconds = preferred_wait(request, services.settings.max_wait_seconds)
     run = await workflow.describe()
     pinned, follow = workflow.run(run.run_id), not workflow.run_id
