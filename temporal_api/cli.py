@@ -46,13 +46,7 @@ def serve() -> None:
 
     settings = from_env(os.environ)
     configure_logging(settings.log_level, settings.log_format)
-    serving.serve(
-        create_app(settings),
-        settings.host,
-        settings.port,
-        settings.shutdown_delay_seconds,
-        settings.forwarded_allow_ips,
-    )
+    serving.serve(create_app(settings), settings.host, settings.port, settings.shutdown_delay_seconds)
 
 
 @cli.command()

@@ -16,22 +16,19 @@ from temporal_api.protocol import Connection
 from temporal_api.services import Services
 from temporal_api.waiting import Waits
 
-LOOPBACK = "127.0.0.1"
 READ_SECONDS = 0.3
 """While stopping, the time to read requests that have arrived."""
 GRACE_SECONDS = 8
 """While stopping, the time for Temporal to answer the requests under way; then they get 503."""
 
 
-def serve(
-    app: Litestar, host: str, port: int, shutdown_delay_seconds: float, forwarded_allow_ips: str = LOOPBACK
-) -> None:
+def serve(app: Litestar, host: str, port: int, shutdown_delay_seconds: float) -> None:
     """Serve the app until SIGINT or SIGTERM."""
     # After a graceful stop uvicorn raises the signal again; the handler of `__main__` makes that exit code 0.
-    _DrainingServer(app, _config(app, host, port, forwarded_allow_ips), shutdown_delay_seconds).run()
+    _DrainingServer(app, _config(app, host, port), shutdown_delay_seconds).run()
 
 
-def _config(app: Litestar, host: str, port: int, forwarded_allow_ips: str) -> uvicorn.Config:
+def _config(app: Litestar, host: str, port: int) -> uvicorn.Config:
     return uvicorn.Config(
         app,
         host=host,
@@ -42,7 +39,7 @@ def _config(app: Litestar, host: str, port: int, forwarded_allow_ips: str) -> uv
         log_config=None,
         access_log=False,
         server_header=False,
-        forwarded_allow_ips=forwarded_allow_ips,
+        forwarded_allow_ips=app.state.settings.forwarded_allow_ips,
         # Longer than proxies and clients keep theirs (60 s, 5 s): a server that closes first may lose a request.
         timeout_keep_alive=75,
         timeout_graceful_shutdown=GRACE_SECONDS + 1,
@@ -111,9 +108,9 @@ async def drain_on_signal(app: Litestar) -> AsyncIterator[None]:
 
 
 @asynccontextmanager
-async def serving(app: Litestar, host: str, port: int, forwarded_allow_ips: str = LOOPBACK) -> AsyncIterator[None]:
+async def serving(app: Litestar, host: str, port: int) -> AsyncIterator[None]:
     """Serve the app while the block runs, and leave signals alone. Raises RuntimeError if it cannot listen there."""
-    config = _config(app, host, port, forwarded_allow_ips)
+    config = _config(app, host, port)
     config.load()
     server = uvicorn.Server(config)
     server.server_state = Connections(app.state.settings)

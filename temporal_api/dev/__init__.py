@@ -61,9 +61,7 @@ async def run_everything(*, once: bool) -> bool:
             create_worker(client, settings.resource("orders", TASK_QUEUE).task_queue, stand_ins)
         )
         port = _free("the API", settings.port)
-        await stack.enter_async_context(
-            serving(create_app(settings), settings.host, port, settings.forwarded_allow_ips)
-        )
+        await stack.enter_async_context(serving(create_app(settings), settings.host, port))
         api = f"http://{settings.host}:{port}"
         click.echo(f"\nAPI          {api}\nDocs         {api}/docs\nTemporal UI  {ui}\n")
         delivered = await _place_order(api, sign(settings, "dev", " ".join(SCOPES), 86_400))
