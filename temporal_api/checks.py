@@ -1,6 +1,7 @@
 """What the health endpoints tell of Temporal and of the workers."""
 
 import asyncio
+import logging
 import time
 from collections.abc import Mapping
 
@@ -11,6 +12,8 @@ from temporal_api.temporal.workers import Workers
 
 CHECK_TIMEOUT_SECONDS = 2.0
 CHECK_EVERY_SECONDS = 1.0
+
+log = logging.getLogger(__name__)
 
 
 class HealthCheck:
@@ -48,4 +51,6 @@ class HealthCheck:
                 temporal = f"unhealthy: {error.code}"
         finally:
             self._asking = None
+        if (temporal == "healthy") != (self._found.get("temporal", "healthy") == "healthy"):
+            log.warning("%s: temporal is %s", "ready" if temporal == "healthy" else "not ready", temporal)
         self._found = {"temporal": temporal, **workers}

@@ -88,10 +88,13 @@ class Observe:
         status = 499 if record.client_gone or not answer.status else answer.status
         counted = None if record.waited else seconds
         self._metrics.count(method if method in METHODS else "OTHER", route, status, counted)
-        if access_log.isEnabledFor(logging.INFO):
+        level = _level(route, status)
+        if access_log.isEnabledFor(level):
+            client = scope.get("client")
             fields = {
                 "request_id": record.request_id,
                 "trace_id": record.trace_id,
+                "client": client[0] if client else None,
                 "method": method,
                 "route": route,
                 "path": (scope.get("raw_path") or b"").decode("latin-1"),
@@ -100,7 +103,14 @@ class Observe:
                 "user": record.user,
                 "workflow_id": record.workflow_id,
             }
-            access_log.info("request", extra={"fields": fields})
+            access_log.log(level, "request", extra={"fields": fields})
+
+
+def _level(route: str, status: int) -> int:
+    """A probe is of interest to nobody who does not look for it, even if it is told that the service is not ready."""
+    if route.startswith(("/health", "/metrics")) and status in (200, 503):
+        return logging.DEBUG
+    return logging.WARNING if status >= 500 else logging.INFO
 
 
 class _Answer:

@@ -1,6 +1,7 @@
 """Serves the app with uvicorn, and stops without losing a request."""
 
 import asyncio
+import logging
 import signal
 import threading
 from collections.abc import AsyncIterator
@@ -38,6 +39,7 @@ def _config(app: Litestar, host: str, port: int) -> uvicorn.Config:
         log_config=None,
         access_log=False,
         server_header=False,
+        forwarded_allow_ips=app.state.settings.forwarded_allow_ips,
         # Longer than proxies and clients keep theirs (60 s, 5 s): a server that closes first may lose a request.
         timeout_keep_alive=75,
         timeout_graceful_shutdown=GRACE_SECONDS + 1,
@@ -101,6 +103,8 @@ async def drain_on_signal(app: Litestar) -> AsyncIterator[None]:
     finally:
         for number, handler in servers_own.items():
             signal.signal(number, handler)
+        for log_handler in logging.getLogger().handlers:
+            log_handler.close()  # such a server ends by the signal itself, which would lose what is queued
 
 
 @asynccontextmanager

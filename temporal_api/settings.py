@@ -5,6 +5,7 @@ are read by the SDK's `temporalio.envconfig`. The others are the fields below, i
 """
 
 import base64
+import ipaddress
 import os.path
 import re
 from collections.abc import Mapping
@@ -65,6 +66,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, rename=str.upper):
     jwt_leeway_seconds: Annotated[float, Meta(ge=0, le=600)] = 30
     secret_key: str | None = None
     allowed_origins: tuple[Origin, ...] = ()
+    forwarded_allow_ips: str = "127.0.0.1"
+    """Whose `X-Forwarded-For` is believed: addresses and networks, or `*`. The name is uvicorn's."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["json", "console"] = "json"
     allowed_workflow_types: tuple[str, ...] = ()
@@ -148,6 +151,7 @@ def from_env(environ: Mapping[str, str], *, keys_needed: bool = True) -> Setting
     )
     if len(dict(settings.encryption_keys)) < len(settings.payload_encryption_keys):
         raise SettingsError("PAYLOAD_ENCRYPTION_KEYS: two keys have the same id; give each its own")
+    _check_forwarded_allow_ips(settings.forwarded_allow_ips)
     for name in ("jwt_secret", "jwt_secret_previous", "secret_key"):
         if (secret := getattr(settings, name)) and len(secret.encode()) < 32:
             raise SettingsError(f"{name.upper()}: too short, expected 32 random bytes or more")
@@ -172,6 +176,15 @@ def _resources(environ: Mapping[str, str]) -> dict[str, ResourceSettings]:
         if match := _RESOURCE_VARIABLE.fullmatch(variable):
             found.setdefault(match["resource"], {})[match["name"]] = value
     return {name.lower(): _converted(values, ResourceSettings, f"{name}_") for name, values in found.items()}
+
+
+def _check_forwarded_allow_ips(value: str) -> None:
+    """Refuse what uvicorn would take for a name, which no client has."""
+    try:
+        for item in value.split(",") if value != "*" else ():
+            ipaddress.ip_network(item.strip())
+    except ValueError:
+        raise SettingsError("FORWARDED_ALLOW_IPS: expected addresses and networks, comma-separated, or *") from None
 
 
 def _unwrapped(name: str, value: str) -> str:

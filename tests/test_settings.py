@@ -81,6 +81,7 @@ def test_the_defaults_are_those_of_the_contract() -> None:
         "JWT_LEEWAY_SECONDS": 30,
         "SECRET_KEY": None,
         "ALLOWED_ORIGINS": (),
+        "FORWARDED_ALLOW_IPS": "127.0.0.1",
         "LOG_LEVEL": "info",
         "LOG_FORMAT": "json",
         "ALLOWED_WORKFLOW_TYPES": (),
@@ -120,6 +121,8 @@ def test_the_defaults_are_those_of_the_contract() -> None:
             " http://localhost:3000 , ,https://shop.example:8443,",
             ("http://localhost:3000", "https://shop.example:8443"),
         ),
+        ("FORWARDED_ALLOW_IPS", "*", "*"),
+        ("FORWARDED_ALLOW_IPS", "10.0.0.0/8, ::1", "10.0.0.0/8, ::1"),
         ("LOG_LEVEL", "WARNING", "warning"),
         ("LOG_FORMAT", "Console", "console"),
         ("ALLOWED_WORKFLOW_TYPES", "a, b c", ("a", "b c")),
@@ -232,6 +235,10 @@ EXACTLY_ONE = "set exactly one, found "
         *(({"MAX_OPEN_WAITS": text}, "MAX_OPEN_WAITS", WHOLE) for text in ("-1", "1.5", "many")),
         ({"MAX_BODY_BYTES": "1023"}, "MAX_BODY_BYTES", ">= 1024"),
         ({"MAX_BODY_BYTES": "2MB"}, "MAX_BODY_BYTES", WHOLE),
+        *(
+            ({"FORWARDED_ALLOW_IPS": text}, "FORWARDED_ALLOW_IPS", "expected addresses and networks")
+            for text in ("proxy", "10.0.0.1/8", "10.0.0.1:80", "127.0.0.1,*", "127.0.0.1,")
+        ),
         ({"LOG_LEVEL": "loud"}, "LOG_LEVEL", "expected debug, info, warning or error"),
         ({"LOG_FORMAT": "xml"}, "LOG_FORMAT", "expected json or console"),
         *(
