@@ -370,15 +370,11 @@ async def test_a_connection_too_many_is_told_so() -> None:
 async def test_silent_connections_do_not_hold_up_health() -> None:
     """With 128 descriptors, 300 connections that send nothing, and more than there is room for: live answers."""
     port = free_port()
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (128, hard))
-    try:
-        starting = temporal_api("serve", JWT_SECRET=SECRET, TEMPORAL_ADDRESS=NOWHERE, PORT=str(port))
-        serve = await starting.__aenter__()
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
     silent: list[asyncio.StreamWriter] = []
+    starting = temporal_api("serve", JWT_SECRET=SECRET, TEMPORAL_ADDRESS=NOWHERE, PORT=str(port))
+    serve = await starting.__aenter__()
     try:
+        resource.prlimit(serve.process.pid, resource.RLIMIT_NOFILE, (128, 128))  # long before it has read the limit
         await serve.until("Uvicorn running")
         for _ in range(300):
             silent.append((await asyncio.open_connection("127.0.0.1", port))[1])

@@ -589,7 +589,7 @@ async def test_an_unknown_parameter_is_refused(alice: httpx.AsyncClient, path: s
         {"status": "Running"},
         {"status": ["RUNNING", "GONE"]},
         {"status": ""},
-        {"query": "x" * 10_001},
+        {"query": "x" * 4_001},
     ],
 )
 async def test_a_parameter_that_is_none_is_refused(alice: httpx.AsyncClient, params: Params) -> None:
@@ -705,7 +705,7 @@ async def test_a_query_beside_the_filters(
 @pytest.mark.parametrize("path", [LIST, COUNT])
 async def test_a_query_needs_to_see_everything(alice: httpx.AsyncClient, path: str) -> None:
     """Nothing of ours reads it, so it is for those alone from whom no workflow is hidden: 403 that names the scope."""
-    for query in ("WorkflowId = 'x'", "WorkflowId = 'x') OR (WorkflowId != 'y'", "", "(((", "x" * 10_000):
+    for query in ("WorkflowId = 'x'", "WorkflowId = 'x') OR (WorkflowId != 'y'", "", "(((", "x" * 4_000):
         response = await alice.get(path, params={"query": query})
         assert "orders:admin" in assert_problem(response, 403, "insufficient_scope")["message"]
         assert 'scope="orders:admin"' in response.headers["www-authenticate"]

@@ -28,7 +28,7 @@ _EXACT = (
     "exactly. Temporal's index cannot look for a text with a double quote, a backslash or a control character in it, "
     "or a single quote at an end: such a one matches nothing."
 )
-_QUERY_LENGTH = 10_000
+_QUERY_LENGTH = 4_000  # a request line has 8 KiB, and a query in it is percent-encoded
 
 
 def _text(description: str) -> QueryParameter:
