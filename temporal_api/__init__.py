@@ -17,6 +17,7 @@ The modules, in the order a request meets them:
     idempotency   Idempotency-Key without a store
     money         prices, digit for digit
     temporal      the one place that knows gRPC
+    deadline      by when all of a request's calls on Temporal must have ended
     encryption    payloads, encrypted before Temporal gets them
     waiting       Prefer: wait, ETag, server-sent events
     sealing       page tokens that open only their own listing

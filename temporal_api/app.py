@@ -107,8 +107,7 @@ def _connected(
 ) -> Callable[[Litestar], AbstractAsyncContextManager[None]]:
     @asynccontextmanager
     async def lifespan(app: Litestar) -> AsyncIterator[None]:
-        client = await connect(settings, metrics.runtime())
-        app.state.services = _services(settings, Temporal(client, settings.rpc_timeout_seconds), verifier)
+        app.state.services = _services(settings, await connect(settings, metrics.runtime()), verifier)
         verifier.start()
         draining = asyncio.create_task(metrics.drain_forever())
         try:

@@ -23,6 +23,7 @@ from litestar.types import (
     Send,
 )
 
+from temporal_api import deadline
 from temporal_api.errors import InternalServerError, Problem
 from temporal_api.metrics import Metrics
 from temporal_api.problems import PROBLEM_JSON, encode_problem
@@ -52,6 +53,7 @@ class Observe:
         if scope["type"] != ScopeType.HTTP:
             await self._app(scope, receive, send)
             return
+        deadline.begin()
         began = time.perf_counter()
         answer = _Answer(scope, send)
         # HEAD is GET without the body (RFC 9110 9.3.2). The server leaves the body out by its own scope: hence a copy.

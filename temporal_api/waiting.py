@@ -15,6 +15,7 @@ from litestar import Request, Response
 from litestar.params import HeaderParameter
 from litestar.types import Receive, Scope, Send
 
+from temporal_api import deadline
 from temporal_api.auth import APIRequest
 from temporal_api.errors import Problem, ShuttingDown, TooManyWaits, invalid
 from temporal_api.problems import encode_problem
@@ -104,7 +105,7 @@ class Waits:
         """
         if not seconds or self.draining.is_set() or (already_done and self.full):
             return None
-        with self.slot():
+        with self.slot(), deadline.paused():
             working = asyncio.ensure_future(work())
             over = asyncio.ensure_future(self.over(request.receive, seconds))
             try:
@@ -197,7 +198,7 @@ class EventStream(Response[bytes]):
         record.waited = True
 
         async def stream(scope: Scope, receive: Receive, send: Send) -> None:
-            with self._waits.slot():  # before the headers: a stream without a place is answered 503
+            with self._waits.slot(), deadline.paused():  # before the headers: without a place it is a 503
                 await send({"type": "http.response.start", "status": 200, "headers": _STREAM_HEADERS})
                 if record.is_head:
                     await self._events.aclose()

@@ -1,6 +1,5 @@
 """The operations that every resource has, written once."""
 
-import asyncio
 from collections.abc import AsyncGenerator
 from typing import Annotated, Any, ClassVar, TypeVar, get_type_hints
 
@@ -20,7 +19,6 @@ from temporal_api.temporal.events import CLOSING
 from temporal_api.temporal.feeds import Feeds
 from temporal_api.temporal.history import retry_while_away
 from temporal_api.temporal.run import Run
-from temporal_api.temporal.visibility import list_runs
 from temporal_api.temporal.workflow import Workflow
 from temporal_api.waiting import (
     EventStream,
@@ -140,14 +138,10 @@ class ResourceController(Controller):
         query = resource.query(whose, status)
         token = services.page_tokens.unseal(page_token, resource.plural, query)
         try:
-            runs, next_token = await list_runs(services.temporal, query, page_size, token)
+            items, next_token = await resource.page(services.temporal, whose, status, page_size, token)
         except errors.InvalidQuery:
             raise errors.SearchAttributesMissing from None
-        found = await asyncio.gather(*(resource.listable(services, run) for run in runs))
-        content = resource.list_response(
-            [answer for answer, owned_by in filter(None, found) if whose in (None, owned_by)],
-            services.page_tokens.seal(next_token, resource.plural, query),
-        )
+        content = resource.list_response(items, services.page_tokens.seal(next_token, resource.plural, query))
         return JSONResponse(content)
 
     async def stream(

@@ -23,9 +23,10 @@ from temporal_api.services import Services
 from temporal_api.settings import ResourceSettings, Settings
 from temporal_api.temporal.client import Temporal
 from temporal_api.temporal.run import Run
-from temporal_api.temporal.visibility import compare, index_value
+from temporal_api.temporal.visibility import compare, index_value, latest_runs, list_runs
 
 STATUS_MEMO = "temporal_api.status"
+EMPTY_PAGES = 10
 EXAMPLE_ID = "0b9f3c1e-5d3c-4c56-9d0a-1f2f6b8f7a55"
 
 Kept = TypeVar("Kept", bound=msgspec.Struct)
@@ -227,8 +228,10 @@ class Resource(Generic[Kept, Answer]):
 
     def query(self, owner: str | None, status: str | None) -> str:
         """The visibility query for those of an owner (None: of everyone) with a status (None: any)."""
-        # A run that went on as another is not the resource: the other is.
-        terms = [compare("WorkflowType", self.workflow_type), "ExecutionStatus != 'ContinuedAsNew'"]
+        # Operators may write any search attribute, but not start a workflow with an id that is reserved. A run that
+        # went on as another is not the resource: the other is.
+        terms = [compare("WorkflowId", self.id_prefix, "STARTS_WITH"), compare("WorkflowType", self.workflow_type)]
+        terms.append("ExecutionStatus != 'ContinuedAsNew'")
         terms.append(
             f"{self.owner_attribute} IS NOT NULL"
             if owner is None
@@ -250,20 +253,32 @@ class Resource(Generic[Kept, Answer]):
             return f"({written} OR ({failed} AND {no_other_end}))"
         return written if status in self.ends else f"{written} AND CloseTime IS NULL"
 
-    async def listable(self, services: Services, run: Run) -> tuple[Answer, str] | None:
-        """A run of a list as the resource, and its owner; None for one that is gone or unreadable: leave it out."""
-        try:
-            # A run that an operator has reset is listed as the run that goes on in its place.
-            if run.status == "TERMINATED":
-                run = await services.workflow(run.workflow_id, run.run_id).describe()
-                if run.reset_run_id:
-                    return None
-            return await self.found_in(services.temporal, run)
-        except errors.WorkflowNotFound:  # deleted, and the index does not know it yet
-            return None
-        except errors.PayloadUndecodable as problem:
-            log.warning("%s is left out of a list: %s", run.workflow_id, problem.message)
-            return None
+    async def page(
+        self, temporal: Temporal, owner: str | None, status: str | None, size: int, token: bytes
+    ) -> tuple[list[Answer], bytes]:
+        """A page of what `query` finds, and Temporal's token of the next. Raises InvalidQuery.
+
+        A page is empty only when none follows, or after ten pages that hold nothing of the owner's.
+        """
+        found: list[Answer] = []
+        for _ in range(EMPTY_PAGES):
+            is_first = not (token or status)
+            runs, token = await list_runs(temporal, self.query(owner, status), size, token)
+            # One that was reset goes on in another run, which comes first: on this page, or one before, or nowhere.
+            latest = {run.workflow_id: run.run_id for run in reversed(runs)}
+            if not is_first:
+                latest |= await latest_runs(temporal, (run.workflow_id for run in runs if not run.is_open))
+            for run in runs:
+                if latest[run.workflow_id] == run.run_id:
+                    try:
+                        match await self.found_in(temporal, run):
+                            case (answer, owned_by) if owner in (None, owned_by):
+                                found.append(answer)
+                    except errors.PayloadUndecodable as problem:  # it must not hide all the others
+                        log.warning("%s is left out of a list: %s", run.workflow_id, problem.message)
+            if found or not token:
+                break
+        return found, token
 
 
 def _plural(noun: str) -> str:

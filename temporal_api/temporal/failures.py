@@ -1,6 +1,7 @@
 """What Temporal's failures mean: a failed call as a Problem, a run's failure without its stack trace."""
 
 import logging
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar
 
@@ -71,6 +72,41 @@ _BY_STATUS: dict[RPCStatusCode, type[Problem]] = {
     RPCStatusCode.UNAVAILABLE: errors.TemporalConnectionError,
 }
 
+_PASSING = {
+    RPCStatusCode.UNAVAILABLE,
+    RPCStatusCode.UNKNOWN,
+    RPCStatusCode.INTERNAL,
+    RPCStatusCode.ABORTED,
+    RPCStatusCode.OUT_OF_RANGE,
+    RPCStatusCode.DATA_LOSS,
+}
+# The SDK has no status of its own for a connection that broke during a call.
+_OF_CALLS_CUT_OFF = {
+    RPCStatusCode.UNKNOWN,
+    RPCStatusCode.INTERNAL,
+    RPCStatusCode.CANCELLED,
+    RPCStatusCode.DATA_LOSS,
+    RPCStatusCode.RESOURCE_EXHAUSTED,
+}
+_CUT_OFF = re.compile(
+    r"transport error|h2 protocol error|operation was canceled|error reading a body|broken pipe|channel closed"
+    r"|unexpected eof|connection (was )?(error|reset|closed|refused|aborted|lost|not ready)"
+)
+
+
+def is_overload(error: RPCError) -> bool:
+    """Whether the caller, or everyone, asks more of Temporal than it takes."""
+    return error.status is RPCStatusCode.RESOURCE_EXHAUSTED and not _is_too_large(error.message.lower())
+
+
+def is_passing(error: RPCError) -> bool:
+    """Whether the same call may succeed in a moment."""
+    return error.status in _PASSING or _is_cut_off(error)
+
+
+def _is_cut_off(error: RPCError) -> bool:
+    return error.status in _OF_CALLS_CUT_OFF and _CUT_OFF.search(error.message.lower()) is not None
+
 
 def problem_of(error: RPCError, subject: Subject = NOTHING) -> Problem:
     """A failed call as the caller is told of it."""
@@ -100,6 +136,8 @@ def problem_of(error: RPCError, subject: Subject = NOTHING) -> Problem:
         case RPCStatusCode.FAILED_PRECONDITION if "task in failed state" in text:
             return errors.WorkflowTaskFailing(**details)
     kind = _BY_STATUS.get(error.status, errors.TemporalError)
+    if _is_cut_off(error):
+        kind = errors.TemporalConnectionError
     if kind is errors.TemporalError:
         log.error("Temporal failed: %s %s", error.status.name, error.message)
     return kind(**details)

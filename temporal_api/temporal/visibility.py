@@ -109,6 +109,26 @@ async def count_by_status(temporal: Temporal, query: str) -> dict[str, int]:
     return {_STATUS_OF.get(name, name): count for name, count in names}
 
 
+async def latest_runs(temporal: Temporal, workflow_ids: Iterable[str]) -> dict[str, str]:
+    """The latest run's id of each of these workflows (1000 at most) that has had more than one run."""
+    ids = sorted({each for each in workflow_ids if not _CANNOT_BE_FOUND.search(each)})
+    latest: dict[str, Run] = {}
+    # Temporal 1.30 does not take a list of one.
+    one_of = ", ".join(map(_quote, ids))
+    query = f"WorkflowId IN ({one_of})" if len(ids) > 1 else f"WorkflowId = {one_of}"
+    # Counting costs a tenth of listing, and hardly any workflow has a second run.
+    more = bool(ids) and sum((await count_by_status(temporal, query)).values()) > len(ids)
+    token = b""
+    while more:
+        runs, token = await list_runs(temporal, query, 1000, token)
+        for run in runs:
+            known = latest.setdefault(run.workflow_id, run)
+            if known.start_time < run.start_time:
+                latest[run.workflow_id] = run
+        more = bool(token)
+    return {workflow_id: run.run_id for workflow_id, run in latest.items()}
+
+
 # --- values ---
 
 _QUERY_STATUS = {name: name.title().replace("_", "") for name in RUN_STATUS.values()}

@@ -111,7 +111,7 @@ class Workflow:
             execution=self.execution,
             query=WorkflowQuery(query_type=name, query_args=await self.temporal.encode(args)),
         )
-        response = await self.call(self.fail_without_worker(self.temporal.service.query_workflow), request)
+        response = await self.call(self.fail_without_worker(self.temporal.waits.query_workflow), request)
         return await self.temporal.result(response.query_result.payloads)
 
     async def cancel(self, reason: str) -> None:
@@ -174,8 +174,8 @@ class Workflow:
             forward = api.GetWorkflowExecutionHistoryRequest(
                 **which, wait_new_event=wait, history_event_filter_type=HistoryEventFilterType.Value(kind)
             )
-            seconds = LONG_POLL_SECONDS if wait else None
-            answer = await self.call(self.temporal.service.get_workflow_execution_history, forward, seconds)
+            service, seconds = (self.temporal.waits, LONG_POLL_SECONDS) if wait else (self.temporal.service, None)
+            answer = await self.call(service.get_workflow_execution_history, forward, seconds)
         return Page(list(answer.history.events), answer.next_page_token)
 
     def _completed(self, message: str | None = None) -> WorkflowCompleted:
