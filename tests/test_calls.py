@@ -15,7 +15,7 @@ from temporalio.client import Client
 from temporalio.common import SearchAttributeKey, SearchAttributePair, TypedSearchAttributes
 from temporalio.service import RPCError, RPCStatusCode
 
-from api import assert_problem, bearer, eventually, order, samples, service
+from api import assert_problem, bearer, eventually, order, own_server, samples, service
 from proxy import Link, Proxy, proxied
 from scripted import Scripted
 from temporal_api.dev.build import find_temporal
@@ -111,9 +111,10 @@ async def test_waits_take_no_room_from_calls(dev_server: DevServer) -> None:
     assert max(carried) <= 100
 
 
-async def test_connections_reset_in_mid_call(dev_server: DevServer) -> None:
+async def test_connections_reset_in_mid_call() -> None:
     """Reads go on over another one; while every connection breaks, they are 503 and may be tried again."""
     async with (
+        own_server() as dev_server,  # it may lose its namespaces after resets (SQLite: "interrupted (9)")
         proxied(dev_server.address) as proxy,
         service(TEMPORAL_ADDRESS=proxy.address, RPC_TIMEOUT_SECONDS="4") as http,
     ):
