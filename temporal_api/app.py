@@ -14,7 +14,7 @@ from litestar.config.cors import CORSConfig
 from litestar.middleware import DefineMiddleware
 from litestar.routes import HTTPRoute
 
-from temporal_api import __version__
+from temporal_api import __version__, caches
 from temporal_api.auth import USER, Authenticate, Verifier
 from temporal_api.checks import HealthCheck
 from temporal_api.controllers import pages
@@ -27,7 +27,9 @@ from temporal_api.controllers.workflows.listing import WorkflowListController
 from temporal_api.controllers.workflows.messages import WorkflowMessageController
 from temporal_api.controllers.workflows.start import WorkflowStartController
 from temporal_api.controllers.workflows.status import WorkflowStatusController
+from temporal_api.limits import limits
 from temporal_api.logs import configure_logging
+from temporal_api.memory import Memory
 from temporal_api.metrics import Metrics, metrics_route
 from temporal_api.observe import Observe
 from temporal_api.openapi import openapi_config
@@ -82,7 +84,7 @@ def create_app(settings: Settings | None = None) -> Litestar:
     if settings is None:
         settings = from_env(os.environ)
         configure_logging(settings.log_level, settings.log_format)
-    metrics = Metrics(__version__)
+    metrics, memory = Metrics(__version__), Memory(settings.max_memory_bytes)
     api = Router(
         "/api/v1",
         route_handlers=CONTROLLERS,
@@ -92,7 +94,8 @@ def create_app(settings: Settings | None = None) -> Litestar:
     )
     app = Litestar(
         [*pages.HANDLERS, metrics_route(metrics), HealthController, api],
-        lifespan=[_connected(settings, metrics), *([drain_on_signal] if under_another_server else [])],
+        middleware=[limits(settings, memory)],
+        lifespan=[_connected(settings, metrics, memory), *([drain_on_signal] if under_another_server else [])],
         request_class=JSONRequest,
         response_class=JSONResponse,
         request_max_body_size=settings.max_body_bytes,
@@ -104,15 +107,18 @@ def create_app(settings: Settings | None = None) -> Litestar:
     for route in app.routes:
         if isinstance(route, HTTPRoute):
             _list_all_methods(route)
-    app.asgi_handler = Observe(app.asgi_handler, metrics)
+    caches.turn_off(app)
+    app.asgi_handler = Observe(app.asgi_handler, metrics, memory)
     return app
 
 
-def _connected(settings: Settings, metrics: Metrics) -> Callable[[Litestar], AbstractAsyncContextManager[None]]:
+def _connected(
+    settings: Settings, metrics: Metrics, memory: Memory
+) -> Callable[[Litestar], AbstractAsyncContextManager[None]]:
     @asynccontextmanager
     async def lifespan(app: Litestar) -> AsyncIterator[None]:
         client = await connect(settings, metrics.runtime())
-        app.state.services = _services(settings, Temporal(client, settings.rpc_timeout_seconds))
+        app.state.services = _services(settings, Temporal(client, settings.rpc_timeout_seconds, memory))
         draining = asyncio.create_task(metrics.drain_forever())
         try:
             yield
@@ -135,7 +141,7 @@ def _services(settings: Settings, temporal: Temporal) -> Services:
         starts=Starts(temporal),
         feeds=Feeds(),
         endings=Endings(),
-        waits=Waits(settings.max_open_waits),
+        waits=Waits(settings.max_open_waits, settings.max_open_waits_per_user),
         page_tokens=PageTokens(settings),
         health=HealthCheck(temporal, workers, queues),
         hidden={each.id_prefix: each.admin_scope for each in resources},

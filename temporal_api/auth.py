@@ -25,8 +25,10 @@ from temporal_api.errors import AuthUnavailable, ExpiredToken, InsufficientScope
 from temporal_api.record import record_of
 from temporal_api.settings import DEFAULT_ASYMMETRIC_ALGORITHMS, Settings, SettingsError
 
-REMEMBERED_TOKENS = 4096
-"""Verified tokens kept, so that a token is checked once and not at every request."""
+REMEMBERED_BYTES = 8 * 1024 * 1024
+"""What verified tokens may take that are kept, so that a token is checked once and not at every request."""
+TOKEN_BYTES, SCOPE_BYTES = 500, 100
+"""What a token that is kept takes beside its text, and each of its scopes."""
 REMEMBERED_SECONDS = 60.0
 JWKS_REFRESH_SECONDS = 240.0
 """How old keys may be. One taken out of the JWKS stops working within this time and `REMEMBERED_SECONDS`."""
@@ -134,6 +136,7 @@ class Verifier:
             if not self._algorithms:
                 raise SettingsError(f"JWT_ALGORITHMS: none of them goes with this JWT_PUBLIC_KEY ({'/'.join(kind)})")
         self._verified: dict[str, tuple[User, float]] = {}
+        self._verified_bytes = 0
         # Without an audience of our own, a token's audience is not ours to judge.
         self._options: Any = {
             "require": ["exp", "sub"],
@@ -152,11 +155,17 @@ class Verifier:
         if known is not None and now < known[1]:
             return known[0]
         user = await self._verify(token)
-        self._verified.pop(token, None)
-        if len(self._verified) >= REMEMBERED_TOKENS:
-            del self._verified[next(iter(self._verified))]  # the oldest
+        self._forget(token)
         self._verified[token] = (user, min(user.expires_at, now + REMEMBERED_SECONDS))
+        self._verified_bytes += _bytes(token, user)
+        while self._verified_bytes > REMEMBERED_BYTES:
+            self._forget(next(iter(self._verified)))  # the oldest
         return user
+
+    def _forget(self, token: str) -> None:
+        known = self._verified.pop(token, None)
+        if known is not None:
+            self._verified_bytes -= _bytes(token, known[0])
 
     async def _verify(self, token: str) -> User:
         if len(token) > TOKEN_MAX_CHARS:
@@ -244,6 +253,10 @@ def _scopes(claims: dict[str, Any], path: str) -> frozenset[str]:
     if isinstance(value, list):
         return frozenset(scope for scope in value if isinstance(scope, str) and scope)
     return frozenset()
+
+
+def _bytes(token: str, user: User) -> int:
+    return len(token) + TOKEN_BYTES + SCOPE_BYTES * len(user.scopes)
 
 
 def _invalid(why: str) -> InvalidToken:

@@ -213,6 +213,10 @@ class TooManyWaits(Unavailable, code="too_many_waits", retry_after=2):
     """Too many callers wait here; try again, or ask without waiting."""
 
 
+class Overloaded(Unavailable, code="overloaded", retry_after=1):
+    """The service has as much to do as it can; try again."""
+
+
 class AuthUnavailable(Unavailable, code="auth_unavailable", retry_after=5):
     """The keys that tokens are checked with cannot be fetched now; try again."""
 

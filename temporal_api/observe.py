@@ -24,6 +24,7 @@ from litestar.types import (
 )
 
 from temporal_api.errors import InternalServerError
+from temporal_api.memory import PIECE_BYTES, Memory
 from temporal_api.metrics import Metrics
 from temporal_api.problems import PROBLEM_JSON, body
 from temporal_api.record import Record, begin
@@ -43,8 +44,9 @@ access_log = logging.getLogger("temporal_api.access")
 class Observe:
     """The outermost ASGI wrapper."""
 
-    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+    def __init__(self, app: ASGIApp, metrics: Metrics, memory: Memory) -> None:
         self._app = app
+        self._memory = memory
         self._metrics = metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -52,7 +54,7 @@ class Observe:
         if scope["type"] != ScopeType.HTTP:
             await self._app(scope, receive, send)
             return
-        exchange = _Exchange(scope, send)
+        exchange = _Exchange(scope, send, self._memory)
         self._metrics.in_progress.inc()
         try:
             await self._serve(exchange, receive)
@@ -98,12 +100,13 @@ class Observe:
 class _Exchange:
     """One request and the answer to it."""
 
-    def __init__(self, scope: HTTPScope, send: Send) -> None:
+    def __init__(self, scope: HTTPScope, send: Send, memory: Memory) -> None:
         self.began = time.perf_counter()
         self.method = str(scope["method"])
         self.trace_id: str | None = None
         self.status = 0
         self._send = send
+        self._memory = memory
         self._start: HTTPResponseStartEvent | None = None
         self._request_id = b""
         self._accept_encoding = b""
@@ -146,7 +149,10 @@ class _Exchange:
             if message["type"] == "http.response.body":
                 start, message = self._encode(start, message)
             await self._send(start)
-        await self._send(message)
+        if message["type"] == "http.response.body" and len(message["body"]) > PIECE_BYTES:
+            await self._memory.send(self._send, message)
+        else:
+            await self._send(message)
 
     def _encode(
         self, start: HTTPResponseStartEvent, part: HTTPResponseBodyEvent

@@ -67,8 +67,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, rename=str.upper):
     rpc_timeout_seconds: Annotated[float, Meta(ge=0.1, le=86_400)] = 10
     max_wait_seconds: Annotated[float, Meta(ge=0, le=86_400)] = 60
     max_open_waits: Annotated[int, Meta(ge=0)] = 200
+    max_open_waits_per_user: Annotated[int, Meta(ge=0)] = 50
+    max_requests: Annotated[int, Meta(ge=1)] = 200
     shutdown_delay_seconds: Annotated[float, Meta(ge=0, le=86_400)] = 0
     max_body_bytes: Annotated[int, Meta(ge=1024)] = 2 * 1024 * 1024
+    max_memory_bytes: Annotated[int, Meta(ge=1024)] = 256 * 1024 * 1024
     temporal: dict[str, Any] = field(name="", default_factory=dict)
     """Arguments of the SDK's `Client.connect`; no environment variable has an empty name."""
     resources: dict[str, ResourceSettings] = field(name=" ", default_factory=dict)
@@ -132,6 +135,8 @@ def from_env(environ: Mapping[str, str], *, keys_needed: bool = True) -> Setting
     )
     if len(dict(settings.encryption_keys)) < len(settings.payload_encryption_keys):
         raise SettingsError("PAYLOAD_ENCRYPTION_KEYS: two keys have the same id; give each its own")
+    if settings.max_memory_bytes < 4 * settings.max_body_bytes:
+        raise SettingsError("MAX_MEMORY_BYTES: too little, expected 4 times MAX_BODY_BYTES or more")
     if keys_needed:
         _check_jwt(settings)
     return settings

@@ -15,7 +15,7 @@ from litestar import Request, Response
 from litestar.params import HeaderParameter
 from litestar.types import Receive, Scope, Send
 
-from temporal_api.auth import APIRequest
+from temporal_api.auth import APIRequest, User
 from temporal_api.errors import Problem, ShuttingDown, TooManyWaits, invalid
 from temporal_api.problems import body
 from temporal_api.record import record_of
@@ -46,9 +46,12 @@ LastEventId = Annotated[
 
 
 def preferred_wait(request: APIRequest, most: float) -> float | None:
-    """Seconds that the caller prefers to wait (RFC 7240), `most` at most; None without a preference."""
+    """Seconds that the caller prefers to wait (RFC 7240), `most` at most; None without a preference, or a place."""
     found = _WAIT.search(",".join(request.headers.getall("prefer", [])))
     if found is None:
+        return None
+    waits: Waits = request.app.state.services.waits
+    if waits.full_for(request.user):
         return None
     record_of(request.scope).waited = True
     return min(float(found[1]), most)
@@ -60,46 +63,49 @@ def preference_applied(seconds: float | None) -> dict[str, str]:
 
 
 class Waits:
-    """The open waits and streams of this process: at most `limit`, and all of them end when `draining` is set."""
+    """The open waits and streams of this process: so many, and so many of one caller.
 
-    def __init__(self, limit: int) -> None:
+    All of them end when `draining` is set.
+    """
+
+    def __init__(self, limit: int, limit_per_user: int) -> None:
         self.draining = asyncio.Event()
+        self.open = 0
         self._limit = limit
-        self._open = 0
+        self._limit_per_user = limit_per_user
+        self._open_of: dict[str, int] = {}
 
-    @property
-    def full(self) -> bool:
-        """No more may wait now."""
-        return self._open >= self._limit
+    def full_for(self, user: User) -> bool:
+        """This caller may not wait now."""
+        return self.open >= self._limit or self._open_of.get(user.sub, 0) >= self._limit_per_user
 
     @contextmanager
-    def slot(self) -> Iterator[None]:
+    def slot(self, user: User) -> Iterator[None]:
         """One place among the open waits. Raises TooManyWaits or ShuttingDown."""
         if self.draining.is_set():
             raise ShuttingDown
-        if self.full:
+        if self.full_for(user):
             raise TooManyWaits
-        self._open += 1
+        self.open += 1
+        self._open_of[user.sub] = self._open_of.get(user.sub, 0) + 1
         try:
             yield
         finally:
-            self._open -= 1
+            self.open -= 1
+            self._open_of[user.sub] -= 1
+            if not self._open_of[user.sub]:
+                del self._open_of[user.sub]
 
     async def within(
-        self,
-        request: Request[Any, Any, Any],
-        seconds: float | None,
-        work: Callable[[], Coroutine[Any, Any, T]],
-        *,
-        already_done: bool = False,
+        self, request: APIRequest, seconds: float | None, work: Callable[[], Coroutine[Any, Any, T]]
     ) -> T | None:
         """What the work gives; None (and it is cancelled) when the time is over, the service ends or the caller goes.
 
-        Raises TooManyWaits, unless something was `already_done` that a refusal now would lose.
+        None at once where no place is left: the wait was only preferred (RFC 7240 4.3).
         """
-        if not seconds or self.draining.is_set() or (already_done and self.full):
+        if not seconds or self.draining.is_set() or self.full_for(request.user):
             return None
-        with self.slot():
+        with self.slot(request.user):
             task = asyncio.ensure_future(work())
             ending = asyncio.ensure_future(self.draining.wait())
             gone = asyncio.ensure_future(_gone(request.receive))
@@ -167,10 +173,11 @@ def resume(last_event_id: str | None) -> tuple[str, int]:
 class EventStream(Response[bytes]):
     """Server-sent events, until they end, the token ends, the service ends or the client goes: then all is freed."""
 
-    def __init__(self, waits: Waits, events: AsyncGenerator[bytes, None], expires_at: float) -> None:
+    def __init__(self, waits: Waits, events: AsyncGenerator[bytes, None], user: User) -> None:
         self._waits = waits
         self._events = events
-        self._expires_at = expires_at
+        self._user = user
+        self._expires_at = user.expires_at
 
     def to_asgi_response(self, app: object, request: Request[Any, Any, Any], **_: Any) -> Any:
         """The stream as an ASGI application."""
@@ -180,7 +187,7 @@ class EventStream(Response[bytes]):
         return self._stream
 
     async def _stream(self, scope: Scope, receive: Receive, send: Send) -> None:
-        with self._waits.slot():  # before the headers: who gets no place gets a plain 503
+        with self._waits.slot(self._user):  # before the headers: who gets no place gets a plain 503
             await self._send_events(receive, send)
 
     async def _send_events(self, receive: Receive, send: Send) -> None:

@@ -63,7 +63,7 @@ class ResourceController(Controller):
             scope=read,
             operation_id=f"get{title}",
             summary=f"{resource.a_name.capitalize()} as it is now",
-            responses={304: NOT_MODIFIED, **responses(resource.NotFound, errors.TooManyWaits)},
+            responses={304: NOT_MODIFIED, **responses(resource.NotFound)},
         )(cls.get_one)
         cls.list_all = get(  # type: ignore[assignment]
             scope=read,
@@ -160,7 +160,7 @@ class ResourceController(Controller):
         workflow = _recorded(request, services, run)
         run = await _watched_run(workflow, run, run_id, seen)
         events = _status_events(self.resource, services.feeds, workflow, run, seen)
-        return EventStream(services.waits, events, request.user.expires_at)
+        return EventStream(services.waits, events, request.user)
 
     async def cancel(
         self,

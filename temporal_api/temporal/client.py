@@ -19,6 +19,7 @@ from temporalio.service import GrpcCompression, RetryConfig, RPCError
 
 from temporal_api.encryption import ENCODING as ENCRYPTED
 from temporal_api.errors import PayloadUndecodable, ShuttingDown, TemporalConnectionError, TemporalTimeout
+from temporal_api.memory import Memory
 from temporal_api.settings import Settings
 from temporal_api.temporal.failures import NOTHING, FailureInfo, Subject, failure_kind, problem_of
 from temporal_api.temporal.payloads import data_converter, raw_json
@@ -48,7 +49,8 @@ class _FailureAttributes(msgspec.Struct):
 class Temporal:
     """Temporal's services as this gateway uses them."""
 
-    def __init__(self, client: Client, rpc_timeout_seconds: float) -> None:
+    def __init__(self, client: Client, rpc_timeout_seconds: float, memory: Memory) -> None:
+        self.memory = memory
         self.service = client.workflow_service
         self.namespace = client.namespace
         self.identity = client.identity

@@ -81,7 +81,7 @@ class WorkflowHistoryController(Controller):
             raise invalid("Last-Event-ID", f"Expected an event of this run, which has {run.history_length}")
         watched, follow = workflow.run(run.run_id), not workflow.run_id
         events = _stream(services, watched, seen, run.history_length, follow=follow)
-        return EventStream(services.waits, events, request.user.expires_at)
+        return EventStream(services.waits, events, request.user)
 
 
 async def _stream(

@@ -223,9 +223,9 @@ class WorkflowMessageController(Controller):
         until = now() + (settings.rpc_timeout_seconds if preferred is None else preferred)
         update = await updates.send(workflow, update_id, data.update_name, args)
         if update.result is None:
-            preferred = None if waits.full else preferred
+            preferred = None if waits.full_for(request.user) else preferred
             left = max(0, until - now())
-            done = await waits.within(request, left, lambda: updates.wait(workflow, update), already_done=True)
+            done = await waits.within(request, left, lambda: updates.wait(workflow, update))
             update = done or update
         return _answer(update, preferred)
 
@@ -242,7 +242,6 @@ class WorkflowMessageController(Controller):
                 errors.UpdateRejected,
                 errors.NoWorker,
                 errors.WorkflowTaskFailing,
-                errors.TooManyWaits,
             ),
         },
     )

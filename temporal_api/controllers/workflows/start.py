@@ -200,7 +200,7 @@ class WorkflowStartController(Controller):
             run, is_open = await _replayed(services, workflow_id, key, data)
             update = None
             headers |= REPLAYED
-        waited = None if services.waits.full else preferred
+        waited = None if services.waits.full_for(request.user) else preferred
         ending = None
         if update is None:
             try:
@@ -286,7 +286,7 @@ async def _start(
     if update.result is None:
         # Without a preference, as long as any call.
         seconds = services.settings.rpc_timeout_seconds if preferred is None else preferred
-        done = await services.waits.within(request, seconds, lambda: updates.wait(workflow, update), already_done=True)
+        done = await services.waits.within(request, seconds, lambda: updates.wait(workflow, update))
         if done is None or done.result is None:
             return run, StartedUpdate(update_id, "ACCEPTED", Raw(b"null"))
         return run, StartedUpdate(update_id, "COMPLETED", done.result)
@@ -309,6 +309,4 @@ async def _ending(
     workflow = services.workflow(workflow_id, run.run_id)
     if not is_open:
         return await services.endings.read(workflow)
-    return await services.waits.within(
-        request, seconds, lambda: services.endings.wait(workflow, follow=True), already_done=True
-    )
+    return await services.waits.within(request, seconds, lambda: services.endings.wait(workflow, follow=True))

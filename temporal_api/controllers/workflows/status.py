@@ -10,7 +10,7 @@ from msgspec import Meta, Raw
 
 from temporal_api.auth import APIRequest
 from temporal_api.controllers.workflows.addressing import WORKFLOW, PathWorkflow
-from temporal_api.errors import ShuttingDown, TooManyWaits, WorkflowNotFound
+from temporal_api.errors import ShuttingDown, WorkflowNotFound
 from temporal_api.problems import responses
 from temporal_api.requests import NOT_MODIFIED, JSONResponse, unchanged
 from temporal_api.services import CurrentServices
@@ -81,7 +81,7 @@ class WorkflowStatusController(Controller):
         scope=("workflows:read", "workflows:admin"),
         operation_id="getWorkflow",
         summary="A workflow as it is now",
-        responses={304: NOT_MODIFIED, **responses(WorkflowNotFound, TooManyWaits)},
+        responses={304: NOT_MODIFIED, **responses(WorkflowNotFound)},
     )
     async def get_workflow(
         self,
@@ -131,7 +131,7 @@ class WorkflowStatusController(Controller):
         summary="A workflow's result, when it has one",
         responses={
             202: ResponseSpec(WorkflowPendingResponse, description="Not yet.", generate_examples=False),
-            **responses(WorkflowNotFound, TooManyWaits, ShuttingDown),
+            **responses(WorkflowNotFound, ShuttingDown),
         },
     )
     async def get_result(
