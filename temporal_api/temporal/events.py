@@ -1,6 +1,5 @@
 """A history's events as JSON, with their payloads decoded."""
 
-import asyncio
 import base64
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -44,15 +43,6 @@ async def event_json(temporal: Temporal, event: HistoryEvent) -> Event:
         event.event_time.ToJsonString(),
         await _fields(temporal, getattr(event, attributes)) if attributes else {},
     )
-
-
-async def events_json(temporal: Temporal, events: list[HistoryEvent]) -> list[Event]:
-    """Many events; other requests are served in between."""
-    told = []
-    for some in in_parts(events):
-        told += [await event_json(temporal, event) for event in some]
-        await asyncio.sleep(0)
-    return told
 
 
 def in_parts(events: list[HistoryEvent]) -> Iterator[list[HistoryEvent]]:

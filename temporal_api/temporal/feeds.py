@@ -9,11 +9,12 @@ from temporalio.api.history.v1 import HistoryEvent
 
 from temporal_api.errors import Problem
 from temporal_api.temporal.events import CLOSING, in_parts
-from temporal_api.temporal.history import read_page, read_pages, retry_while_away
+from temporal_api.temporal.history import FIRST_BATCHES, fitting, read_page, read_pages, retry_while_away
 from temporal_api.temporal.polls import Polls
 from temporal_api.temporal.workflow import Workflow
 
 PAGES_HELD = 32
+BYTES_HELD = 256 * 1024
 """A watcher that is further behind reads the history again instead."""
 
 
@@ -23,9 +24,15 @@ class _Watcher:
     def __init__(self) -> None:
         self.pages: asyncio.Queue[list[HistoryEvent] | Problem] = asyncio.Queue()
         self.behind = False
+        self._bytes = 0
 
     def put(self, news: list[HistoryEvent] | Problem) -> None:
-        if isinstance(news, Problem) or self.pages.qsize() < PAGES_HELD:
+        if self.pages.empty():
+            self._bytes = 0
+        if isinstance(news, Problem):
+            self.pages.put_nowait(news)
+        elif self.pages.qsize() < PAGES_HELD and self._bytes < BYTES_HELD:
+            self._bytes += sum(event.ByteSize() for event in news)
             self.pages.put_nowait(news)
         else:
             self.behind = True
@@ -58,10 +65,12 @@ class Feeds:
 
     async def _poll(self, run: Workflow, after: int, watchers: set[_Watcher]) -> None:
         # There is no way to begin a long poll at an event: read from the start, and tell only what is new.
-        token = b""
+        token, batches = b"", FIRST_BATCHES
         try:
             while True:
-                found = await retry_while_away(functools.partial(read_page, run, token=token, wait=True))
+                read = functools.partial(read_page, run, token=token, batches=batches, wait=True)
+                found = await retry_while_away(read)
+                batches = fitting(batches, found)
                 fresh = [event for event in found.events if event.event_id > after]
                 if fresh:
                     after = fresh[-1].event_id
@@ -83,13 +92,14 @@ class Feeds:
             while True:
                 # What was there before the feed told us of news: read it ourselves.
                 watcher.behind = False
-                async for found in read_pages(run, while_away=True):
-                    fresh = [event for event in found.events if event.event_id > seen]
-                    for some in in_parts(fresh):
-                        seen = some[-1].event_id
-                        yield some
-                    if found.events and found.events[-1].event_type in CLOSING:
-                        return
+                async with aclosing(read_pages(run, while_away=True)) as pages:
+                    async for found in pages:
+                        fresh = [event for event in found.events if event.event_id > seen]
+                        for some in in_parts(fresh):
+                            seen = some[-1].event_id
+                            yield some
+                        if found.events and found.events[-1].event_type in CLOSING:
+                            return
                 while not (watcher.behind and watcher.pages.empty()):
                     news = await watcher.pages.get()
                     if isinstance(news, Problem):

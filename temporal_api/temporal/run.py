@@ -84,6 +84,11 @@ class Run:
         return self._info.history_length
 
     @property
+    def history_bytes(self) -> int:
+        """What its history takes in Temporal."""
+        return self._info.history_size_bytes
+
+    @property
     def parent_workflow_id(self) -> str | None:
         """The workflow whose child it is."""
         return self._info.parent_execution.workflow_id or None
