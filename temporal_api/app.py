@@ -29,7 +29,7 @@ from temporal_api.controllers.workflows.start import WorkflowStartController
 from temporal_api.controllers.workflows.status import WorkflowStatusController
 from temporal_api.limits import limits
 from temporal_api.logs import configure_logging
-from temporal_api.memory import Memory
+from temporal_api.memory import Memory, give_back_at_once
 from temporal_api.metrics import Metrics, metrics_route
 from temporal_api.observe import Observe
 from temporal_api.openapi import openapi_config
@@ -108,6 +108,7 @@ def create_app(settings: Settings | None = None) -> Litestar:
         if isinstance(route, HTTPRoute):
             _list_all_methods(route)
     caches.turn_off(app)
+    give_back_at_once()
     app.asgi_handler = Observe(app.asgi_handler, metrics, memory)
     return app
 

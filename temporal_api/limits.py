@@ -9,7 +9,7 @@ from temporal_api.errors import Overloaded
 from temporal_api.memory import PIECE_BYTES, Memory, Share
 from temporal_api.settings import Settings
 
-DECODED = 6
+DECODED = 8
 """A body's bytes come to so many times their number while they are decoded and handed on to Temporal."""
 RECEIVING = 0.5
 """The part of the memory that unfinished bodies may take: what is whole can always go on."""
@@ -36,7 +36,7 @@ def limits(settings: Settings, memory: Memory) -> Callable[[ASGIApp], ASGIApp]:
                     await app(scope, receive, send)
                 else:
                     with memory.share() as share:
-                        await app(scope, _counting(receive, share), send)
+                        await app(scope, _counting(receive, memory, share), send)
             finally:
                 under_way -= 1
 
@@ -51,7 +51,7 @@ def _waits(scope: Scope) -> int:
     return count
 
 
-def _counting(receive: Receive, share: Share) -> Receive:
+def _counting(receive: Receive, memory: Memory, share: Share) -> Receive:
     """Count a body as it comes. Without room for more of it the caller is not read from, and soon refused."""
     received = 0
 
@@ -65,6 +65,7 @@ def _counting(receive: Receive, share: Share) -> Receive:
                     await share.grow(received, RECEIVING)
                 else:
                     await share.grow(DECODED * received)
+                    await memory.turn()
         return message
 
     return counting

@@ -1,6 +1,8 @@
 """How much memory all callers together may take: MAX_MEMORY_BYTES."""
 
 import asyncio
+import ctypes
+from contextlib import suppress
 from types import TracebackType
 from typing import Self
 
@@ -12,6 +14,8 @@ WAIT_SECONDS = 1.0
 """How long a newcomer waits for others to give theirs back."""
 PIECE_BYTES = 64 * 1024
 """What is smaller is not counted. What is larger goes out in pieces of this size, each when the one before is read."""
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
+_LARGE_BYTES = 128 * 1024
 
 
 class Memory:
@@ -21,6 +25,7 @@ class Memory:
         self.limit = limit
         self.held = 0
         self._freed = asyncio.Event()
+        self._turns = asyncio.Lock()
 
     def share(self) -> "Share":
         """What one request holds; use it as a context manager."""
@@ -39,6 +44,11 @@ class Memory:
                     await self._freed.wait()
         except TimeoutError:
             raise Overloaded from None
+
+    async def turn(self) -> None:
+        """Wait for one's turn to work on something large: one at a time, and others are served in between."""
+        async with self._turns:
+            await asyncio.sleep(0)
 
     def change(self, by: int) -> None:
         """Count so many more bytes, or fewer."""
@@ -94,3 +104,15 @@ class Share:
         size = max(self._size, min(size, limit))  # who needs more than there is waits until it is alone
         await self._memory.room(size - self._size, limit, seconds)
         self.size = size
+
+
+def give_back_at_once() -> None:
+    """Let large memory that is free again go back to the system.
+
+    These are glibc's defaults; but unless they are set, it raises them to the largest piece that was ever freed, and
+    keeps what is smaller.
+    """
+    with suppress(AttributeError, OSError):  # another libc
+        libc = ctypes.CDLL(None)
+        libc.mallopt(_M_MMAP_THRESHOLD, _LARGE_BYTES)
+        libc.mallopt(_M_TRIM_THRESHOLD, _LARGE_BYTES)

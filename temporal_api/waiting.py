@@ -108,7 +108,7 @@ class Waits:
         with self.slot(request.user):
             task = asyncio.ensure_future(work())
             ending = asyncio.ensure_future(self.draining.wait())
-            gone = asyncio.ensure_future(_gone(request.receive))
+            gone = asyncio.ensure_future(departure(request.receive))
             try:
                 await asyncio.wait({task, ending, gone}, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
                 if gone.done():
@@ -201,7 +201,7 @@ class EventStream(Response[bytes]):
             await self._events.aclose()
             await send({"type": "http.response.body", "body": b"", "more_body": False})
             return
-        gone = asyncio.ensure_future(_gone(receive))
+        gone = asyncio.ensure_future(departure(receive))
         ending = asyncio.ensure_future(self._waits.draining.wait())
         following = asyncio.ensure_future(anext(self._events, None))
         chunk: bytes | None = _RETRY
@@ -248,6 +248,7 @@ class EventStream(Response[bytes]):
             return sse(msgspec.Raw(body(problem, self._request_id)), event="error")
 
 
-async def _gone(receive: Receive) -> None:
+async def departure(receive: Receive) -> None:
+    """Come back when the caller has gone."""
     while (await receive())["type"] != "http.disconnect":
         pass

@@ -14,6 +14,7 @@ from temporalio.api.enums.v1 import EventType
 from temporalio.api.failure.v1 import Failure
 from temporalio.api.history.v1 import HistoryEvent
 
+from temporal_api.memory import PIECE_BYTES
 from temporal_api.temporal.client import Temporal
 from temporal_api.temporal.payloads import raw_json
 
@@ -36,6 +37,8 @@ class Event(msgspec.Struct):
 
 async def event_json(temporal: Temporal, event: HistoryEvent) -> Event:
     """The event as callers see it."""
+    if event.ByteSize() > PIECE_BYTES:
+        await temporal.memory.turn()
     attributes = event.WhichOneof("attributes")
     return Event(
         event.event_id,

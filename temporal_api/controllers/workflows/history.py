@@ -22,7 +22,7 @@ from temporal_api.temporal.client import Temporal
 from temporal_api.temporal.events import Event, event_json, in_parts
 from temporal_api.temporal.history import Listing, list_events
 from temporal_api.temporal.workflow import Workflow
-from temporal_api.waiting import EventStream, LastEventId, resume, sse
+from temporal_api.waiting import EventStream, LastEventId, cancel, departure, resume, sse
 
 
 class HistoryResponse(msgspec.Struct):
@@ -109,6 +109,7 @@ async def _page(
                     if len(piece) >= PIECE_BYTES:
                         yield bytes(piece)
                         piece.clear()
+                        await asyncio.sleep(0)  # a piece may be of one large event
                 await asyncio.sleep(0)  # others are served in between
     yield bytes(piece) + b'],"next_page_token":' + msgspec.json.encode(seal(cursor)) + b"}"
 
@@ -127,13 +128,19 @@ class _LongPage(JSONResponse[HistoryResponse]):
     async def _send_all(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers = [(b"content-type", b"application/json")]
         begin, self._begin = self._begin, b""
-        async with aclosing(self._rest):
+        gone = asyncio.ensure_future(departure(receive))
+        try:
             await send({"type": "http.response.start", "status": 200, "headers": headers})
             await send({"type": "http.response.body", "body": begin, "more_body": True})
             if not record_of(scope).is_head:
                 async for piece in self._rest:
+                    if gone.done():
+                        return
                     await send({"type": "http.response.body", "body": piece, "more_body": True})
             await send({"type": "http.response.body", "body": b"", "more_body": False})
+        finally:
+            await cancel(gone)
+            await self._rest.aclose()
 
 
 async def _stream(
