@@ -84,17 +84,22 @@ def create_app(settings: Settings | None = None) -> Litestar:
     if settings is None:
         settings = from_env(os.environ)
         configure_logging(settings.log_level, settings.log_format)
-    metrics, memory = Metrics(__version__), Memory(settings.max_memory_bytes)
+    metrics = Metrics(__version__)
+    # The pages, which need no token, have their own: whoever asks for them and does not read holds up no one else.
+    memory, pages_memory = Memory(settings.max_memory_bytes), Memory(settings.max_memory_bytes // 8)
+    public = Router("/", route_handlers=pages.HANDLERS, middleware=[limits(settings.max_requests, pages_memory)])
     api = Router(
         "/api/v1",
         route_handlers=CONTROLLERS,
-        middleware=[DefineMiddleware(Authenticate, verifier=Verifier(settings))],
+        middleware=[
+            limits(settings.max_requests, memory),
+            DefineMiddleware(Authenticate, verifier=Verifier(settings)),
+        ],
         dependencies={"user": USER, "services": SERVICES, "temporal": TEMPORAL},
         security=[{"bearer": []}],
     )
     app = Litestar(
-        [*pages.HANDLERS, metrics_route(metrics), HealthController, api],
-        middleware=[limits(settings, memory)],
+        [public, metrics_route(metrics), HealthController, api],
         lifespan=[_connected(settings, metrics, memory), *([drain_on_signal] if under_another_server else [])],
         request_class=JSONRequest,
         response_class=JSONResponse,
@@ -109,7 +114,9 @@ def create_app(settings: Settings | None = None) -> Litestar:
             _list_all_methods(route)
     caches.turn_off(app)
     give_back_at_once()
-    app.asgi_handler = Observe(app.asgi_handler, metrics, memory)
+    app.asgi_handler = Observe(
+        app.asgi_handler, metrics, lambda path: memory if path.startswith(api.path) else pages_memory
+    )
     return app
 
 

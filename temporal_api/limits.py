@@ -7,25 +7,20 @@ from litestar.types import ASGIApp, Receive, ReceiveMessage, Scope, Send
 
 from temporal_api.errors import Overloaded
 from temporal_api.memory import PIECE_BYTES, Memory, Share
-from temporal_api.settings import Settings
 
 DECODED = 8
 """A body's bytes come to so many times their number while they are decoded and handed on to Temporal."""
 RECEIVING = 0.5
 """The part of the memory that unfinished bodies may take: what is whole can always go on."""
-_NEVER_REFUSED = ("/health", "/metrics")
 
 
-def limits(settings: Settings, memory: Memory) -> Callable[[ASGIApp], ASGIApp]:
-    """Litestar's middleware for every route but health and metrics. It raises Overloaded before a handler runs."""
-    most, under_way = settings.max_requests, 0
+def limits(most: int, memory: Memory) -> Callable[[ASGIApp], ASGIApp]:
+    """Litestar's middleware for what may be refused. It raises Overloaded before a handler runs."""
+    under_way = 0
 
     def middleware(app: ASGIApp) -> ASGIApp:
         async def limited(scope: Scope, receive: Receive, send: Send) -> None:
             nonlocal under_way
-            if scope["path"].startswith(_NEVER_REFUSED):
-                await app(scope, receive, send)
-                return
             if under_way >= most and under_way - _waits(scope) >= most:
                 raise Overloaded
             if memory.is_full:

@@ -10,7 +10,7 @@ from litestar.types import HTTPResponseBodyEvent, Send
 
 from temporal_api.errors import Overloaded
 
-WAIT_SECONDS = 1.0
+WAIT_SECONDS = 2.0
 """How long a newcomer waits for others to give theirs back."""
 PIECE_BYTES = 64 * 1024
 """What is smaller is not counted. What is larger goes out in pieces of this size, each when the one before is read."""

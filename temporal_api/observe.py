@@ -9,6 +9,7 @@ import os
 import re
 import time
 import zlib
+from collections.abc import Callable
 from typing import Any
 
 from litestar.enums import ScopeType
@@ -44,9 +45,10 @@ access_log = logging.getLogger("temporal_api.access")
 class Observe:
     """The outermost ASGI wrapper."""
 
-    def __init__(self, app: ASGIApp, metrics: Metrics, memory: Memory) -> None:
+    def __init__(self, app: ASGIApp, metrics: Metrics, memory_of: Callable[[str], Memory]) -> None:
+        """`memory_of` says which memory the answer to a path is of."""
         self._app = app
-        self._memory = memory
+        self._memory_of = memory_of
         self._metrics = metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -54,7 +56,7 @@ class Observe:
         if scope["type"] != ScopeType.HTTP:
             await self._app(scope, receive, send)
             return
-        exchange = _Exchange(scope, send, self._memory)
+        exchange = _Exchange(scope, send, self._memory_of)
         self._metrics.in_progress.inc()
         try:
             await self._serve(exchange, receive)
@@ -100,13 +102,13 @@ class Observe:
 class _Exchange:
     """One request and the answer to it."""
 
-    def __init__(self, scope: HTTPScope, send: Send, memory: Memory) -> None:
+    def __init__(self, scope: HTTPScope, send: Send, memory_of: Callable[[str], Memory]) -> None:
         self.began = time.perf_counter()
         self.method = str(scope["method"])
         self.trace_id: str | None = None
         self.status = 0
         self._send = send
-        self._memory = memory
+        self._memory_of = memory_of
         self._start: HTTPResponseStartEvent | None = None
         self._request_id = b""
         self._accept_encoding = b""
@@ -150,7 +152,7 @@ class _Exchange:
                 start, message = self._encode(start, message)
             await self._send(start)
         if message["type"] == "http.response.body" and len(message["body"]) > PIECE_BYTES:
-            await self._memory.send(self._send, message)
+            await self._memory_of(self.scope["path"]).send(self._send, message)
         else:
             await self._send(message)
 
