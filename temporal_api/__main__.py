@@ -5,7 +5,7 @@ import sys
 
 
 def main() -> None:
-    """Run the command line; told to end before it runs, end well: imports take a second, and PID 1 has no default."""
+    """Run the command line. SIGTERM is a clean end from the start: imports take a second, and PID 1 ignores it else."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
 
     from temporal_api.cli import main as run

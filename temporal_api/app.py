@@ -9,7 +9,7 @@ import os
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 
-from litestar import Litestar, Router
+from litestar import Controller, Litestar, Router
 from litestar.config.cors import CORSConfig
 from litestar.middleware import DefineMiddleware
 from litestar.routes import HTTPRoute
@@ -21,12 +21,7 @@ from temporal_api.controllers import pages
 from temporal_api.controllers.codec import CodecController
 from temporal_api.controllers.health import HealthController
 from temporal_api.controllers.orders import OrderController
-from temporal_api.controllers.workflows.history import WorkflowHistoryController
-from temporal_api.controllers.workflows.lifecycle import WorkflowLifecycleController
-from temporal_api.controllers.workflows.listing import WorkflowListController
-from temporal_api.controllers.workflows.messages import WorkflowMessageController
-from temporal_api.controllers.workflows.start import WorkflowStartController
-from temporal_api.controllers.workflows.status import WorkflowStatusController
+from temporal_api.controllers.workflows import WORKFLOWS
 from temporal_api.limits import limits
 from temporal_api.logs import configure_logging
 from temporal_api.memory import Memory, give_back_at_once
@@ -37,7 +32,7 @@ from temporal_api.owned import ResourceController
 from temporal_api.problems import EXCEPTION_HANDLERS, allow
 from temporal_api.requests import JSONRequest, JSONResponse
 from temporal_api.sealing import PageTokens
-from temporal_api.services import SERVICES, TEMPORAL, Services
+from temporal_api.services import SERVICES, Services
 from temporal_api.serving import drain_on_signal
 from temporal_api.settings import Settings, from_env
 from temporal_api.temporal.client import Temporal, connect
@@ -51,16 +46,7 @@ RESOURCES: list[type[ResourceController]] = [
     OrderController,
 ]
 
-CONTROLLERS = [
-    *RESOURCES,
-    WorkflowStartController,
-    WorkflowListController,
-    WorkflowStatusController,
-    WorkflowMessageController,
-    WorkflowLifecycleController,
-    WorkflowHistoryController,
-    CodecController,
-]
+CONTROLLERS: list[type[Controller] | Router] = [WORKFLOWS, CodecController]
 
 SCOPES = [
     *(scope for each in RESOURCES for scope in each.resource.scopes),
@@ -84,18 +70,22 @@ def create_app(settings: Settings | None = None) -> Litestar:
     if settings is None:
         settings = from_env(os.environ)
         configure_logging(settings.log_level, settings.log_format)
+    resources = [controller.resource for controller in RESOURCES]
+    nouns = [noun for each in resources for noun in {each.name, each.plural}]
+    if twice := {noun for noun in nouns if nouns.count(noun) > 1}:
+        raise TypeError(f"two resources are called {' and '.join(sorted(twice))}")
     metrics = Metrics(__version__)
     # The pages, which need no token, have their own: whoever asks for them and does not read holds up no one else.
     memory, pages_memory = Memory(settings.max_memory_bytes), Memory(settings.max_memory_bytes // 8)
     public = Router("/", route_handlers=pages.HANDLERS, middleware=[limits(settings.max_requests, pages_memory)])
     api = Router(
         "/api/v1",
-        route_handlers=CONTROLLERS,
+        route_handlers=[*RESOURCES, *CONTROLLERS],
         middleware=[
             limits(settings.max_requests, memory),
             DefineMiddleware(Authenticate, verifier=Verifier(settings)),
         ],
-        dependencies={"user": USER, "services": SERVICES, "temporal": TEMPORAL},
+        dependencies={"user": USER, "services": SERVICES},
         security=[{"bearer": []}],
     )
     app = Litestar(
@@ -106,7 +96,7 @@ def create_app(settings: Settings | None = None) -> Litestar:
         request_max_body_size=settings.max_body_bytes,
         exception_handlers=EXCEPTION_HANDLERS,
         cors_config=_cors(settings),
-        openapi_config=openapi_config(controller.resource for controller in RESOURCES),
+        openapi_config=openapi_config(resources),
         logging_config=None,  # observe.py logs requests, problems.py logs defects
     )
     for route in app.routes:
@@ -141,7 +131,9 @@ def _connected(
 def _services(settings: Settings, temporal: Temporal) -> Services:
     resources = [controller.resource for controller in RESOURCES]
     workers = Workers(temporal)
-    queues = {f"{each.plural}_workers": settings.resource(each.plural).task_queue for each in resources}
+    queues = {
+        f"{each.plural}_workers": settings.resource(each.plural, each.task_queue).task_queue for each in resources
+    }
     return Services(
         settings=settings,
         temporal=temporal,

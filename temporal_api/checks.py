@@ -1,4 +1,4 @@
-"""What the health endpoints say of the services that this one stands on."""
+"""What the health endpoints tell of Temporal and of the workers."""
 
 import asyncio
 import time
@@ -16,7 +16,7 @@ class HealthCheck:
     """Asks Temporal at most once a second, however many probes come at once."""
 
     def __init__(self, temporal: Temporal, workers: Workers, queues: Mapping[str, str]) -> None:
-        """`queues` are the task queues whose workers are looked for, by the name that their answer has."""
+        """`queues`: the task queues to look for workers at, by the name in the answer."""
         self._temporal = temporal
         self._workers = workers
         self._queues = queues
@@ -41,7 +41,7 @@ class HealthCheck:
                 temporal = "healthy"
                 for name, queue in self._queues.items():
                     workers[name] = "polling" if await self._workers.poll(queue) else "none"
-        except (TimeoutError, Problem) as error:  # a question about workers that fails is told, and no more
+        except (TimeoutError, Problem) as error:  # without an answer about workers, Temporal is healthy all the same
             if temporal != "healthy" and isinstance(error, Problem):
                 temporal = f"unhealthy: {error.code}"
         finally:

@@ -1,7 +1,7 @@
 """Payload encryption: AES-256-GCM before anything reaches Temporal, with the key's id beside the ciphertext.
 
 The worker needs the same keys. The first key encrypts, all decrypt: to rotate, put a new one first, and take an old one
-away when no run that it sealed is kept any more.
+away when Temporal keeps no run that it encrypted.
 """
 
 import os
@@ -20,27 +20,27 @@ _NONCE_BYTES = 12
 
 
 class EncryptionCodec(PayloadCodec):
-    """Seals whole payloads, metadata included; what is not sealed passes, so that old runs stay readable."""
+    """Encrypts whole payloads with their metadata. Plain payloads pass, so that old runs stay readable."""
 
     def __init__(self, keys: Sequence[tuple[str, bytes]]) -> None:
         self._ciphers = {key_id.encode(): AESGCM(key) for key_id, key in keys}
         self._first = next(iter(self._ciphers))
 
     async def encode(self, payloads: Sequence[Payload]) -> list[Payload]:
-        """Seal with the first key."""
-        return [self._seal(payload) for payload in payloads]
+        """Encrypt with the first key."""
+        return [self._encrypt(payload) for payload in payloads]
 
     async def decode(self, payloads: Sequence[Payload]) -> list[Payload]:
-        """Open with the key that each names. Raises PayloadUndecodable."""
-        return [self._open(payload) for payload in payloads]
+        """Decrypt with the key that each names. Raises PayloadUndecodable."""
+        return [self._decrypt(payload) for payload in payloads]
 
-    def _seal(self, payload: Payload) -> Payload:
+    def _encrypt(self, payload: Payload) -> Payload:
         nonce = os.urandom(_NONCE_BYTES)
-        sealed = self._ciphers[self._first].encrypt(nonce, payload.SerializeToString(), self._first)
+        encrypted = self._ciphers[self._first].encrypt(nonce, payload.SerializeToString(), self._first)
         metadata = {"encoding": ENCODING, "encryption-cipher": b"AES-256-GCM", "encryption-key-id": self._first}
-        return Payload(metadata=metadata, data=nonce + sealed)
+        return Payload(metadata=metadata, data=nonce + encrypted)
 
-    def _open(self, payload: Payload) -> Payload:
+    def _decrypt(self, payload: Payload) -> Payload:
         if payload.metadata.get("encoding") != ENCODING:
             return payload
         key_id = payload.metadata.get("encryption-key-id", b"")
@@ -51,7 +51,7 @@ class EncryptionCodec(PayloadCodec):
             data = cipher.decrypt(payload.data[:_NONCE_BYTES], payload.data[_NONCE_BYTES:], key_id)
             return Payload.FromString(data)
         except (InvalidTag, ValueError, DecodeError):
-            raise _undecodable("it was not sealed with the key that it names") from None
+            raise _undecodable("it was not encrypted with the key that it names") from None
 
 
 def _undecodable(why: str) -> PayloadUndecodable:

@@ -1,6 +1,6 @@
-"""`Idempotency-Key` without a store: the id comes from the caller and the key, and the run's memo tells the body.
+"""`Idempotency-Key` without a store: the workflow's id comes from the caller and the key, its memo identifies the body.
 
-Temporal is what makes it exactly once: it starts one run for an id, however many ask at once, in whichever replica.
+Temporal makes it exactly once: it starts one run for an id, however many requests come at once, to any replica.
 """
 
 import hashlib
@@ -35,22 +35,22 @@ IdempotencyKey = Annotated[
 
 
 def check_key(key: str | None) -> str | None:
-    """The key, or a 400; none stays none."""
+    """The key as it is. Raises ValidationError."""
     if key is not None and not _KEY.fullmatch(key):
         raise invalid("Idempotency-Key", "Expected 1 to 255 visible ASCII characters")
     return key
 
 
 def derived_id(resource: str, user: User, key: str) -> str:
-    """The id that this caller's key stands for: another caller's same key is another id."""
+    """The id that this caller's key stands for; the same key of another caller is another id."""
     parts = "".join(f"{len(part)}:{part}" for part in (resource, user.sub, key))
     return str(uuid.UUID(bytes=hashlib.sha256(parts.encode()).digest()[:16]))
 
 
 def fingerprint(key: str, body: msgspec.Struct) -> str:
-    """What tells a replay from another request: keyed with the key, so that the memo tells nobody the body."""
+    """Tells a replay from another request. It is keyed, so that the memo does not give the body away."""
     canonical = msgspec.json.encode(body, order="sorted")
-    # What passes untouched (`msgspec.Raw`) is as it was written: spaces, and the order of names, mean nothing.
+    # `msgspec.Raw` is as the caller wrote it: ignore spaces and the order of names.
     with suppress(ValueError, OverflowError, RecursionError):  # numbers of thousands of digits: compared as written
         canonical = _CANONICAL.encode(_ANY.decode(canonical))
     return hmac.new(key.encode(), canonical, hashlib.sha256).hexdigest()

@@ -1,9 +1,8 @@
-"""The process's log: one record a line on standard output, as JSON or in a readable form."""
+"""The log of the process, on standard output: a line for each record, as JSON or for people."""
 
 import logging
 import sys
 import time
-import traceback
 from datetime import UTC, datetime
 from typing import Any
 
@@ -11,10 +10,10 @@ import msgspec
 
 
 class JSONFormatter(logging.Formatter):
-    """Write one JSON object a line, with the fields that were logged as `extra={"fields": ...}` beside the message."""
+    """One JSON object on a line: the record, and the fields logged as `extra={"fields": ...}`."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """Encode one record."""
+        """Encode a record."""
         line: dict[str, Any] = {
             "time": datetime.fromtimestamp(record.created, UTC),
             "level": record.levelname.lower(),
@@ -22,22 +21,20 @@ class JSONFormatter(logging.Formatter):
             "message": record.getMessage(),
             **getattr(record, "fields", {}),
         }
-        if record.exc_info and record.exc_info[1]:
-            line["traceback"] = "".join(traceback.format_exception(record.exc_info[1]))
+        if record.exc_info:
+            line["traceback"] = self.formatException(record.exc_info)
         return msgspec.json.encode(line, enc_hook=str).decode()
 
 
 class ConsoleFormatter(logging.Formatter):
-    """Write the same for people: one readable line, followed by the traceback of an exception."""
+    """The same for people: one line, and the traceback of an exception below it."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """Write one record."""
+        """Write a record."""
         fields = " ".join(f"{k}={_one_line(v)}" for k, v in getattr(record, "fields", {}).items() if v is not None)
         clock = time.strftime("%H:%M:%S", time.localtime(record.created))
         line = f"{clock} {record.levelname.lower():7} {record.getMessage()} {fields}".rstrip()
-        if record.exc_info and record.exc_info[1]:
-            line += "\n" + "".join(traceback.format_exception(record.exc_info[1]))
-        return line
+        return f"{line}\n{self.formatException(record.exc_info)}" if record.exc_info else line
 
 
 def _one_line(value: object) -> str:
@@ -48,7 +45,7 @@ def _one_line(value: object) -> str:
 
 def configure_logging(level: str, log_format: str) -> None:
     """Send every logger of the process to standard output, in one format."""
-    # Don't look up what neither format shows (the logging HOWTO's "Optimization"): it is half the cost of a line.
+    # Neither format shows these, and looking them up is half the cost of a line (logging HOWTO, "Optimization").
     logging._srcfile = None
     logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
     logging.logAsyncioTasks = False  # type: ignore[attr-defined] # new in Python 3.12

@@ -1,4 +1,4 @@
-"""Page tokens: Temporal's own, sealed, so that they open only the listing they were given for."""
+"""Page tokens: Temporal's own, encrypted, so that each opens only the listing that it was given for."""
 
 import base64
 import hashlib
@@ -12,9 +12,9 @@ from temporal_api.settings import Settings
 
 
 class PageTokens:
-    """Seals by AES-256-GCM. Every replica with the same settings opens what another has sealed.
+    """Encrypts with AES-256-GCM. Replicas with the same settings read each other's tokens.
 
-    The key comes from JWT_SECRET; with a public key or a JWKS it is no secret, and a token is then only bound.
+    The key comes from JWT_SECRET. With a public key or a JWKS it is no secret: a token is then bound, but readable.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -30,12 +30,12 @@ class PageTokens:
         return base64.urlsafe_b64encode(nonce + self._cipher.encrypt(nonce, token, _bound(bound_to))).decode()
 
     def unseal(self, sealed: str, *bound_to: str) -> bytes:
-        """Temporal's token; none for none. Raises InvalidPageToken."""
+        """Temporal's token; empty without one. Raises InvalidPageToken."""
         if not sealed:
             return b""
         try:
             data = base64.b64decode(sealed, altchars=b"-_", validate=True)
-            if base64.urlsafe_b64encode(data).decode() != sealed:  # bits that nobody reads are no part of a token
+            if base64.urlsafe_b64encode(data).decode() != sealed:  # refuse unused bits in base64's last character
                 raise ValueError
             return self._cipher.decrypt(data[:12], data[12:], _bound(bound_to))
         except (ValueError, InvalidTag):

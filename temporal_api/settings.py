@@ -1,7 +1,7 @@
 """Settings: one frozen struct, read once from the environment, refused when unsafe.
 
 Temporal's own connection settings (`TEMPORAL_ADDRESS`, `TEMPORAL_NAMESPACE`, `TEMPORAL_API_KEY`, `TEMPORAL_TLS*`, ...)
-are read by the SDK's `temporalio.envconfig`; the others are the fields below, upper-cased.
+are read by the SDK's `temporalio.envconfig`. The others are the fields below, in upper case.
 """
 
 import base64
@@ -31,13 +31,14 @@ Origin = Annotated[str, Meta(pattern=r"^https?://[^\s/*@?#A-Z]+$")]
 
 
 class SettingsError(ValueError):
-    """A wrong or unsafe setting: names the variable, what is wrong and what would be right, never a secret's value."""
+    """A wrong or unsafe setting. It names the variable, what is wrong and what is right, but never a secret's value."""
 
 
 class ResourceSettings(msgspec.Struct, frozen=True, rename=str.upper):
-    """The settings that every business resource has; the resource's plural stands before each name."""
+    """The settings of a business resource. The variables begin with its plural: `ORDERS_TASK_QUEUE`."""
 
-    task_queue: str = "temporal-product-queue"
+    task_queue: str = ""
+    """Empty: the one that the resource declares, or its plural."""
     execution_timeout_seconds: Annotated[int, Meta(ge=1, le=315_360_000)] = 7200
 
 
@@ -46,7 +47,7 @@ _RESOURCE_VARIABLE = re.compile(r"(?P<resource>[A-Z][A-Z0-9_]*?)_(?P<name>TASK_Q
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True, rename=str.upper):
-    """Every setting of the service; README.md tells what each one means."""
+    """Every setting of the service. README.md explains each."""
 
     host: str = "127.0.0.1"
     port: Port = 8000
@@ -75,26 +76,27 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, rename=str.upper):
     temporal: dict[str, Any] = field(name="", default_factory=dict)
     """Arguments of the SDK's `Client.connect`; no environment variable has an empty name."""
     resources: dict[str, ResourceSettings] = field(name=" ", default_factory=dict)
-    """Settings of business resources, by the resource's plural, as `ORDERS_TASK_QUEUE` is one of orders."""
+    """The settings of business resources, by the resource's plural."""
 
-    def resource(self, plural: str) -> ResourceSettings:
-        """The settings of a business resource."""
-        return self.resources.get(plural, _RESOURCE_DEFAULTS)
+    def resource(self, plural: str, task_queue: str = "") -> ResourceSettings:
+        """The settings of a business resource; without one of its own, its task queue is this one, or its plural."""
+        own = self.resources.get(plural, _RESOURCE_DEFAULTS)
+        return own if own.task_queue else ResourceSettings(task_queue or plural, own.execution_timeout_seconds)
 
     @property
     def encryption_keys(self) -> list[tuple[str, bytes]]:
-        """Ids and keys of PAYLOAD_ENCRYPTION_KEYS, the one that encrypts first."""
+        """The ids and keys of PAYLOAD_ENCRYPTION_KEYS. The first one encrypts."""
         pairs = (entry.split(":") for entry in self.payload_encryption_keys)
         return [(key_id, base64.b64decode(key)) for key_id, key in pairs]
 
     def __repr__(self) -> str:
-        """Say nothing: a settings struct in a log line must not tell a secret."""
+        """Hide the values: settings in a log line must show no secret."""
         return "Settings(...)"
 
 
 _NAMES = {f.encode_name for f in msgspec.structs.fields(Settings) if f.encode_name.strip()}
 _LISTS = {f.encode_name for f in msgspec.structs.fields(Settings) if isinstance(f.default, tuple)}
-# Where msgspec's own words would not tell what is right.
+# Where msgspec does not say what is right.
 _EXPECTED = {
     "ALLOWED_ORIGINS": "expected origins such as https://shop.example, comma-separated, with no path and no wildcard",
     "PAYLOAD_ENCRYPTION_KEYS": "expected id:base64,id:base64, each key 32 random bytes in base64",
@@ -210,9 +212,9 @@ _ADDRESS = re.compile(r"(?:[^\s/:@?#%\[\]]+|\[[0-9A-Fa-f:.]+\]):([0-9]{1,5})")
 
 
 def _temporal(environ: Mapping[str, str], disable_file: bool) -> dict[str, Any]:
-    """What the SDK would accept and then fail at every call for, or read as something else, is refused here."""
+    """Read the SDK's settings. Refuse what the SDK would take, to then fail at every call or mean something else."""
     file = environ.get("TEMPORAL_CONFIG_FILE")
-    if file and not os.path.isfile(file):  # unlike Path.is_file(), true or false whatever the text
+    if file and not os.path.isfile(file):  # Path.is_file() raises for some texts
         raise SettingsError("TEMPORAL_CONFIG_FILE: there is no such file")
     if environ.get("TEMPORAL_TLS", "true").lower() not in ("true", "false", "1", "0"):
         raise SettingsError("TEMPORAL_TLS: expected true or false")
@@ -223,10 +225,10 @@ def _temporal(environ: Mapping[str, str], disable_file: bool) -> dict[str, Any]:
         config: dict[str, Any] = {"target_host": DEFAULT_TEMPORAL_ADDRESS, **profile.to_client_connect_config()}
     except OSError as error:
         name = next((k for k, v in environ.items() if Path(v) == Path(error.filename)), "TEMPORAL_CONFIG_FILE")
-        # The path is not repeated: it may be a key that was taken for one.
+        # Do not repeat the path: it may be a key that was set by mistake.
         raise SettingsError(f"{name}: cannot read the file it names: {error.strerror}") from None
     except (RuntimeError, ValueError) as error:
-        problem = str(error).partition("\n")[0]  # its other lines quote the file, secrets and all
+        problem = str(error).partition("\n")[0]  # the other lines quote the file with its secrets
         named = re.search(r"TEMPORAL_\w+", problem)
         guess = "TEMPORAL_PROFILE" if problem.startswith("Profile ") else "TEMPORAL_CONFIG_FILE"
         raise SettingsError(f"{named[0] if named else guess}: {problem}") from None

@@ -1,6 +1,6 @@
-"""The HTTP side of things that take time: `Prefer: wait`, how many may wait, and server-sent events.
+"""What takes time, over HTTP: `Prefer: wait`, ETags and server-sent events.
 
-Whatever waits here ends by itself when its caller goes away, when its time is over, or when the service is told to end.
+Every wait and stream ends by itself when the caller leaves, its time is over or the service shuts down.
 """
 
 import asyncio
@@ -17,7 +17,7 @@ from litestar.types import Receive, Scope, Send
 
 from temporal_api.auth import APIRequest, User
 from temporal_api.errors import Problem, ShuttingDown, TooManyWaits, invalid
-from temporal_api.problems import body
+from temporal_api.problems import encode_problem
 from temporal_api.record import record_of
 from temporal_api.temporal.feeds import Feeds
 from temporal_api.temporal.run import Run
@@ -29,9 +29,14 @@ RETRY_AFTER_SECONDS = "2"
 """When to ask again for what has not ended yet."""
 KEEP_ALIVE_SECONDS = 15.0
 LAST_SEND_SECONDS = 1.0
-_A_DAY = 86_400.0
+_A_YEAR = 31_536_000.0  # event loops take no timer without end
 _RETRY = b"retry: 1000\n\n"
 _COMMENT = b": \n\n"
+_STREAM_HEADERS = [
+    (b"content-type", b"text/event-stream"),
+    (b"cache-control", b"no-cache"),
+    (b"x-accel-buffering", b"no"),
+]
 _TAG = re.compile(r'"[^"]*"')
 _WAIT = re.compile(r"(?:^|[,;])\s*wait\s*=\s*\"?(\d+)\"?\s*(?=$|[,;])", re.IGNORECASE)
 
@@ -41,12 +46,12 @@ IfNoneMatch = Annotated[
     str | None, HeaderParameter(name="If-None-Match", description="The `ETag` of the answer that you have.")
 ]
 LastEventId = Annotated[
-    str | None, HeaderParameter(name="Last-Event-ID", description="Goes on after that `id` (WHATWG HTML 9.2).")
+    str | None, HeaderParameter(name="Last-Event-ID", description="Continue after the event of this `id`.")
 ]
 
 
 def preferred_wait(request: APIRequest, most: float) -> float | None:
-    """Seconds that the caller prefers to wait (RFC 7240), `most` at most; None without a preference, or a place."""
+    """Read how many seconds to wait, as the caller prefers (RFC 7240) and at most `most`; None where no place is left."""
     found = _WAIT.search(",".join(request.headers.getall("prefer", [])))
     if found is None:
         return None
@@ -58,15 +63,12 @@ def preferred_wait(request: APIRequest, most: float) -> float | None:
 
 
 def preference_applied(seconds: float | None) -> dict[str, str]:
-    """The header that says which wait was honoured."""
+    """Make the header that confirms the wait."""
     return {"Preference-Applied": f"wait={seconds:g}"} if seconds else {}
 
 
 class Waits:
-    """The open waits and streams of this process: so many, and so many of one caller.
-
-    All of them end when `draining` is set.
-    """
+    """The open waits and streams of this process, of all users and of each. Setting `draining` ends them all."""
 
     def __init__(self, limit: int, limit_per_user: int) -> None:
         self.draining = asyncio.Event()
@@ -76,12 +78,12 @@ class Waits:
         self._open_of: dict[str, int] = {}
 
     def full_for(self, user: User) -> bool:
-        """This caller may not wait now."""
+        """Whether a limit is reached for this user."""
         return self.open >= self._limit or self._open_of.get(user.sub, 0) >= self._limit_per_user
 
     @contextmanager
     def slot(self, user: User) -> Iterator[None]:
-        """One place among the open waits. Raises TooManyWaits or ShuttingDown."""
+        """Take one of the places. Raises TooManyWaits or ShuttingDown."""
         if self.draining.is_set():
             raise ShuttingDown
         if self.full_for(user):
@@ -99,32 +101,56 @@ class Waits:
     async def within(
         self, request: APIRequest, seconds: float | None, work: Callable[[], Coroutine[Any, Any, T]]
     ) -> T | None:
-        """What the work gives; None (and it is cancelled) when the time is over, the service ends or the caller goes.
+        """Run the work for at most `seconds`; return its result, or None when it was cut off.
 
-        None at once where no place is left: the wait was only preferred (RFC 7240 4.3).
+        Without a place there is no wait: it was only preferred (RFC 7240 4.3).
         """
         if not seconds or self.draining.is_set() or self.full_for(request.user):
             return None
         with self.slot(request.user):
-            task = asyncio.ensure_future(work())
-            ending = asyncio.ensure_future(self.draining.wait())
-            gone = asyncio.ensure_future(departure(request.receive))
+            working = asyncio.ensure_future(work())
+            over = asyncio.ensure_future(self.over(request.receive, seconds))
             try:
-                await asyncio.wait({task, ending, gone}, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
-                if gone.done():
-                    record_of(request.scope).client_gone = True
-                return task.result() if task.done() else None
+                await asyncio.wait({working, over}, return_when=asyncio.FIRST_COMPLETED)
+                record_of(request.scope).client_gone = over.done() and over.result()
+                return working.result() if working.done() else None
             finally:
-                await cancel(task, ending, gone)
+                await cancel(working, over)
+
+    async def over(self, receive: Receive, seconds: float) -> bool:
+        """Return when the caller leaves, the time is over or the service shuts down: whether the caller left."""
+        gone = asyncio.ensure_future(disconnect(receive))
+        draining = asyncio.ensure_future(self.draining.wait())
+        try:
+            timeout = max(0, min(_A_YEAR, seconds))
+            await asyncio.wait({gone, draining}, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
+            return gone.done()
+        finally:
+            await cancel(gone, draining)
+
+
+async def disconnect(receive: Receive) -> None:
+    """Return when the caller has left."""
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+async def cancel(*tasks: asyncio.Future[Any]) -> None:
+    """Cancel the tasks and wait until they have ended."""
+    for task in tasks:
+        task.cancel()
+    for task in tasks:
+        with suppress(asyncio.CancelledError, Exception):
+            await task
 
 
 def etag(run: Run) -> str:
-    """Weak: two answers with the same one mean the same, which is all that a conditional read asks (RFC 9110 8.8.1)."""
+    """Make a weak ETag: two answers with the same one mean the same (RFC 9110 8.8.1)."""
     return f'W/"{run.version}"'
 
 
 def is_known(request: APIRequest, run: Run) -> bool:
-    """Whether `If-None-Match` names the run as it is: in a list, as `*`, by weak comparison (RFC 9110 13.1.2)."""
+    """Whether `If-None-Match` names the run's present state, by weak comparison (RFC 9110 13.1.2)."""
     known = ",".join(request.headers.getall("if-none-match", []))
     return known.strip() == "*" or f'"{run.version}"' in _TAG.findall(known)
 
@@ -132,9 +158,9 @@ def is_known(request: APIRequest, run: Run) -> bool:
 async def wait_for_change(
     request: APIRequest, waits: Waits, feeds: Feeds, workflow: Workflow, run: Run, seconds: float | None
 ) -> bool:
-    """Wait until a run that the caller knows as it is changes, or the time is over; False when there is no wait.
+    """Wait until the run is no longer as the caller knows it, or the time is over; False when there was no wait.
 
-    Afterwards read it again either way: an activity's next attempt changes the run, but is no event to be woken by.
+    Read the run again either way: an activity's next attempt changes it, but adds no event that could end the wait.
     """
     if not seconds or not run.is_open or not is_known(request, run):
         return False
@@ -143,25 +169,16 @@ async def wait_for_change(
     return True
 
 
-async def cancel(*tasks: asyncio.Future[Any]) -> None:
-    """Cancel, and see them end."""
-    for task in tasks:
-        task.cancel()
-    for task in tasks:
-        with suppress(asyncio.CancelledError, Exception):
-            await task
-
-
 def sse(data: object, *, event: str, event_id: str | None = None) -> bytes:
-    """One server-sent event (WHATWG HTML 9.2), its data on one line."""
+    """Encode a server-sent event (WHATWG HTML 9.2) with its data on one line."""
     head = b"" if event_id is None else f"id: {event_id}\n".encode()
-    # A caller's JSON has the line breaks it was sent with: never inside a string, so a space says the same.
+    # JSON that a caller sent has the caller's line breaks. They never stand inside a string: spaces mean the same.
     line = msgspec.json.encode(data).replace(b"\n", b" ").replace(b"\r", b" ")
     return head + f"event: {event}\ndata: ".encode() + line + b"\n\n"
 
 
 def resume(last_event_id: str | None) -> tuple[str, int]:
-    """The run and the event after which a stream goes on. Raises Problem."""
+    """Read the run and the number of the event after which a stream continues. Raises ValidationError."""
     if not last_event_id:
         return "", 0
     run_id, colon, number = last_event_id.rpartition(":")
@@ -171,84 +188,62 @@ def resume(last_event_id: str | None) -> tuple[str, int]:
 
 
 class EventStream(Response[bytes]):
-    """Server-sent events, until they end, the token ends, the service ends or the client goes: then all is freed."""
+    """Server-sent events. The stream ends with its events, the token, the service or the client."""
 
     def __init__(self, waits: Waits, events: AsyncGenerator[bytes, None], user: User) -> None:
         self._waits = waits
         self._events = events
         self._user = user
-        self._expires_at = user.expires_at
 
     def to_asgi_response(self, app: object, request: Request[Any, Any, Any], **_: Any) -> Any:
-        """The stream as an ASGI application."""
+        """Make the ASGI application that sends the stream."""
         record = record_of(request.scope)
         record.waited = True
-        self._request_id, self._headers_only = record.request_id, record.is_head
-        return self._stream
 
-    async def _stream(self, scope: Scope, receive: Receive, send: Send) -> None:
-        with self._waits.slot(self._user):  # before the headers: who gets no place gets a plain 503
-            await self._send_events(receive, send)
+        async def stream(scope: Scope, receive: Receive, send: Send) -> None:
+            with self._waits.slot(self._user):  # before the headers: a stream without a place is answered 503
+                await send({"type": "http.response.start", "status": 200, "headers": _STREAM_HEADERS})
+                if record.is_head:
+                    await self._events.aclose()
+                    await send({"type": "http.response.body", "body": b"", "more_body": False})
+                else:
+                    await self._send_events(receive, send, record.request_id)
 
-    async def _send_events(self, receive: Receive, send: Send) -> None:
-        headers = [
-            (b"content-type", b"text/event-stream"),
-            (b"cache-control", b"no-cache"),
-            (b"x-accel-buffering", b"no"),
-        ]
-        await send({"type": "http.response.start", "status": 200, "headers": headers})
-        if self._headers_only:
-            await self._events.aclose()
-            await send({"type": "http.response.body", "body": b"", "more_body": False})
-            return
-        gone = asyncio.ensure_future(departure(receive))
-        ending = asyncio.ensure_future(self._waits.draining.wait())
-        following = asyncio.ensure_future(anext(self._events, None))
+        return stream
+
+    async def _send_events(self, receive: Receive, send: Send, request_id: str) -> None:
+        over = asyncio.ensure_future(self._waits.over(receive, self._user.expires_at - time.time()))
+        upcoming = asyncio.ensure_future(self._next(request_id))
         chunk: bytes | None = _RETRY
         try:
-            while chunk is not None:
-                if not await self._sent(send, chunk, ending):
+            while chunk is not None and not over.done():
+                if not await _sent(send, chunk, over):
                     return
-                left = self._expires_at - time.time()
-                await asyncio.wait(
-                    {gone, ending, following},
-                    timeout=max(0, min(KEEP_ALIVE_SECONDS, left)),
-                    return_when=asyncio.FIRST_COMPLETED,
-                )
-                if gone.done():
-                    return
-                if ending.done() or time.time() >= self._expires_at:
-                    break
-                if following.done():
-                    chunk = self._result(following)
-                    following = asyncio.ensure_future(anext(self._events, None))
-                else:
-                    chunk = _COMMENT
-            # The client comes back by itself: to another replica, or with a new token.
-            await self._sent(send, _RETRY, ending, more=False)
+                await asyncio.wait({upcoming, over}, timeout=KEEP_ALIVE_SECONDS, return_when=asyncio.FIRST_COMPLETED)
+                chunk = _COMMENT
+                if upcoming.done():
+                    chunk = upcoming.result()
+                    upcoming = asyncio.ensure_future(self._next(request_id))
+            # The client reconnects by itself: to another replica, or with a new token.
+            await _sent(send, _RETRY, over, more=False)
         finally:
-            await cancel(gone, ending, following)
+            await cancel(over, upcoming)
             await self._events.aclose()
 
-    async def _sent(self, send: Send, content: bytes, ending: asyncio.Future[Any], *, more: bool = True) -> bool:
-        """Whether it went out: who does not read keeps no place beyond the token's end and the service's."""
-        sending = asyncio.ensure_future(send({"type": "http.response.body", "body": content, "more_body": more}))
+    async def _next(self, request_id: str) -> bytes | None:
+        """The next event; the stream's failure is its last one."""
         try:
-            left = max(0, min(_A_DAY, self._expires_at - time.time()))
-            await asyncio.wait({sending, ending}, timeout=left, return_when=asyncio.FIRST_COMPLETED)
-            await asyncio.wait({sending}, timeout=LAST_SEND_SECONDS)
-            return sending.done() and sending.result() is None
-        finally:
-            await cancel(sending)
-
-    def _result(self, following: asyncio.Future[bytes | None]) -> bytes | None:
-        try:
-            return following.result()
+            return await anext(self._events, None)
         except Problem as problem:
-            return sse(msgspec.Raw(body(problem, self._request_id)), event="error")
+            return sse(msgspec.Raw(encode_problem(problem, request_id)), event="error")
 
 
-async def departure(receive: Receive) -> None:
-    """Come back when the caller has gone."""
-    while (await receive())["type"] != "http.disconnect":
-        pass
+async def _sent(send: Send, content: bytes, over: asyncio.Future[Any], *, more: bool = True) -> bool:
+    """Send a part; give up on a client that does not read it by the time the stream is over."""
+    sending = asyncio.ensure_future(send({"type": "http.response.body", "body": content, "more_body": more}))
+    try:
+        await asyncio.wait({sending, over}, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait({sending}, timeout=LAST_SEND_SECONDS)
+        return sending.done() and sending.result() is None
+    finally:
+        await cancel(sending)

@@ -1,9 +1,12 @@
 """What a test says to the service: tokens, orders, and the one shape of every error."""
 
 import asyncio
+import os
+import signal
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
+from datetime import timedelta
 from decimal import Decimal
 from functools import partial
 from typing import Any, TypeVar
@@ -16,7 +19,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from temporal_api.app import create_app
 from temporal_api.controllers.orders import CreateOrderRequest, OrderItem
-from temporal_api.dev.server import dev_server, free_port
+from temporal_api.dev.server import DevServer, dev_server, free_port
 from temporal_api.serving import serving
 from temporal_api.settings import from_env
 
@@ -25,6 +28,8 @@ T = TypeVar("T")
 SECRET = "tests-sign-their-tokens-with-this-secret"
 ORDERS = "orders:read orders:write"
 WORKFLOWS = "workflows:read workflows:write"
+SOON = timedelta(seconds=5)
+"""At once, as far as a busy machine can tell: half of what a call to Temporal may take (RPC_TIMEOUT_SECONDS)."""
 
 run_dev_server = partial(dev_server, search_attributes=("OrderOwner", "OrderStatus"))
 """A Temporal dev server that knows the search attributes of orders."""
@@ -47,9 +52,20 @@ async def service(**environ: str) -> AsyncIterator[httpx.AsyncClient]:
     port = free_port()
     async with (
         serving(create_app(from_env({"JWT_SECRET": SECRET, **environ})), "127.0.0.1", port),
-        httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=30, headers=bearer()) as client,
+        httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=90, headers=bearer()) as client,
     ):
         yield client
+
+
+@asynccontextmanager
+async def own_server(**options: Any) -> AsyncIterator[DevServer]:
+    """A Temporal dev server that the test may harm; killed in the end, since a graceful one takes a second."""
+    async with run_dev_server(**options) as server:
+        try:
+            yield server
+        finally:
+            with suppress(ProcessLookupError):
+                os.kill(server.pid, signal.SIGKILL)
 
 
 async def eventually(condition: Callable[[], Awaitable[T]], seconds: float = 60) -> T:

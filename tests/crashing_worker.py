@@ -9,15 +9,25 @@ import asyncio
 import os
 import signal
 import sys
+from datetime import timedelta
+from functools import partial
 from pathlib import Path
 
 from temporalio.client import Client
+from temporalio.worker import UnsandboxedWorkflowRunner
 
 from temporal_api.temporal.payloads import DATA_CONVERTER
-from temporal_api.worker import StandIns, create_worker
+from temporal_api.worker import StandIns, create_worker, order_processing
 from temporal_api.worker.order_processing import Order
 
 FOLDER = Path(sys.argv[3])
+
+# A worker that is lost is noticed after two seconds instead of ten: an attempt takes no longer, and nobody waits for
+# the worker that has the workflow in its cache. In the sandbox, the workflow would not see the shorter timeout.
+order_processing.ATTEMPT_TIMEOUT = timedelta(seconds=2)
+order_processing.Worker = partial(
+    order_processing.Worker, max_cached_workflows=0, workflow_runner=UnsandboxedWorkflowRunner()
+)
 
 
 class Provider(StandIns):

@@ -20,9 +20,9 @@ from temporalio.exceptions import ApplicationError
 from temporalio.service import RPCError, RPCStatusCode
 from temporalio.worker import UnsandboxedWorkflowRunner, Worker
 
-from api import WORKFLOWS, assert_problem, bearer, eventually, service
+from api import SOON, WORKFLOWS, assert_problem, bearer, eventually, service
 from temporal_api.dev.server import DevServer
-from temporal_api.temporal.failures import problem_of
+from temporal_api.temporal.failures import problem_of, start_subject, workflow_subject
 
 pytestmark = pytest.mark.anyio
 
@@ -30,9 +30,9 @@ START = "/api/v1/workflows"
 JSON = {"Content-Type": "application/json"}
 WAIT = {"Prefer": "wait=20"}
 ADMIN = bearer("operator", f"{WORKFLOWS} workflows:admin")
+CLERK = bearer("clerk", f"{WORKFLOWS} orders:admin")
 REASON = {"reason": "the test says so"}
 UNINDEXED = {"Nowhere": {"type": "Int", "value": 1}}
-SOON = timedelta(seconds=2)
 
 
 @workflow.defn(name="contract")
@@ -257,7 +257,7 @@ async def test_waiting_for_what_happens(alice: AsyncClient, task_queue: str) -> 
 @pytest.mark.parametrize(
     ("method", "asked", "code", "named"),
     [
-        ("POST", {"content": "{", "headers": JSON}, "malformed_json", "truncated"),
+        ("POST", {"content": "{", "headers": JSON | CLERK}, "malformed_json", "truncated"),
         ("POST", {"json": {"workflow_type": "x", "typo": 1}}, "validation_error", "typo"),
         ("POST", {"json": {"workflow_type": "x", "task_queue": ""}}, "validation_error", "task_queue"),
         ("GET", {"params": {"query": "WorkflowId = 'x' OR"}}, "invalid_query", "syntax error"),
@@ -267,7 +267,8 @@ async def test_waiting_for_what_happens(alice: AsyncClient, task_queue: str) -> 
 )
 async def test_bad_requests(alice: AsyncClient, method: str, asked: dict[str, Any], code: str, named: str) -> None:
     """400, each with its code and what is wrong (Temporal: 400 code 3 for all of them)."""
-    assert named in assert_problem(await alice.request(method, START, **asked), 400, code)["message"]
+    response = await alice.request(method, START, **{"headers": CLERK, **asked})
+    assert named in assert_problem(response, 400, code)["message"]
 
 
 async def test_a_start_without_a_task_queue(alice: AsyncClient) -> None:
@@ -332,7 +333,8 @@ def test_grpc_as_http(status: RPCStatusCode) -> None:
     """What no caller can mend is 429 or 5xx, with Retry-After if it passes (Temporal: 400, 409, 501 too; no hint)."""
     # By gRPC's numbers: invalid argument, not found, exists, exhausted, unavailable, cancelled, deadline.
     http = {3: 400, 5: 404, 6: 409, 8: 429, 14: 503, 1: 504, 4: 504}.get(status.value, 502)
-    problem = problem_of(RPCError("it says so", status, b""), "x", None)
+    subject = start_subject("x") if status is RPCStatusCode.ALREADY_EXISTS else workflow_subject("x")
+    problem = problem_of(RPCError("it says so", status, b""), subject)
     assert (http, http in (429, 503)) == (problem.status, "Retry-After" in problem.headers)
 
 
@@ -389,7 +391,7 @@ async def test_head_options_and_cors(alice: AsyncClient, http: AsyncClient) -> N
 async def test_server_sent_events(alice: AsyncClient, queue: str) -> None:
     """What happens is told as it happens, and resumed after the last id (Temporal: none)."""
     path = await running(alice, queue)
-    async with asyncio.timeout(20), alice.stream("GET", f"{path}/events") as stream:
+    async with asyncio.timeout(60), alice.stream("GET", f"{path}/events") as stream:
         lines = stream.aiter_lines()
         assert "event: history" == await anext(line async for line in lines if line.startswith("event: "))
         await signal(alice, path, "finish")

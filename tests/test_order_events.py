@@ -13,7 +13,6 @@ from temporalio.client import Client
 
 from api import SECRET, assert_problem, bearer, order, service
 from temporal_api.dev.server import DevServer
-from temporal_api.settings import Settings
 from temporal_api.worker import StandIns, create_worker
 from temporal_api.worker.order_processing import Order
 
@@ -44,7 +43,7 @@ async def statuses(alice: httpx.AsyncClient, order_id: str, last: str | None = N
     """Id, status and time of arrival of every status event, up to `done`."""
     seen, event_id, event = [], "", ""
     headers = {"Last-Event-ID": last} if last else {}
-    async with asyncio.timeout(30), alice.stream("GET", f"{ORDERS}/{order_id}/events", headers=headers) as response:
+    async with asyncio.timeout(60), alice.stream("GET", f"{ORDERS}/{order_id}/events", headers=headers) as response:
         assert 200 == response.status_code
         async for line in response.aiter_lines():
             field, _, value = line.partition(": ")
@@ -60,11 +59,12 @@ async def statuses(alice: httpx.AsyncClient, order_id: str, last: str | None = N
     raise AssertionError("no done")
 
 
-async def test_statuses_appear_once_in_order_and_soon(
-    alice: httpx.AsyncClient, client: Client, settings: Settings
-) -> None:
+async def test_statuses_appear_once_in_order(dev_server: DevServer, client: Client, task_queue: str) -> None:
     """Each status is told once, in order; resumed after any of them, what follows comes and nothing twice."""
-    async with create_worker(client, settings.resource("orders").task_queue, StandIns()):
+    async with (
+        service(TEMPORAL_ADDRESS=dev_server.address, ORDERS_TASK_QUEUE=task_queue) as alice,
+        create_worker(client, task_queue),
+    ):
         order_id = (await alice.post(ORDERS, json=order())).json()["id"]
         seen = await statuses(alice, order_id)
 
@@ -75,17 +75,20 @@ async def test_statuses_appear_once_in_order_and_soon(
 
 
 async def test_a_status_appears_within_200_ms(dev_server: DevServer, client: Client, task_queue: str) -> None:
-    """From the workflow's own change, by Temporal's clock, to the watcher: as a rule well below 200 ms."""
+    """As a rule, a watcher learns of a change within 200 ms after one who watches Temporal itself."""
+    happened: dict[int, float] = {}
+
+    async def watch(workflow_id: str) -> None:
+        async for event in client.get_workflow_handle(workflow_id).fetch_history_events(wait_new_event=True):
+            happened[event.event_id] = time.monotonic()
+
     async with (
         service(TEMPORAL_ADDRESS=dev_server.address, ORDERS_TASK_QUEUE=task_queue) as alice,
         create_worker(client, task_queue, StandIns(pace_seconds=0.3)),
     ):
-        order_id = (await alice.post(ORDERS, json=order())).json()["id"]
-        seen = await statuses(alice, order_id)
-    clock = time.time() - time.monotonic()
-    history = await client.get_workflow_handle(f"order-{order_id}").fetch_history()
-    changed = {event.event_id: event.event_time.ToMicroseconds() / 1e6 for event in history.events}
-    late = [clock + told_at - changed[int(event_id.rpartition(":")[2])] for event_id, _, told_at in seen]
+        placed = (await alice.post(ORDERS, json=order())).json()
+        seen, _ = await asyncio.gather(statuses(alice, placed["id"]), watch(placed["workflow_id"]))
+    late = [told_at - happened[int(event_id.rpartition(":")[2])] for event_id, _, told_at in seen]
 
     assert STATUSES == [status for _, status, _ in seen]
     assert statistics.median(late[1:]) < 0.2, late
@@ -153,8 +156,7 @@ async def test_an_order_that_was_reset_is_watched_to_its_end(
     ):
         order_id = (await alice.post(ORDERS, json=order())).json()["id"]
         watching = asyncio.create_task(statuses(alice, order_id))
-        async with asyncio.timeout(20):
-            await gated.reached.wait()
+        await gated.reached.wait()
         gated.gate.release()
         known = (await alice.get(f"{ORDERS}/{order_id}")).headers["etag"]
         await alice.get(f"{ORDERS}/{order_id}", headers={"If-None-Match": known, "Prefer": "wait=20"})

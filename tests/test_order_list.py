@@ -12,7 +12,6 @@ from temporalio.worker import Worker
 
 from api import assert_problem, bearer, eventually, order, service
 from temporal_api.dev.server import DevServer
-from temporal_api.settings import Settings
 from temporal_api.temporal.visibility import index_value
 from temporal_api.worker import create_worker
 from temporal_api.worker.order_processing import OrderProcessing
@@ -78,11 +77,16 @@ async def test_every_caller_lists_their_orders(http: httpx.AsyncClient, name: st
     assert [] == await listed(http, namesake)
 
 
-async def test_orders_are_found_by_status(http: httpx.AsyncClient, client: Client, settings: Settings) -> None:
+async def test_orders_are_found_by_status(
+    http: httpx.AsyncClient, dev_server: DevServer, client: Client, task_queue: str
+) -> None:
     """By the status that a read gives, also for a run that was terminated; an unknown status is a 400."""
     carol = bearer(f"carol-{uuid.uuid4()}", "orders:read orders:write")
-    (first,) = await placed(http, carol, 1)
-    async with create_worker(client, settings.resource("orders").task_queue):
+    async with (
+        service(TEMPORAL_ADDRESS=dev_server.address, ORDERS_TASK_QUEUE=task_queue) as worked,
+        create_worker(client, task_queue),
+    ):
+        (first,) = await placed(worked, carol, 1)
 
         async def delivered() -> bool:
             return [first] == await listed(http, carol, status="delivered")

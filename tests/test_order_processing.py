@@ -248,11 +248,11 @@ async def test_every_step_is_bounded(client: Client, task_queue: str) -> None:
 
 
 async def test_retries_the_same_order(client: Client, task_queue: str) -> None:
-    """A charge whose report is lost twice is tried again under the same order id, so that it is charged once."""
+    """A charge whose report is lost is tried again under the same order id, so that it is charged once."""
 
     class Provider(Shop):
         def __init__(self) -> None:
-            super().__init__(charge_payment=[passing(), passing()])
+            super().__init__(charge_payment=[passing()])
             self.charges: dict[str, Decimal] = {}
 
         async def pretend(self, step: str, order: Order) -> None:
@@ -264,17 +264,17 @@ async def test_retries_the_same_order(client: Client, task_queue: str) -> None:
     async with create_worker(client, task_queue, shop):
         result = await (await start(client, task_queue, placed)).result()
     assert result["status"] == "delivered"
-    assert shop.calls == ["reserve_inventory", *["charge_payment"] * 3, "ship", "deliver"]
+    assert shop.calls == ["reserve_inventory", *["charge_payment"] * 2, "ship", "deliver"]
     assert shop.charges == {placed["id"]: Decimal("69.48")}
 
 
 async def test_undo_is_retried(client: Client, task_queue: str) -> None:
     """An undo that fails is tried again before the one that follows it."""
-    shop = Shop(ship=[final()], refund_payment=[passing(), passing()])
+    shop = Shop(ship=[final()], refund_payment=[passing()])
     async with create_worker(client, task_queue, shop):
         result = await (await start(client, task_queue)).result()
     assert result["status"] == "cancelled"
-    assert shop.calls[-4:] == [*["refund_payment"] * 3, "release_inventory"]
+    assert shop.calls[-3:] == [*["refund_payment"] * 2, "release_inventory"]
 
 
 async def test_impossible_undo_fails_the_run(client: Client, task_queue: str) -> None:
@@ -410,31 +410,33 @@ async def test_cancel_after_shipped_is_ignored(client: Client, task_queue: str) 
     assert (await told(handle))[-2:] == [("shipped", None), ("delivered", None)]
 
 
-@pytest.mark.parametrize(
-    ("arguments", "reason"),
-    [
-        ([], "customer_request"),
-        ([None], "customer_request"),
-        (["too slow"], "customer_request"),
-        ([17], "customer_request"),
-        ([[]], "customer_request"),
-        ([{}], "customer_request"),
-        ([{"reason": None}], "customer_request"),
-        ([{"reason": {"code": 3}}], "customer_request"),
-        ([{"reason": " "}], "customer_request"),
-        ([b"\x00\xff"], "customer_request"),
-        ([{"reason": "too slow", "more": 1}], "too slow"),
-        ([{"reason": "too slow"}, "and", ["more"]], "too slow"),
-        ([{"reason": "x" * 100_000}], "x" * 500),
-    ],
-)
-async def test_cancel_takes_any_argument(client: Client, task_queue: str, arguments: list[Any], reason: str) -> None:
+CANCELS: list[tuple[list[Any], str]] = [
+    ([], "customer_request"),
+    ([None], "customer_request"),
+    (["too slow"], "customer_request"),
+    ([17], "customer_request"),
+    ([[]], "customer_request"),
+    ([{}], "customer_request"),
+    ([{"reason": None}], "customer_request"),
+    ([{"reason": {"code": 3}}], "customer_request"),
+    ([{"reason": " "}], "customer_request"),
+    ([b"\x00\xff"], "customer_request"),
+    ([{"reason": "too slow", "more": 1}], "too slow"),
+    ([{"reason": "too slow"}, "and", ["more"]], "too slow"),
+    ([{"reason": "x" * 100_000}], "x" * 500),
+]
+
+
+async def test_cancel_takes_any_argument(client: Client, task_queue: str) -> None:
     """Whatever comes with the signal, the order is cancelled; a reason is kept when there is one, of bounded length."""
-    handle = await start(client, task_queue)
-    await handle.signal("cancel", args=arguments)
+    handles = [await start(client, task_queue) for _ in CANCELS]
+    for handle, (arguments, _) in zip(handles, CANCELS, strict=True):
+        await handle.signal("cancel", args=arguments)
     async with create_worker(client, task_queue):
-        result = await handle.result()
-    assert (result["status"], result["reason"]) == ("cancelled", reason)
+        results = [await handle.result() for handle in handles]
+    assert [(result["status"], result["reason"]) for result in results] == [
+        ("cancelled", reason) for _, reason in CANCELS
+    ]
 
 
 @pytest.mark.parametrize("step", STEP_NAMES)

@@ -18,14 +18,21 @@ from temporalio.service import TLSConfig
 
 from commands import temporal_api
 from temporal_api.app import create_app
-from temporal_api.settings import ASYMMETRIC_ALGORITHMS, HMAC_ALGORITHMS, Settings, SettingsError, from_env
+from temporal_api.settings import (
+    ASYMMETRIC_ALGORITHMS,
+    HMAC_ALGORITHMS,
+    ResourceSettings,
+    Settings,
+    SettingsError,
+    from_env,
+)
 
 SECRET = "hunter2-" * 4
 JWKS = {"JWT_JWKS_URL": "https://issuer.example/jwks", "JWT_ISSUER": "https://issuer.example", "JWT_AUDIENCE": "orders"}
 CERTIFICATE = "-----BEGIN CERTIFICATE-----\nhunter2\n-----END CERTIFICATE-----\n"
 KEY = "-----BEGIN PRIVATE KEY-----\nhunter2\n-----END PRIVATE KEY-----\n"
 
-FIELDS = {field.encode_name: field for field in msgspec.structs.fields(Settings) if field.encode_name}
+FIELDS = {field.encode_name: field for field in msgspec.structs.fields(Settings) if field.encode_name.strip()}
 TEMPORAL = ("ADDRESS", "NAMESPACE", "API_KEY", "TLS", "TLS_SERVER_NAME", "PROFILE", "CONFIG_FILE")
 
 
@@ -72,8 +79,6 @@ def test_the_defaults_are_those_of_the_contract() -> None:
         "ALLOWED_ORIGINS": (),
         "LOG_LEVEL": "info",
         "LOG_FORMAT": "json",
-        "ORDERS_TASK_QUEUE": "temporal-product-queue",
-        "ORDERS_EXECUTION_TIMEOUT_SECONDS": 7200,
         "ALLOWED_WORKFLOW_TYPES": (),
         "ALLOWED_TASK_QUEUES": (),
         "PAYLOAD_ENCRYPTION_KEYS": (),
@@ -105,8 +110,6 @@ def test_the_defaults_are_those_of_the_contract() -> None:
         ),
         ("LOG_LEVEL", "WARNING", "warning"),
         ("LOG_FORMAT", "Console", "console"),
-        ("ORDERS_TASK_QUEUE", "orders one", "orders one"),
-        ("ORDERS_EXECUTION_TIMEOUT_SECONDS", "1", 1),
         ("ALLOWED_WORKFLOW_TYPES", "a, b c", ("a", "b c")),
         ("ALLOWED_TASK_QUEUES", "q", ("q",)),
         ("RPC_TIMEOUT_SECONDS", "0.5", 0.5),
@@ -119,6 +122,19 @@ def test_the_defaults_are_those_of_the_contract() -> None:
 def test_a_setting_is_read(name: str, text: str, value: object) -> None:
     """A variable's text becomes the setting's value."""
     assert value == getattr(read(**{name: text}), name.lower())
+
+
+@pytest.mark.parametrize("plural", ["orders", "gift_cards"])
+def test_every_resource_has_settings(plural: str) -> None:
+    """Each business resource has a task queue and a timeout of its own, with the same defaults."""
+    prefix = plural.upper()
+    environ = {f"{prefix}_TASK_QUEUE": "queue one", f"{prefix}_EXECUTION_TIMEOUT_SECONDS": "1"}
+
+    assert ResourceSettings("declared", 7200) == read().resource(plural, "declared")
+    assert ResourceSettings(plural, 7200) == read().resource(plural)
+    assert ResourceSettings("queue one", 1) == read(**environ).resource(plural)
+    assert ResourceSettings("others", 7200) == read(**environ).resource("others")
+    assert read() == read(**dict.fromkeys(environ, " "))
 
 
 @pytest.mark.parametrize("blank", ["", " ", "\n"])

@@ -18,7 +18,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from google.protobuf.message import Message
-from temporalio.api.common.v1 import Payload, Payloads
+from temporalio.api.common.v1 import Payload, Payloads, WorkflowType
 from temporalio.api.failure.v1 import (
     ActivityFailureInfo,
     ApplicationFailureInfo,
@@ -29,13 +29,24 @@ from temporalio.api.failure.v1 import (
     TerminatedFailureInfo,
     TimeoutFailureInfo,
 )
+from temporalio.api.schedule.v1 import Schedule, ScheduleAction, ScheduleSpec
+from temporalio.api.taskqueue.v1 import TaskQueue
+from temporalio.api.workflow.v1 import NewWorkflowExecutionInfo
+from temporalio.api.workflowservice.v1 import (
+    CreateScheduleRequest,
+    DeleteScheduleRequest,
+    DescribeScheduleRequest,
+    DescribeWorkflowExecutionRequest,
+)
 from temporalio.client import Client
 from temporalio.service import RPCError, RPCStatusCode
 
 from api import assert_problem, order, service
+from scripted import Scripted
 from temporal_api.dev.server import DevServer
+from temporal_api.errors import Conflict, NotFound, Problem, ValidationError
 from temporal_api.temporal.client import Temporal
-from temporal_api.temporal.failures import problem_of
+from temporal_api.temporal.failures import Subject, start_subject, workflow_subject
 from temporal_api.temporal.payloads import DATA_CONVERTER, raw_json
 
 pytestmark = pytest.mark.anyio
@@ -225,16 +236,84 @@ MEANINGS = [
 ]
 
 
+async def told(error: RPCError, subject: Subject) -> Problem:
+    """What a call about the subject fails with."""
+    temporal = Scripted(describe_workflow_execution=[error]).temporal()
+    with pytest.raises(Problem) as caught:
+        await temporal.call(temporal.service.describe_workflow_execution, DescribeWorkflowExecutionRequest(), subject)
+    return caught.value
+
+
 @pytest.mark.parametrize(("status", "message", "code"), MEANINGS)
-def test_what_temporals_errors_mean(status: RPCStatusCode, message: str, code: str) -> None:
+async def test_what_temporals_errors_mean(status: RPCStatusCode, message: str, code: str) -> None:
     """Each of Temporal's errors is one of ours; what only operators can mend is not shown to callers."""
-    problem = problem_of(RPCError(message, status, b""), "w", "r")
+    subject = start_subject("w") if status is RPCStatusCode.ALREADY_EXISTS else workflow_subject("w", "r")
+    problem = await told(RPCError(message, status, b""), subject)
 
     assert code == problem.code
-    assert ("temporal", "w", "r") == tuple(problem.details[name] for name in ("source", "workflow_id", "run_id"))
+    assert ("temporal", "w") == (problem.details["source"], problem.details["workflow_id"])
     assert problem.message
-    if problem.status >= 429:
+    if problem.status >= 404:
         assert message not in problem.message
+
+
+@pytest.mark.parametrize("status", [RPCStatusCode.NOT_FOUND, RPCStatusCode.ALREADY_EXISTS])
+async def test_what_is_missing_or_there_in_a_call_about_nothing_is_no_callers_mistake(status: RPCStatusCode) -> None:
+    """A call of the service's own that finds too little or too much is a 502 without Temporal's words."""
+    problem = await told(RPCError("workflow temporal-sys-x", status, b""), Subject())
+
+    assert (502, "temporal_error") == (problem.status, problem.code)
+    assert "temporal-sys" not in problem.message
+
+
+class ScheduleNotFound(NotFound, code="schedule_not_found"):
+    """There is no such schedule."""
+
+
+class ScheduleExists(Conflict, code="schedule_exists"):
+    """The schedule exists already."""
+
+
+class ScheduleError(ValidationError, code="schedule_error"):
+    """Temporal refuses this schedule."""
+
+
+async def test_a_call_fails_in_the_words_of_whoever_makes_it(client: Client) -> None:
+    """Another kind of thing that is missing, exists or is refused is called what it is, not the workflow behind it."""
+    temporal, schedule_id = Temporal(client, 5), f"nightly-{uuid.uuid4()}"
+    subject = Subject(
+        f"schedule {schedule_id!r}",
+        missing=ScheduleNotFound,
+        exists=ScheduleExists,
+        invalid=ScheduleError,
+        invalid_intro="Temporal refuses this schedule: ",
+        details={"schedule_id": schedule_id},
+    )
+    which = {"namespace": client.namespace, "schedule_id": schedule_id}
+    start = NewWorkflowExecutionInfo(
+        workflow_id="w", workflow_type=WorkflowType(name="t"), task_queue=TaskQueue(name="q")
+    )
+
+    async def create(spec: ScheduleSpec) -> None:
+        schedule = Schedule(spec=spec, action=ScheduleAction(start_workflow=start))
+        request = CreateScheduleRequest(**which, schedule=schedule, request_id=str(uuid.uuid4()))
+        await temporal.call(temporal.service.create_schedule, request, subject)
+
+    with pytest.raises(ScheduleNotFound) as missing:
+        await temporal.call(temporal.service.describe_schedule, DescribeScheduleRequest(**which), subject)
+    with pytest.raises(ScheduleError) as refused:
+        await create(ScheduleSpec(cron_string=["every day"]))
+    await create(ScheduleSpec())
+    with pytest.raises(ScheduleExists) as exists:
+        await create(ScheduleSpec())
+    await temporal.call(temporal.service.delete_schedule, DeleteScheduleRequest(**which), subject)
+
+    assert f"There is no schedule {schedule_id!r}." == missing.value.message
+    assert f"The schedule {schedule_id!r} exists already; take another id." == exists.value.message
+    assert refused.value.message.startswith("Temporal refuses this schedule: ")
+    for caught in (missing, refused, exists):
+        assert {"source": "temporal", "schedule_id": schedule_id} == caught.value.details
+        assert "workflow" not in caught.value.message.lower()
 
 
 async def test_a_wrong_namespace_is_not_the_callers_mistake(dev_server: DevServer) -> None:

@@ -6,7 +6,6 @@ import re
 import time
 import uuid
 from collections.abc import AsyncIterator
-from contextlib import aclosing
 from datetime import timedelta
 from typing import Any
 from urllib.parse import quote
@@ -14,8 +13,6 @@ from urllib.parse import quote
 import httpx
 import pytest
 from temporalio import activity, workflow
-from temporalio.api.enums.v1 import EventType
-from temporalio.api.history.v1 import HistoryEvent
 from temporalio.client import Client
 from temporalio.common import RetryPolicy
 from temporalio.exceptions import ApplicationError, ApplicationErrorCategory
@@ -23,9 +20,6 @@ from temporalio.worker import UnsandboxedWorkflowRunner, Worker
 
 from api import assert_problem, bearer, eventually, service
 from temporal_api.dev.server import DevServer
-from temporal_api.errors import Problem
-from temporal_api.temporal import history
-from temporal_api.temporal.client import Temporal
 
 pytestmark = pytest.mark.anyio
 
@@ -48,9 +42,9 @@ class Steps:
     async def run(self, plan: dict[str, Any]) -> Any:
         """Go by the plan."""
         if "fails" in plan:
-            every_second = RetryPolicy(initial_interval=timedelta(seconds=1), backoff_coefficient=1)
+            often = RetryPolicy(initial_interval=timedelta(seconds=0.2), backoff_coefficient=1)
             await workflow.execute_activity(
-                fail, plan["fails"], start_to_close_timeout=timedelta(seconds=9), retry_policy=every_second
+                fail, plan["fails"], start_to_close_timeout=timedelta(seconds=9), retry_policy=often
             )
         await workflow.wait_condition(lambda: len(self.seen) >= plan["signals"])
         if plan.get("again"):
@@ -98,7 +92,7 @@ class Stream:
     async def next(self) -> tuple[str, Any]:
         """The next event and its data."""
         event = data = None
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             async for line in self._lines:
                 field, _, value = line.partition(": ")
                 if field == "event":
@@ -149,18 +143,17 @@ async def test_a_failed_run_is_a_200_that_says_so(alice: httpx.AsyncClient, queu
 
 async def test_a_result_follows_continue_as_new_unless_pinned(alice: httpx.AsyncClient, queue: str) -> None:
     """Without `run_id` the chain's end counts; a pinned run says what it went on as."""
-    path = await started(alice, queue, signals=0, again=2)
-
-    first = (await alice.get(path)).json()
+    body = {"workflow_type": "steps", "task_queue": queue, "input_data": {"signals": 0, "again": 1}}
+    first = (await alice.post("/api/v1/workflows", json=body)).json()
+    path = f"/api/v1/workflows/{first['workflow_id']}"
     end = (await alice.get(f"{path}/result", headers={"Prefer": "wait=20"})).json()
     page = (await alice.get(f"{path}/history", params={"run_id": first["run_id"]})).json()
     pinned = (await alice.get(f"{path}/result", params={"run_id": first["run_id"]})).json()
 
     assert "COMPLETED" == end["status"]
     assert "WORKFLOW_EXECUTION_STARTED" == page["items"][0]["event_type"]
-    if first["run_id"] != end["run_id"]:
-        assert "CONTINUED_AS_NEW" == pinned["status"]
-        assert pinned["new_run_id"]
+    assert "WORKFLOW_EXECUTION_CONTINUED_AS_NEW" == page["items"][-1]["event_type"]
+    assert ("CONTINUED_AS_NEW", end["run_id"]) == (pinned["status"], pinned["new_run_id"])
 
 
 async def test_the_history_is_paged_by_our_own_tokens(alice: httpx.AsyncClient, queue: str) -> None:
@@ -317,7 +310,7 @@ async def test_every_way_to_name_an_etag(alice: httpx.AsyncClient, queue: str) -
 
 async def test_the_end_of_a_wait_is_never_stale(alice: httpx.AsyncClient, queue: str) -> None:
     """What changed without an event, such as an activity's attempts, is answered at the end of the wait: no 304."""
-    path = await started(alice, queue, fails=3)
+    path = await started(alice, queue, fails=1000)
 
     async def tried() -> str:
         status = await alice.get(path)
@@ -325,7 +318,7 @@ async def test_the_end_of_a_wait_is_never_stale(alice: httpx.AsyncClient, queue:
         return status.headers["etag"] if activities and activities[0]["attempt"] > 1 else ""
 
     etag = await eventually(tried)
-    waited = await alice.get(path, headers={"If-None-Match": etag, "Prefer": "wait=3"})
+    waited = await alice.get(path, headers={"If-None-Match": etag, "Prefer": "wait=2"})
 
     assert 200 == waited.status_code
     assert etag != waited.headers["etag"]
@@ -359,6 +352,7 @@ async def test_watchers_share_one_poll_and_free_it_when_they_go(dev_server: DevS
             return len(started_watching) == 20
 
         await eventually(all_open)
+        assert 1 <= await polls() < 20  # one after the other, each until something happened
         assert_problem(await alice.get(f"{path}/events"), 503, "too_many_waits")
         for watcher in watchers[1:]:
             watcher.cancel()
@@ -373,81 +367,11 @@ async def test_watchers_share_one_poll_and_free_it_when_they_go(dev_server: DevS
         assert 200 == (await alice.get(f"{path}/result", headers={"Prefer": "wait=20"})).status_code
 
 
-async def test_a_watcher_that_falls_behind_loses_nothing(
-    alice: httpx.AsyncClient, client: Client, queue: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """More news than are held for one who does not read: the history is read again, and each event told once."""
-    monkeypatch.setattr(history, "PAGES_HELD", 1)
-    path = await started(alice, queue, signals=6)
-    temporal = Temporal(client, 10)
-    feeds = history.Feeds(temporal)
-    workflow_id = path.rpartition("/")[2]
-    run = (await temporal.describe(workflow_id)).workflow_execution_info
-    async with aclosing(feeds.events(workflow_id, run.execution.run_id, 0, run.history_length)) as events:
-        seen = [event.event_id for event in await anext(events)]
-        ((_, (watcher,)),) = feeds._feeds.values()
-
-        async def behind() -> bool:
-            return watcher.behind
-
-        for _ in range(5):
-            await step(alice, path)
-            await eventually(lambda: settled(alice, path))
-        await eventually(behind)
-        await step(alice, path)
-        async for some in events:
-            seen += [event.event_id for event in some]
-
-    assert list(range(1, seen[-1] + 1)) == seen
-    assert "COMPLETED" == (await alice.get(path)).json()["status"]
-    assert 0 == len(feeds)
-
-
-async def settled(alice: httpx.AsyncClient, path: str) -> bool:
-    """Its worker has dealt with what was sent."""
-    page = (await alice.get(f"{path}/history", params={"order": "reverse", "page_size": 1})).json()
-    return bool(page["items"][0]["event_type"] == "WORKFLOW_TASK_COMPLETED")
-
-
-async def test_a_watcher_that_begins_while_temporal_is_away(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What was there before is read through Temporal's absence too, not only what comes."""
-    away, closing = [2], HistoryEvent(event_id=1, event_type=EventType.EVENT_TYPE_WORKFLOW_EXECUTION_TERMINATED)
-
-    async def page(*_: object, wait: bool = False, **__: object) -> history.Page:
-        if not wait and away[0]:
-            away[0] -= 1
-            raise Problem("temporal_connection_error", "It is away.")
-        return history.Page([closing], b"")
-
-    monkeypatch.setattr(history, "page", page)
-    monkeypatch.setattr(history, "RETRY_SECONDS", 0)
-    told = [events async for events in history.Feeds(Temporal(client, 10)).events("w", "r", 0, 1)]
-
-    assert ([[closing]], [0]) == (told, away)
-
-
-async def test_what_goes_wrong_with_a_feed_ends_it_for_all(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each watcher is told of the problem, and the next one begins anew."""
-
-    async def page(*_: object, wait: bool = False, **__: object) -> history.Page:
-        if wait:
-            raise Problem("temporal_error", "It broke.")
-        return history.Page([], b"")
-
-    monkeypatch.setattr(history, "page", page)
-    feeds = history.Feeds(Temporal(client, 10))
-    for _ in range(2):
-        watchers = [asyncio.create_task(anext(feeds.events("w", "r", 0, 0))) for _ in range(3)]
-        told = await asyncio.gather(*watchers, return_exceptions=True)
-        assert ["It broke."] * 3 == [str(problem) for problem in told]
-    assert 0 == len(feeds)
-
-
 async def test_a_stream_ends_with_its_token(alice: httpx.AsyncClient, queue: str) -> None:
     """When the token that opened it expires, the stream ends and tells the client to come back."""
     path = await started(alice, queue)
     async with alice.stream("GET", f"{path}/events", headers=bearer(exp=int(time.time()) + 2)) as response:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             text = (await response.aread()).decode()
 
     assert text.endswith("retry: 1000\n\n")

@@ -674,16 +674,6 @@ async def test_internal_queries_are_for_administrators(alice: httpx.AsyncClient,
     assert "Stack for" in admitted.json()["result"]
 
 
-async def test_a_query_without_a_worker_ends_in_time(dev_server: DevServer, task_queue: str) -> None:
-    """When nobody answers, the caller is told so within the deadline of a call."""
-    async with service(TEMPORAL_ADDRESS=dev_server.address, RPC_TIMEOUT_SECONDS="1") as hasty:
-        body = await start(hasty, "listen", task_queue)
-        response = await hasty.post(at(body["workflow_id"], "/query"), json={"query_name": "is_told"})
-
-    assert (response.status_code, response.json()["error"]) in ((504, "temporal_timeout"), (503, "no_worker"))
-    assert response.elapsed < timedelta(seconds=2)
-
-
 @pytest.mark.parametrize(
     ("action", "body", "key"),
     [

@@ -71,6 +71,7 @@ ORDERS = Resource(
     "order",
     description="Orders: the worked business resource.",
     workflow_type="order_processing",
+    task_queue="temporal-product-queue",
     kept=KeptOrder,
     answer=OrderResponse,
     completed="delivered",

@@ -9,7 +9,7 @@ from temporal_api.settings import Settings, SettingsError
 
 
 def sign(settings: Settings, sub: str, scope: str, expires: int) -> str:
-    """Sign a token that this service accepts. Raises SettingsError without a JWT_SECRET."""
+    """Sign a token that the service accepts. Raises SettingsError without a JWT_SECRET."""
     if settings.jwt_secret is None:
         raise SettingsError("JWT_SECRET: tokens are signed with it; the issuer of the configured key signs its own")
     claims: dict[str, Any] = {"sub": sub, "iat": int(time.time()), "exp": int(time.time()) + expires}

@@ -2,8 +2,9 @@
 
 import asyncio
 from collections.abc import AsyncGenerator
-from typing import Annotated, Any, ClassVar, TypeVar
+from typing import Annotated, Any, ClassVar, TypeVar, get_type_hints
 
+import msgspec
 from litestar import Controller, get, post
 from litestar.params import JSONBody, PathParameter, QueryParameter
 from msgspec import Raw
@@ -53,21 +54,21 @@ class ResourceController(Controller):
     def __init_subclass__(cls, *, resource: Resource[Any, Any]) -> None:
         """Make the shared handlers the resource's own: its paths, scopes, names, types and sentences."""
         cls.resource, cls.path, cls.tags = resource, resource.path, [resource.plural]
-        name, title, one = resource.name, resource.title, f"/{{{resource.name}_id:str}}"
+        title, one, an_order = resource.title, f"/{{{resource.name}_id:str}}", resource.a_name
         read, write = (resource.read_scope, resource.admin_scope), (resource.write_scope, resource.admin_scope)
         cls.signature_namespace = _types(resource)
-        if not any(getattr(value, "operation_id", None) == f"create{title}" for value in vars(cls).values()):
-            raise TypeError(f"{cls.__name__} needs a handler that is marked @{name.upper()}S.create()")
+        _check_create(cls)
         cls.get_one = get(  # type: ignore[assignment]
             one,
             scope=read,
             operation_id=f"get{title}",
-            summary=f"{resource.a_name.capitalize()} as it is now",
+            summary=f"{an_order.capitalize()} as it is now",
+            headers={200: ("ETag", "Preference-Applied"), 304: ("ETag", "Preference-Applied")},
             responses={304: NOT_MODIFIED, **responses(resource.NotFound)},
         )(cls.get_one)
         cls.list_all = get(  # type: ignore[assignment]
             scope=read,
-            operation_id=f"list{title}s",
+            operation_id=f"list{resource.plural_title}",
             summary=f"The caller's {resource.plural_words}",
             responses=responses(errors.InvalidPageToken, errors.SearchAttributesMissing),
         )(cls.list_all)
@@ -75,7 +76,7 @@ class ResourceController(Controller):
             f"{one}/events",
             scope=read,
             operation_id=f"stream{title}Events",
-            summary=f"{resource.a_name.capitalize()}'s status, live",
+            summary=f"{an_order.capitalize()}'s status, live",
             media_type="text/event-stream",
             responses=responses(resource.NotFound, errors.TooManyWaits, errors.ShuttingDown),
         )(cls.stream)
@@ -84,7 +85,7 @@ class ResourceController(Controller):
             scope=write,
             status_code=204,
             operation_id=f"cancel{title}",
-            summary=f"Cancel {resource.a_name}",
+            summary=f"Cancel {an_order}",
             responses=responses(resource.NotFound, resource.NotCancellable, body=True),
         )(cls.cancel)
 
@@ -173,13 +174,26 @@ class ResourceController(Controller):
         resource = self.resource
         answer, run = await resource.read(services, request.user, resource_id)
         workflow = _recorded(request, services, run)
-        if answer.status in resource.too_late:
-            raise resource.not_cancellable(workflow.id, answer.status)
-        try:
-            await workflow.run(run.run_id).signal("cancel", [data or resource.cancel_request()])
-        except errors.WorkflowCompleted:  # it closed just now: say how
-            answer, _ = await resource.read(services, request.user, resource_id)
-            raise resource.not_cancellable(workflow.id, answer.status) from None
+        if answer.status not in resource.too_late:
+            try:
+                return await workflow.run(run.run_id).signal("cancel", [data or resource.cancel_request()])
+            except errors.WorkflowCompleted:  # it closed just now: say how
+                answer, _ = await resource.read(services, request.user, resource_id)
+        message = f"The {resource.words} can no longer be cancelled: it is {answer.status}."
+        raise resource.NotCancellable(message, workflow_id=workflow.id, status=answer.status)
+
+
+def _check_create(cls: type[ResourceController]) -> None:
+    """Raise TypeError unless one handler places the resource, from a body that can be nothing else."""
+    resource = cls.resource
+    found = [each for each in vars(cls).values() if getattr(each, "operation_id", "") == f"create{resource.title}"]
+    if len(found) != 1:
+        raise TypeError(f"{cls.__name__} needs one handler that is marked with `create()` of its resource")
+    body = get_type_hints(found[0].fn).get("data", object)
+    if not (issubclass(body, msgspec.Struct) and body.__struct_config__.forbid_unknown_fields):
+        raise TypeError(f"{cls.__name__} needs `data: JSONBody[...]` of a struct with forbid_unknown_fields=True")
+    if "id" in body.__struct_fields__:
+        raise TypeError(f"{body.__name__} cannot have `id`: the workflow's argument has the new id there")
 
 
 def _types(resource: Resource[Any, Any]) -> dict[Any, Any]:
@@ -221,7 +235,7 @@ async def _status_events(
 ) -> AsyncGenerator[bytes, None]:
     """The statuses that the workflow keeps in its memo, as its history tells them, then `done`.
 
-    One that an operator has reset goes on in another run, from an earlier status.
+    One that an operator has reset, or that continued as new, goes on in another run.
     """
     temporal, run_id, length = workflow.temporal, run.run_id, run.history_length
     while True:
@@ -237,10 +251,12 @@ async def _status_events(
                 if event.event_type in CLOSING:
                     closing = event_id
         run = await retry_while_away(workflow.run(run_id).describe)
-        if not run.reset_run_id:
-            break
         run_id, seen, length = run.reset_run_id, 0, 0
-    kept = await temporal.memo(run.memo, STATUS_MEMO, StatusMemo) or StatusMemo(resource.statuses[0])
-    if closing and (implied := resource.implied_status(run, kept)) is not None:
-        yield sse(implied, event="status", event_id=closing)
+        if run.status == "CONTINUED_AS_NEW":
+            run_id = (await retry_while_away(workflow.describe)).run_id
+        if not run_id:
+            break
+    status, is_kept = await resource.status(temporal, run)
+    if closing and not is_kept:
+        yield sse(status, event="status", event_id=closing)
     yield sse({"workflow_id": workflow.id}, event="done")

@@ -1,10 +1,11 @@
 """What a resource is: its declaration, its memo, its status; how one is placed, read and found."""
 
 import logging
+import re
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from datetime import UTC, datetime
-from typing import Annotated, Any, Generic, TypeVar, get_args, get_origin
+from typing import Annotated, Any, Generic, TypeVar, get_args, get_type_hints
 
 import msgspec
 from litestar import post
@@ -28,9 +29,12 @@ EXAMPLE_ID = "0b9f3c1e-5d3c-4c56-9d0a-1f2f6b8f7a55"
 
 Kept = TypeVar("Kept", bound=msgspec.Struct)
 Answer = TypeVar("Answer", bound=msgspec.Struct)
-Handler = Callable[..., Any]
 
 log = logging.getLogger(__name__)
+
+_NOUN = re.compile(r"[a-z][a-z0-9]*(_[a-z][a-z0-9]*)*")
+# Names whose scopes, paths, memo keys or fields this service has itself.
+_TAKEN = {"workflow", "workflows", "codec", "status", "idempotency", "result"}
 
 
 class StatusMemo(msgspec.Struct):
@@ -43,13 +47,21 @@ class StatusMemo(msgspec.Struct):
 class Resource(Generic[Kept, Answer]):
     """A business resource, declared once; everything else follows from it.
 
-    `name` is a singular noun ("order", "gift_card"). `kept` is what the memo keeps of it for good. `answer` is what
-    callers see: the fields of `kept`, and `id`, `status`, `created_at`, `workflow_id` and `reason`. Its `status` is a
-    Literal that begins with the status of a new one.
+    `name` is a singular noun ("order", "gift_card"); give `plural` and `article` where English has another than the
+    usual one. `kept` is what the memo keeps of it for good. `answer` is what callers see: the fields of `kept`, and
+    `id`, `status`, `created_at`, `workflow_id` and `reason`. Its `status` is a Literal that begins with the status of
+    a new one.
 
     A run that completes without setting a status that ends it counts as `completed`; one that fails, or is terminated,
     as `cancelled`. Name further statuses that end it in `other_ends`, and those in which cancelling comes too late,
     though it goes on, in `too_late_to_cancel`.
+
+    The workflow gets one argument: the request's fields and the new `id`. It keeps its status in the memo
+    `temporal_api.status` as `{"status": ..., "reason": ...}`, and in the search attribute that lists look at if it was
+    started with it. The signal `cancel` with `{"reason": ...}` asks it to stop. Its task queue is `task_queue`, or else
+    the plural, unless a setting such as `ORDERS_TASK_QUEUE` names another.
+
+    Raises TypeError for a declaration that does not hold together.
     """
 
     def __init__(
@@ -64,32 +76,34 @@ class Resource(Generic[Kept, Answer]):
         cancelled: str = "cancelled",
         other_ends: Sequence[str] = (),
         too_late_to_cancel: Sequence[str] = (),
+        task_queue: str = "",
         plural: str = "",
+        article: str = "",
     ) -> None:
-        self.name = name
-        self.plural = plural or f"{name}s"
-        self.words, self.plural_words = name.replace("_", " "), self.plural.replace("_", " ")
-        self.title = self.words.title().replace(" ", "")
-        self.a_name = f"{'an' if name[0] in 'aeiou' else 'a'} {self.words}"
+        self.name, self.plural = name, plural or _plural(name)
+        for noun in (self.name, self.plural):
+            if not _NOUN.fullmatch(noun) or noun in _TAKEN:
+                raise TypeError(f"a resource cannot be called {noun!r}: expected lower case, such as gift_card")
+        self.words, self.plural_words = self.name.replace("_", " "), self.plural.replace("_", " ")
+        self.title, self.plural_title = (words.title().replace(" ", "") for words in (self.words, self.plural_words))
+        self.a_name = f"{article or ('an' if name[0] in 'aeiou' else 'a')} {self.words}"
         self.description = description
         self.workflow_type = workflow_type
+        self.task_queue = task_queue
         self.kept, self.answer = kept, answer
-        fields = {field.name: field for field in msgspec.structs.fields(answer)}
-        self._check_fields(set(fields))
-        status = fields["status"].type
-        self.status_type = get_args(status)[0] if get_origin(status) is Annotated else status
+        self.status_type = self._checked_status_type()
         self.statuses: tuple[str, ...] = get_args(self.status_type)
         self.completed, self.cancelled, self.ends = completed, cancelled, {completed, cancelled, *other_ends}
         self.too_late = {*too_late_to_cancel, *self.ends}
         if unknown := self.too_late.difference(self.statuses):
             raise TypeError(f"{answer.__name__}.status has no {', '.join(sorted(unknown))}")
+        if self.statuses[0] in self.ends:
+            raise TypeError(f"{answer.__name__}.status begins with {self.statuses[0]}, which ends it")
 
         self.path = f"/{self.plural.replace('_', '-')}"
         self.id_prefix = f"{name}-"
-        self.read_scope, self.write_scope, self.admin_scope = (
-            f"{self.plural}:{may}" for may in ("read", "write", "admin")
-        )
-        self.scopes = (self.read_scope, self.write_scope, self.admin_scope)
+        self.scopes = [f"{self.plural}:{may}" for may in ("read", "write", "admin")]
+        self.read_scope, self.write_scope, self.admin_scope = self.scopes
         self.memo_key = f"temporal_api.{name}"
         self.owner_attribute, self.status_attribute = f"{self.title}Owner", f"{self.title}Status"
         self.search_attributes = (self.owner_attribute, self.status_attribute)
@@ -103,20 +117,30 @@ class Resource(Generic[Kept, Answer]):
         self.memo: Any = msgspec.defstruct(
             f"{self.title}Memo", [("owner", str), ("created_at", datetime)], bases=(kept,), kw_only=True
         )
-
         self.cancel_request, self.status_response, self.list_response = _structs(self)
 
-    def _check_fields(self, found: set[str]) -> None:
-        needed = {"id", "status", "created_at", "workflow_id", "reason", *self.kept.__struct_fields__}
-        if found != needed:
-            raise TypeError(f"{self.answer.__name__} has the fields {sorted(found)}, expected {sorted(needed)}")
+    def _checked_status_type(self) -> Any:
+        """The Literal of statuses. Raises TypeError unless the answer has what `_answer` fills in, of its types."""
+        kept, found = get_type_hints(self.kept), get_type_hints(self.answer)
+        ours: dict[str, Any] = {"id": str, "workflow_id": str, "created_at": datetime, "reason": str | None}
+        if own := kept.keys() & {*ours, "status", "owner"}:
+            raise TypeError(f"{self.kept.__name__} cannot have {', '.join(sorted(own))}: this service keeps it itself")
+        needed = {**ours, **kept, "status": found.get("status", "a Literal")}
+        for name in sorted({*found, *needed}):
+            if found.get(name) != needed.get(name):
+                has, expected = found.get(name, "nothing"), needed.get(name, "nothing")
+                raise TypeError(f"{self.answer.__name__}.{name}: expected {expected}, found {has}")
+        return needed["status"]
 
-    def create(self) -> Callable[[Handler], HTTPRouteHandler]:
+    def create(
+        self, verb: str = "Place"
+    ) -> Callable[[Callable[..., Awaitable[JSONResponse[Answer]]]], HTTPRouteHandler]:
         """Mark the handler that places one; it answers with `place`."""
         return post(
             scope=(self.write_scope, self.admin_scope),
             operation_id=f"create{self.title}",
-            summary=f"Place {self.a_name}",
+            summary=f"{verb} {self.a_name}",
+            headers={201: ("Location", "Idempotent-Replayed")},
             responses=responses(errors.WorkflowStartError, errors.IdempotencyKeyReused, body=True),
         )
 
@@ -132,7 +156,7 @@ class Resource(Generic[Kept, Answer]):
         user, key = request.user, check_key(idempotency_key)
         new_id = derived_id(self.plural, user, key) if key else str(uuid.uuid4())
         workflow_id = record_of(request.scope).workflow_id = self.id_prefix + new_id
-        own = services.settings.resource(self.plural)
+        own = services.settings.resource(self.plural, self.task_queue)
         memo = self.memo(owner=user.sub, created_at=datetime.now(UTC), **msgspec.structs.asdict(kept))
         status = StatusMemo(self.statuses[0])
         memos = {self.memo_key: memo, STATUS_MEMO: status}
@@ -174,7 +198,8 @@ class Resource(Generic[Kept, Answer]):
         memo = await temporal.memo(run.memo, self.memo_key, self.memo)
         if memo is None:
             return None
-        return self._answer(run.workflow_id, memo, await self.status(temporal, run)), memo.owner
+        status, _ = await self.status(temporal, run)
+        return self._answer(run.workflow_id, memo, status), memo.owner
 
     def _answer(self, workflow_id: str, memo: Any, status: StatusMemo) -> Answer:
         return self.answer(
@@ -186,21 +211,22 @@ class Resource(Generic[Kept, Answer]):
             **{name: getattr(memo, name) for name in self.kept.__struct_fields__},
         )
 
-    async def status(self, temporal: Temporal, run: Run) -> StatusMemo:
-        """The status that the workflow keeps, or the one that its end implies."""
+    async def status(self, temporal: Temporal, run: Run) -> tuple[StatusMemo, bool]:
+        """The status, and whether the workflow keeps it; if not, the run's end implies it: it ended without a word."""
         kept = await temporal.memo(run.memo, STATUS_MEMO, StatusMemo) or StatusMemo(self.statuses[0])
-        return self.implied_status(run, kept) or kept
-
-    def implied_status(self, run: Run, kept: StatusMemo) -> StatusMemo | None:
-        """The status of a run that ended without a word: terminated, timed out, or of a worker that keeps no memo."""
         if run.is_open or kept.status in self.ends:
-            return None
-        return StatusMemo(self.completed) if run.is_completed else StatusMemo(self.cancelled, run.status)
+            return kept, True
+        return StatusMemo(self.completed) if run.is_completed else StatusMemo(self.cancelled, run.status), False
 
     def query(self, owner: str | None, status: str | None) -> str:
         """The visibility query for those of an owner (None: of everyone) with a status (None: any)."""
-        terms = [compare("WorkflowType", self.workflow_type), f"{self.owner_attribute} IS NOT NULL"]
-        terms += [compare(self.owner_attribute, index_value(owner))] if owner is not None else []
+        # A run that went on as another is not the resource: the other is.
+        terms = [compare("WorkflowType", self.workflow_type), "ExecutionStatus != 'ContinuedAsNew'"]
+        terms.append(
+            f"{self.owner_attribute} IS NOT NULL"
+            if owner is None
+            else compare(self.owner_attribute, index_value(owner))
+        )
         if status is not None:
             terms.append(self._status_query(status))
         return " AND ".join(terms)
@@ -213,7 +239,7 @@ class Resource(Generic[Kept, Answer]):
             return f"({said} OR (ExecutionStatus = 'Completed' AND {silent}))"
         if status == self.cancelled:
             return f"({said} OR (ExecutionStatus IN ('Failed', 'Canceled', 'Terminated', 'TimedOut') AND {silent}))"
-        return said if status in self.ends else f"{said} AND ExecutionStatus = 'Running'"
+        return said if status in self.ends else f"{said} AND CloseTime IS NULL"
 
     async def listable(self, services: Services, run: Run) -> tuple[Answer, str] | None:
         """One of a list; one that cannot be read must not hide all the others."""
@@ -230,10 +256,11 @@ class Resource(Generic[Kept, Answer]):
             log.warning("%s is left out of a list: %s", run.workflow_id, problem.message)
             return None
 
-    def not_cancellable(self, workflow_id: str, status: str) -> Problem:
-        """Too late to cancel."""
-        message = f"The {self.words} can no longer be cancelled: it is {status}."
-        return self.NotCancellable(message, workflow_id=workflow_id, status=status)
+
+def _plural(noun: str) -> str:
+    if re.search("(s|x|z|ch|sh)$", noun):
+        return f"{noun}es"
+    return re.sub("(?<![aeiou])y$", "ie", noun) + "s"
 
 
 def _problem(kind: type[Problem], code: str, meaning: str) -> type[Problem]:
@@ -263,9 +290,7 @@ def _structs(resource: Resource[Any, Any]) -> tuple[Any, Any, Any]:
             ),
             (resource.name, resource.answer),
         ],
-        namespace={
-            "__doc__": f"{resource.a_name.capitalize()} and its run. `execution_time_seconds` is null while it runs."
-        },
+        namespace={"__doc__": f"{resource.a_name.capitalize()} and its run."},
     )
     page = msgspec.defstruct(
         f"{resource.title}ListResponse",

@@ -10,9 +10,7 @@ import msgspec
 from google.protobuf.message import Message
 from temporalio.api.common.v1 import Memo, Payload, Payloads
 from temporalio.api.failure.v1 import Failure
-from temporalio.api.workflowservice.v1 import (
-    DescribeNamespaceRequest,
-)
+from temporalio.api.workflowservice.v1 import DescribeNamespaceRequest
 from temporalio.client import Client
 from temporalio.runtime import Runtime
 from temporalio.service import GrpcCompression, RetryConfig, RPCError
@@ -69,7 +67,7 @@ class Temporal:
     ) -> Response:
         """Make one call, retries included, within the deadline: `seconds`, else RPC_TIMEOUT_SECONDS.
 
-        Raises Problem, and RPCError never. `subject` says in whose words a missing or existing thing is told.
+        Raises Problem, never RPCError. `subject` names what the call is about in the words of whoever makes it.
         """
         limit = self._timeout if seconds is None else timedelta(seconds=seconds)
         deadline = min(asyncio.get_running_loop().time() + limit.total_seconds(), self._ending_at)
@@ -90,7 +88,7 @@ class Temporal:
             raise TemporalConnectionError(source="gateway", **subject.details) from error
 
     def shorten_deadlines(self, seconds: float) -> None:
-        """The process is ending: every call, under way or to come, is given up in so many seconds."""
+        """Give up every call, open or to come, in that many seconds: the process is ending."""
         self._ending_at = asyncio.get_running_loop().time() + seconds
         for timeout in self._under_way:
             timeout.reschedule(min(timeout.when() or self._ending_at, self._ending_at))
@@ -102,21 +100,21 @@ class Temporal:
     # --- payloads ---
 
     async def encode(self, values: Iterable[object]) -> Payloads:
-        """Arguments as Temporal keeps them."""
+        """Encode arguments as payloads."""
         payloads = [self._to_payload(value) for value in values]
         return Payloads(payloads=await self.codec.encode(payloads) if self.codec else payloads)
 
     async def encode_memo(self, fields: Mapping[str, object]) -> Memo:
-        """A memo as Temporal keeps it."""
+        """Encode a memo."""
         encoded = await self.encode(fields.values())
         return Memo(fields=dict(zip(fields, encoded.payloads, strict=True)))
 
     async def decode(self, payloads: Iterable[Payload]) -> Iterable[Payload]:
-        """Payloads as their senders meant them. Raises PayloadUndecodable."""
+        """Decrypt payloads, if there are keys. Raises PayloadUndecodable."""
         return await self.codec.decode(list(payloads)) if self.codec else payloads
 
     async def values(self, fields: Mapping[str, Payload]) -> dict[str, msgspec.Raw]:
-        """Named payloads, a memo's or search attributes, as JSON in the order of their names."""
+        """A memo or search attributes as JSON, in the order of their names."""
         names = sorted(fields)
         decoded = await self.decode(fields[name] for name in names)
         return {name: raw_json(payload) for name, payload in zip(names, decoded, strict=True)}
@@ -144,9 +142,9 @@ class Temporal:
         """A failure as the caller may see it: never a stack trace."""
         kind, details = failure_kind(failure)
         message = failure.message
-        if failure.HasField("encoded_attributes"):  # sealed, with the stack trace
+        if failure.HasField("encoded_attributes"):  # encrypted, with the stack trace
             (attributes,) = await self.decode([failure.encoded_attributes])
-            # Sealed in a way that this service has no key for: Temporal's own word for it stays ("Encoded failure").
+            # Without the key, Temporal's own message stays ("Encoded failure").
             with suppress(msgspec.MsgspecError, UnicodeDecodeError):
                 message = msgspec.json.decode(attributes.data, type=_FailureAttributes).message
         return FailureInfo(

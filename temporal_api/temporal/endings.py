@@ -9,7 +9,7 @@ from temporalio.api.history.v1 import HistoryEvent
 
 from temporal_api.temporal.events import CLOSING
 from temporal_api.temporal.failures import FailureInfo
-from temporal_api.temporal.history import read_page, retry_while_away
+from temporal_api.temporal.history import retry_while_away
 from temporal_api.temporal.polls import Polls
 from temporal_api.temporal.workflow import Workflow
 
@@ -33,7 +33,7 @@ class Endings:
 
     async def read(self, run: Workflow) -> Ending:
         """How a closed run ended."""
-        return await _ending(run, (await read_page(run, closing_only=True)).events[-1])
+        return await _ending(run, (await run.read_page(closing_only=True)).events[-1])
 
     async def wait(self, run: Workflow, *, follow: bool) -> Ending:
         """How the run ends, however long that takes; with `follow`, the last of its chain."""
@@ -49,11 +49,10 @@ class Endings:
 async def _closing_event(run: Workflow) -> HistoryEvent:
     token = b""
     while True:
-        read = functools.partial(read_page, run, token=token, wait=True, closing_only=True)
-        found = await retry_while_away(read)
-        if found.events:
-            return found.events[-1]
-        token = found.token
+        page = await retry_while_away(functools.partial(run.read_page, token=token, wait=True, closing_only=True))
+        if page.events:
+            return page.events[-1]
+        token = page.token
 
 
 async def _ending(run: Workflow, event: HistoryEvent) -> Ending:
@@ -61,10 +60,10 @@ async def _ending(run: Workflow, event: HistoryEvent) -> Ending:
     failed = event.workflow_execution_failed_event_attributes
     attributes = getattr(event, event.WhichOneof("attributes") or "", None)
     return Ending(
-        run.id,
-        run.run_id,
-        CLOSING[event.event_type],
-        await run.temporal.result(completed.result.payloads),
-        await run.temporal.failure(failed.failure) if failed.HasField("failure") else None,
-        str(getattr(attributes, "new_execution_run_id", "")) or None,
+        workflow_id=run.id,
+        run_id=run.run_id,
+        status=CLOSING[event.event_type],
+        result=await run.temporal.result(completed.result.payloads),
+        failure=await run.temporal.failure(failed.failure) if failed.HasField("failure") else None,
+        new_run_id=str(getattr(attributes, "new_execution_run_id", "")) or None,
     )

@@ -49,7 +49,7 @@ async def event_json(temporal: Temporal, event: HistoryEvent) -> Event:
 
 
 def in_parts(events: list[HistoryEvent]) -> Iterator[list[HistoryEvent]]:
-    """So few events at a time that nobody else has to wait for them."""
+    """Split events into parts between which other requests can be served."""
     return (events[start : start + EVENTS_AT_ONCE] for start in range(0, len(events), EVENTS_AT_ONCE))
 
 

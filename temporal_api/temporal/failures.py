@@ -7,17 +7,14 @@ from typing import Any, TypeVar
 import msgspec
 from google.protobuf.message import Message
 from temporalio.api.common.v1 import Payload
-from temporalio.api.errordetails.v1 import (
-    MultiOperationExecutionFailure,
-    NamespaceNotFoundFailure,
-    QueryFailedFailure,
-    WorkflowExecutionAlreadyStartedFailure,
-)
+from temporalio.api.errordetails import v1 as errordetails
 from temporalio.api.failure.v1 import Failure, MultiOperationExecutionAborted
 from temporalio.service import RPCError, RPCStatusCode
 
 from temporal_api import errors
 from temporal_api.errors import Problem
+
+Detail = TypeVar("Detail", bound=Message)
 
 log = logging.getLogger(__name__)
 
@@ -32,7 +29,7 @@ class FailureInfo(msgspec.Struct, omit_defaults=True):
 
 
 class Subject(msgspec.Struct, frozen=True):
-    """What a call is about: how the caller is told that it is missing, exists already, or was asked for wrongly."""
+    """What a call is about, and which Problem says that it is missing, exists already, or was asked for wrongly."""
 
     name: str = ""
     missing: type[Problem] = errors.TemporalError
@@ -55,17 +52,18 @@ def workflow_subject(workflow_id: str, run_id: str = "") -> Subject:
 
 
 def start_subject(workflow_id: str) -> Subject:
-    """A workflow that is to be started."""
+    """A workflow that is to be started; it may be closed, or gone, before an update that comes along reaches it."""
     return Subject(
         f"workflow {workflow_id!r}",
+        missing=errors.WorkflowNotFound,
         exists=errors.WorkflowAlreadyExists,
         invalid=errors.WorkflowStartError,
         invalid_intro="Temporal refuses this start: ",
-        details={"workflow_id": workflow_id},
+        details={"workflow_id": workflow_id, "run_id": ""},
     )
 
 
-# Where Temporal's reason tells the caller nothing that the class does not say better.
+# The class says what these mean better than Temporal's message.
 _BY_STATUS: dict[RPCStatusCode, type[Problem]] = {
     RPCStatusCode.CANCELLED: errors.TemporalTimeout,  # how the SDK reports some deadlines
     RPCStatusCode.DEADLINE_EXCEEDED: errors.TemporalTimeout,
@@ -76,25 +74,27 @@ _BY_STATUS: dict[RPCStatusCode, type[Problem]] = {
 
 def problem_of(error: RPCError, subject: Subject = NOTHING) -> Problem:
     """A failed call as the caller is told of it."""
+    error = _decisive(error)
     details: dict[str, Any] = {"source": "temporal", **subject.details}
     text = error.message.lower()
     match error.status:
         case RPCStatusCode.INVALID_ARGUMENT | RPCStatusCode.RESOURCE_EXHAUSTED if _is_too_large(text):
             return errors.PayloadTooLarge("The data is larger than Temporal takes.", **details)
-        case RPCStatusCode.INVALID_ARGUMENT if detail_of(error, QueryFailedFailure) is not None:
+        case RPCStatusCode.INVALID_ARGUMENT if detail_of(error, errordetails.QueryFailedFailure) is not None:
             return errors.QueryFailed(_query_failure(error.message), **{**details, "source": "workflow"})
         case RPCStatusCode.INVALID_ARGUMENT:
             kind = subject.invalid
             if kind is errors.WorkflowStartError and "search attribute" in text:
                 kind = errors.SearchAttributeUnknown
             return kind(subject.invalid_intro + _without_internals(error.message), **details)
-        case RPCStatusCode.NOT_FOUND if detail_of(error, NamespaceNotFoundFailure) is None:
+        case RPCStatusCode.NOT_FOUND if detail_of(error, errordetails.NamespaceNotFoundFailure) is None:
             if subject.missing is not errors.TemporalError:
                 return subject.missing(f"There is no {subject.name}.", **details)
         case RPCStatusCode.ALREADY_EXISTS if subject.exists is not errors.TemporalError:
-            existing = detail_of(error, WorkflowExecutionAlreadyStartedFailure)
-            message = f"The {subject.name} exists already; take another id."
-            return subject.exists(message, **details, run_id=existing.run_id if existing else None)
+            existing = detail_of(error, errordetails.WorkflowExecutionAlreadyStartedFailure)
+            if existing and "run_id" in details:  # a schedule's run is Temporal's own business
+                details["run_id"] = existing.run_id
+            return subject.exists(f"The {subject.name} exists already; take another id.", **details)
         case RPCStatusCode.FAILED_PRECONDITION if "poller" in text:
             return errors.NoWorker(**details)
         case RPCStatusCode.FAILED_PRECONDITION if "task in failed state" in text:
@@ -105,6 +105,16 @@ def problem_of(error: RPCError, subject: Subject = NOTHING) -> Problem:
     return kind(**details)
 
 
+def _decisive(error: RPCError) -> RPCError:
+    """Of a start and an update in one call, the failure of the one that failed, not of the one given up for it."""
+    both = detail_of(error, errordetails.MultiOperationExecutionFailure)
+    for status in both.statuses if both else ():
+        given_up = any(packed.Is(MultiOperationExecutionAborted.DESCRIPTOR) for packed in status.details)
+        if status.code and not given_up:
+            return RPCError(status.message, RPCStatusCode(status.code), status.SerializeToString())
+    return error
+
+
 def _is_too_large(text: str) -> bool:
     """A message that is too large is also reported as RESOURCE_EXHAUSTED."""
     limits = ("exceeds size limit", "exceeds limit", "larger than max", "too large")
@@ -113,7 +123,7 @@ def _is_too_large(text: str) -> bool:
 
 def _query_failure(message: str) -> str:
     if message == "Encoded failure":  # Temporal (1.29) passes on no more than that
-        return "The workflow refused the query; its reason is encrypted, and only its worker's log tells it."
+        return "The workflow refused the query. The reason is encrypted: only the worker's log tells it."
     return message
 
 
@@ -123,9 +133,6 @@ def _without_internals(message: str) -> str:
     return message.removeprefix("invalid query: ").replace("*sqlparser.", "").replace("sqlparser.", "")
 
 
-Detail = TypeVar("Detail", bound=Message)
-
-
 def detail_of(error: RPCError, kind: type[Detail]) -> Detail | None:
     """The detail of that kind, if Temporal gave one."""
     for packed in error.grpc_status.details:
@@ -133,19 +140,6 @@ def detail_of(error: RPCError, kind: type[Detail]) -> Detail | None:
         if packed.Unpack(detail):
             return detail
     return None
-
-
-def multi_operation_problem(error: RPCError, workflow_id: str) -> Problem:
-    """What went wrong with a start and an update in one call: the one that failed, not the one given up for it."""
-    both = detail_of(error, MultiOperationExecutionFailure)
-    for position, status in enumerate(both.statuses if both else ()):
-        aborted = any(packed.Is(MultiOperationExecutionAborted.DESCRIPTOR) for packed in status.details)
-        if status.code and not aborted:
-            code = RPCStatusCode(status.code)
-            about_start = position == 0 or code is RPCStatusCode.INVALID_ARGUMENT
-            subject = start_subject(workflow_id) if about_start else workflow_subject(workflow_id)
-            return problem_of(RPCError(status.message, code, b""), subject)
-    return problem_of(error, workflow_subject(workflow_id))
 
 
 def failure_kind(failure: Failure) -> tuple[str, Iterable[Payload]]:

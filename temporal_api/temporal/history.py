@@ -1,6 +1,6 @@
 """A run's history, read page by page.
 
-Temporal's own page tokens stay inside: one of a workflow opens another's history.
+Callers never get Temporal's own page tokens: one workflow's token opens the history of another.
 """
 
 import asyncio
@@ -10,81 +10,25 @@ from contextlib import aclosing
 from typing import TypeVar
 
 import msgspec
-from temporalio.api.enums.v1 import EventType, HistoryEventFilterType
+from temporalio.api.enums.v1 import EventType
 from temporalio.api.history.v1 import HistoryEvent
-from temporalio.api.workflowservice.v1 import (
-    GetWorkflowExecutionHistoryRequest,
-    GetWorkflowExecutionHistoryReverseRequest,
-)
 
 from temporal_api.errors import TEMPORAL_AWAY
 from temporal_api.memory import WAIT_SECONDS
-from temporal_api.temporal.workflow import Workflow
+from temporal_api.temporal.workflow import PAGE_BATCHES, Page, Workflow
 
 Answer = TypeVar("Answer")
 
-LONG_POLL_SECONDS = 30.0
-"""More than the 20 s after which Temporal answers an empty page."""
 RETRY_SECONDS = 1.0
 PAGE_EVENTS = 200
-"""About as many as a page holds that is read here: Temporal counts batches, of the events that it recorded at once."""
-PAGE_BATCHES = 25
-"""A page's most: some ordinary batches. How long the next ones are, nobody knows."""
-FIRST_BATCHES = 2
-"""The first page's, of a history whose size is not known."""
 PAGE_BYTES = 512 * 1024
-"""Likewise: events may be as large as 2 MB."""
+"""What a page should hold. Temporal counts batches instead: the events that it recorded at once."""
+FIRST_BATCHES = 2
+"""The first page's, of a history whose size is not known: an event may have 2 MB."""
 HELD = 3
 """A page's bytes come to so many times their number while it is read and told."""
 ROOM_SECONDS = 15.0
 """How long a history that is being told waits for room for its next page."""
-
-
-class Page(msgspec.Struct):
-    """Events as Temporal gave them, its token for what follows (empty at the end), and how many bytes they are."""
-
-    events: list[HistoryEvent]
-    token: bytes
-    size: int
-
-
-async def read_page(
-    run: Workflow,
-    *,
-    token: bytes = b"",
-    batches: int = PAGE_BATCHES,
-    reverse: bool = False,
-    wait: bool = False,
-    closing_only: bool = False,
-) -> Page:
-    """One page of a run's history. With `wait`, the last page comes when something happens (Temporal's long poll)."""
-    temporal = run.temporal
-    if reverse:
-        backward = await temporal.call(
-            temporal.service.get_workflow_execution_history_reverse,
-            GetWorkflowExecutionHistoryReverseRequest(
-                namespace=temporal.namespace, execution=run.execution, maximum_page_size=batches, next_page_token=token
-            ),
-            run.subject,
-        )
-        return Page(list(backward.history.events), backward.next_page_token, backward.history.ByteSize())
-    kind = HistoryEventFilterType.HISTORY_EVENT_FILTER_TYPE_ALL_EVENT
-    if closing_only:
-        kind = HistoryEventFilterType.HISTORY_EVENT_FILTER_TYPE_CLOSE_EVENT
-    forward = await temporal.call(
-        temporal.service.get_workflow_execution_history,
-        GetWorkflowExecutionHistoryRequest(
-            namespace=temporal.namespace,
-            execution=run.execution,
-            maximum_page_size=batches,
-            next_page_token=token,
-            wait_new_event=wait,
-            history_event_filter_type=kind,
-        ),
-        run.subject,
-        seconds=LONG_POLL_SECONDS if wait else None,
-    )
-    return Page(list(forward.history.events), forward.next_page_token, forward.history.ByteSize())
 
 
 async def read_pages(
@@ -100,7 +44,7 @@ async def read_pages(
         while True:
             if size > PAGE_BYTES:
                 await share.grow(HELD * size, seconds=seconds)
-            read = functools.partial(read_page, run, token=token, batches=batches, reverse=reverse)
+            read = functools.partial(run.read_page, token=token, batches=batches, reverse=reverse)
             found = await (retry_while_away(read) if while_away else read())
             share.size = HELD * found.size
             yield found
@@ -164,7 +108,7 @@ async def workflow_task_end(run: Workflow, *, last: bool) -> int | None:
 
 
 async def retry_while_away(ask: Callable[[], Awaitable[Answer]]) -> Answer:
-    """Ask again until Temporal answers: whoever waits is not told of its absences."""
+    """Ask again until Temporal answers: a caller who waits is not told that it was away."""
     while True:
         try:
             return await ask()

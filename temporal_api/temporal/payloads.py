@@ -5,12 +5,10 @@ import dataclasses
 
 import msgspec
 import temporalio.converter
-from temporalio.api.common.v1 import Payload
+from temporalio.api.common.v1 import Payload as Payload
 
 from temporal_api.encryption import EncryptionCodec
 from temporal_api.settings import Settings
-
-__all__ = ["DATA_CONVERTER", "Payload", "PayloadConverter", "data_converter", "raw_json", "typed_payload"]
 
 # Prices stay JSON numbers with all their digits, in Temporal as in HTTP.
 _ENCODER = msgspec.json.Encoder(decimal_format="number")
@@ -32,7 +30,7 @@ class JSONPayloadConverter(temporalio.converter.EncodingPayloadConverter):
         )
 
     def from_payload(self, payload: Payload, type_hint: type | None = None) -> object:
-        """Decode into the type that is asked for."""
+        """Decode into `type_hint`."""
         if type_hint is msgspec.Raw:
             return msgspec.Raw(payload.data)
         return msgspec.json.decode(payload.data, type=type_hint or object)
@@ -54,13 +52,13 @@ DATA_CONVERTER = temporalio.converter.DataConverter(payload_converter_class=Payl
 
 
 def data_converter(settings: Settings) -> temporalio.converter.DataConverter:
-    """What the API and its workers read and write payloads with: sealed when the settings have keys."""
+    """The converter of the API and its workers; it encrypts when the settings have keys."""
     if not settings.payload_encryption_keys:
         return DATA_CONVERTER
     return dataclasses.replace(
         DATA_CONVERTER,
         payload_codec=EncryptionCodec(settings.encryption_keys),
-        # The messages of failures too, which are no payloads otherwise.
+        # Encrypt the messages of failures too; by default they are no payloads.
         failure_converter_class=temporalio.converter.DefaultFailureConverterWithEncodedAttributes,
     )
 

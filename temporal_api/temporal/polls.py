@@ -8,29 +8,30 @@ from typing import Generic, TypeVar
 Answer = TypeVar("Answer")
 
 
+class _Poll(Generic[Answer]):
+    def __init__(self, task: asyncio.Task[Answer]) -> None:
+        self.task = task
+        self.users = 0
+
+
 class Polls(Generic[Answer]):
     """The polls that are under way, by what they wait for."""
 
     def __init__(self) -> None:
-        self._polls: dict[Hashable, tuple[asyncio.Task[Answer], int]] = {}
-
-    def __len__(self) -> int:
-        """How many are under way."""
-        return len(self._polls)
+        self._polls: dict[Hashable, _Poll[Answer]] = {}
 
     @contextmanager
-    def join(self, key: Hashable, poll: Callable[[], Coroutine[None, None, Answer]]) -> Iterator[asyncio.Task[Answer]]:
-        """Share the poll of that key; one that has ended already is begun anew."""
-        task, users = self._polls.get(key, (None, 0))
-        if task is None or task.done():
-            task = asyncio.create_task(poll())
-        self._polls[key] = (task, users + 1)
+    def join(self, key: Hashable, ask: Callable[[], Coroutine[None, None, Answer]]) -> Iterator[asyncio.Task[Answer]]:
+        """Share the poll of that key. One that has ended is no longer shared: the next to join begins a new one."""
+        poll = self._polls.get(key)
+        if poll is None or poll.task.done():
+            poll = self._polls[key] = _Poll(asyncio.create_task(ask()))
+        poll.users += 1
         try:
-            yield task
+            yield poll.task
         finally:
-            task, users = self._polls[key]
-            if users > 1:
-                self._polls[key] = (task, users - 1)
-            else:
-                del self._polls[key]
-                task.cancel()
+            poll.users -= 1
+            if not poll.users:
+                poll.task.cancel()
+                if self._polls[key] is poll:
+                    del self._polls[key]

@@ -1,5 +1,6 @@
 """A run's state as Temporal tells it, in plain Python values."""
 
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from typing import Annotated
 
@@ -8,7 +9,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from msgspec import Meta
 from temporalio.api.common.v1 import Memo, Payload
 from temporalio.api.enums.v1 import PendingActivityState, WorkflowExecutionStatus
-from temporalio.api.workflow.v1 import WorkflowExecutionInfo
+from temporalio.api.workflow.v1 import PendingActivityInfo, WorkflowExecutionInfo
 from temporalio.api.workflowservice.v1 import DescribeWorkflowExecutionResponse
 
 from temporal_api.temporal.client import Temporal
@@ -16,7 +17,6 @@ from temporal_api.temporal.failures import FailureInfo
 
 RUN_STATUS = {value: name.removeprefix("WORKFLOW_EXECUTION_STATUS_") for name, value in WorkflowExecutionStatus.items()}
 """Temporal's names of the states of a run."""
-_OPEN = ("RUNNING", "PAUSED")
 
 
 class PendingActivity(msgspec.Struct):
@@ -29,44 +29,33 @@ class PendingActivity(msgspec.Struct):
     last_failure: Annotated[FailureInfo | None, Meta(examples=[None])]
 
 
-class Run:
-    """One run: as a list has it, or with more when it was described."""
+class Run(msgspec.Struct, frozen=True, kw_only=True):
+    """One run. Memo and search attributes are as Temporal keeps them."""
 
-    __slots__ = ("_described", "_info")
+    workflow_id: str
+    run_id: str
+    workflow_type: str
+    task_queue: str
+    status: str
+    is_open: bool
+    """Whether it may still change; a paused one (newer servers) may."""
+    version: str
+    """What changes whenever the run does."""
+    history_length: int
+    history_bytes: int
+    parent_workflow_id: str | None
+    memo: Memo
+    search_attributes: Mapping[str, Payload]
+    started: Timestamp
+    closed: Timestamp | None
+    """None while it is open; a list may know that it has ended, and not when."""
 
-    def __init__(self, info: WorkflowExecutionInfo, described: DescribeWorkflowExecutionResponse | None = None) -> None:
-        self._info = info
-        self._described = described
-
-    @property
-    def workflow_id(self) -> str:
-        """The workflow's id."""
-        return self._info.execution.workflow_id
-
-    @property
-    def run_id(self) -> str:
-        """The run's id."""
-        return self._info.execution.run_id
-
-    @property
-    def workflow_type(self) -> str:
-        """The workflow's type."""
-        return self._info.type.name
-
-    @property
-    def task_queue(self) -> str:
-        """The task queue whose workers run it."""
-        return self._info.task_queue
-
-    @property
-    def status(self) -> str:
-        """Temporal's name of its state, such as RUNNING."""
-        return RUN_STATUS[self._info.status]
-
-    @property
-    def is_open(self) -> bool:
-        """Whether it may still change; a paused one (newer servers) may."""
-        return self.status in _OPEN
+    # What only describing a run tells.
+    reset_run_id: str
+    """The run that a reset has begun in its place; empty when there is none."""
+    task_attempt: int
+    """How often its pending workflow task was tried."""
+    activities: Iterable[PendingActivityInfo]
 
     @property
     def is_completed(self) -> bool:
@@ -74,67 +63,22 @@ class Run:
         return self.status == "COMPLETED"
 
     @property
-    def version(self) -> str:
-        """What changes whenever the run does."""
-        return f"{self.run_id}-{self._info.state_transition_count}"
-
-    @property
-    def history_length(self) -> int:
-        """How many events its history has."""
-        return self._info.history_length
-
-    @property
-    def history_bytes(self) -> int:
-        """What its history takes in Temporal."""
-        return self._info.history_size_bytes
-
-    @property
-    def parent_workflow_id(self) -> str | None:
-        """The workflow whose child it is."""
-        return self._info.parent_execution.workflow_id or None
-
-    @property
     def start_time(self) -> datetime:
         """When it was started, in UTC."""
-        return self._info.start_time.ToDatetime(tzinfo=UTC)
+        return self.started.ToDatetime(tzinfo=UTC)
 
     @property
     def close_time(self) -> datetime | None:
-        """When it closed; None while it is open."""
-        return self._info.close_time.ToDatetime(tzinfo=UTC) if self._is_closed else None
+        """When it closed, in UTC."""
+        return self.closed.ToDatetime(tzinfo=UTC) if self.closed else None
 
     @property
     def execution_time_seconds(self) -> float | None:
-        """How long it took, to the microsecond; None while it is open."""
-        return _seconds_between(self._info.start_time, self._info.close_time) if self._is_closed else None
-
-    @property
-    def _is_closed(self) -> bool:
-        # A list may know that a run has ended, and not when.
-        return not self.is_open and self._info.HasField("close_time")
-
-    @property
-    def memo(self) -> Memo:
-        """Its memo, as Temporal keeps it."""
-        return self._info.memo
-
-    @property
-    def search_attributes(self) -> dict[str, Payload]:
-        """Its search attributes, as Temporal keeps them."""
-        return dict(self._info.search_attributes.indexed_fields)
-
-    @property
-    def reset_run_id(self) -> str:
-        """The run that a reset has begun in its place; empty when there is none. Of a described run only."""
-        return self._described.workflow_extended_info.reset_run_id if self._described else ""
-
-    @property
-    def task_attempt(self) -> int:
-        """How often its pending workflow task was tried. Of a described run only."""
-        return self._described.pending_workflow_task.attempt if self._described else 0
+        """How long it took, to the microsecond."""
+        return (self.closed.ToMicroseconds() - self.started.ToMicroseconds()) / 1e6 if self.closed else None
 
     async def pending_activities(self, temporal: Temporal) -> list[PendingActivity]:
-        """What it waits for. Of a described run only."""
+        """The activities that it waits for."""
         return [
             PendingActivity(
                 activity.activity_id,
@@ -143,9 +87,30 @@ class Run:
                 activity.attempt,
                 await temporal.failure(activity.last_failure) if activity.HasField("last_failure") else None,
             )
-            for activity in (self._described.pending_activities if self._described else ())
+            for activity in self.activities
         ]
 
 
-def _seconds_between(start: Timestamp, end: Timestamp) -> float:
-    return (end.ToMicroseconds() - start.ToMicroseconds()) / 1e6
+def read_run(info: WorkflowExecutionInfo, described: DescribeWorkflowExecutionResponse | None = None) -> Run:
+    """A run of a list, or one that was described."""
+    status = RUN_STATUS[info.status]
+    is_open = status in ("RUNNING", "PAUSED")
+    return Run(
+        workflow_id=info.execution.workflow_id,
+        run_id=info.execution.run_id,
+        workflow_type=info.type.name,
+        task_queue=info.task_queue,
+        status=status,
+        is_open=is_open,
+        version=f"{info.execution.run_id}-{info.state_transition_count}",
+        history_length=info.history_length,
+        history_bytes=info.history_size_bytes,
+        parent_workflow_id=info.parent_execution.workflow_id or None,
+        memo=info.memo,
+        search_attributes=info.search_attributes.indexed_fields,
+        started=info.start_time,
+        closed=info.close_time if not is_open and info.HasField("close_time") else None,
+        reset_run_id=described.workflow_extended_info.reset_run_id if described else "",
+        task_attempt=described.pending_workflow_task.attempt if described else 0,
+        activities=described.pending_activities if described else (),
+    )

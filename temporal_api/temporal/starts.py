@@ -20,7 +20,7 @@ from temporal_api.temporal.payloads import typed_payload
 log = logging.getLogger(__name__)
 
 UNINDEXED_SECONDS = 300
-"""How long a start goes without search attributes that the namespace was found not to have."""
+"""How long starts leave out search attributes that the namespace lacks."""
 
 NO_ATTRIBUTES: Mapping[str, str] = {}
 NO_PAYLOADS: Mapping[str, Payload] = {}
@@ -57,7 +57,7 @@ class Starts:
         id_conflict_policy: str | None = None,
         search_attributes: Mapping[str, Payload] = NO_PAYLOADS,
     ) -> StartWorkflowExecutionRequest:
-        """A start as Temporal is asked for it. The id policies are Temporal's names without their prefix."""
+        """Build the request of a start. The id policies are Temporal's names without their prefix."""
         temporal = self._temporal
         request = StartWorkflowExecutionRequest(
             namespace=temporal.namespace,
@@ -81,9 +81,8 @@ class Starts:
         if retry_policy is not None:
             retry_policy.apply_to_proto(request.retry_policy)
         if id_reuse_policy is not None:
-            request.workflow_id_reuse_policy = WorkflowIdReusePolicy.Value(
-                f"WORKFLOW_ID_REUSE_POLICY_{id_reuse_policy}"
-            )
+            reuse = f"WORKFLOW_ID_REUSE_POLICY_{id_reuse_policy}"
+            request.workflow_id_reuse_policy = WorkflowIdReusePolicy.Value(reuse)
         if id_conflict_policy is not None:
             conflict = f"WORKFLOW_ID_CONFLICT_POLICY_{id_conflict_policy}"
             request.workflow_id_conflict_policy = WorkflowIdConflictPolicy.Value(conflict)
@@ -96,7 +95,7 @@ class Starts:
     ) -> Started:
         """Start a workflow. Raises WorkflowAlreadyExists, WorkflowStartError, ...
 
-        `search_attributes` are keywords, and left out while the namespace does not have them.
+        `search_attributes` are keywords; they are left out while the namespace lacks them.
         """
         names = tuple(search_attributes)
         if names and time.monotonic() >= self._unindexed_until.get(names, 0):
@@ -113,9 +112,8 @@ class Starts:
         return await self._start(request)
 
     async def _start(self, request: StartWorkflowExecutionRequest) -> Started:
-        response = await self._temporal.call(
-            self._temporal.service.start_workflow_execution, request, start_subject(request.workflow_id)
-        )
+        subject = start_subject(request.workflow_id)
+        response = await self._temporal.call(self._temporal.service.start_workflow_execution, request, subject)
         return Started(response.run_id, response.started)
 
     async def signal_with_start(
@@ -130,7 +128,6 @@ class Starts:
                 setattr(both, field.name, value)
             else:
                 getattr(both, field.name).CopyFrom(value)
-        response = await self._temporal.call(
-            self._temporal.service.signal_with_start_workflow_execution, both, start_subject(request.workflow_id)
-        )
+        rpc = self._temporal.service.signal_with_start_workflow_execution
+        response = await self._temporal.call(rpc, both, start_subject(request.workflow_id))
         return Started(response.run_id, response.started)

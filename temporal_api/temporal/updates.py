@@ -1,6 +1,6 @@
 """Updates: sent until a worker has accepted them, waited for, and found again by their id.
 
-An update that Temporal has only admitted is kept nowhere and may be lost: until it is accepted, nobody is told it was.
+Temporal may lose an update that it has only admitted: a caller hears of success only once a worker has accepted it.
 """
 
 import asyncio
@@ -11,27 +11,23 @@ from typing import Any, TypeVar
 import msgspec
 from temporalio.api.enums.v1 import UpdateWorkflowExecutionLifecycleStage as Stage
 from temporalio.api.update.v1 import Input, Meta, Request, UpdateRef, WaitPolicy
-from temporalio.api.workflowservice.v1 import (
-    ExecuteMultiOperationRequest,
-    ExecuteMultiOperationResponse,
-    PollWorkflowExecutionUpdateRequest,
-    PollWorkflowExecutionUpdateResponse,
-    StartWorkflowExecutionRequest,
-    UpdateWorkflowExecutionRequest,
-    UpdateWorkflowExecutionResponse,
-)
-from temporalio.service import RPCError
+from temporalio.api.workflowservice import v1 as api
 
 from temporal_api.errors import Problem, TemporalTimeout, Unavailable, UpdateNotFound, UpdateRejected, WorkflowNotFound
-from temporal_api.temporal.failures import multi_operation_problem
-from temporal_api.temporal.history import LONG_POLL_SECONDS, retry_while_away
+from temporal_api.temporal.failures import start_subject
+from temporal_api.temporal.history import retry_while_away
 from temporal_api.temporal.starts import Started
-from temporal_api.temporal.workflow import Workflow
+from temporal_api.temporal.workflow import LONG_POLL_SECONDS, Workflow
 
 ACCEPTED = Stage.UPDATE_WORKFLOW_EXECUTION_LIFECYCLE_STAGE_ACCEPTED
 DONE = Stage.UPDATE_WORKFLOW_EXECUTION_LIFECYCLE_STAGE_COMPLETED
 
-Answer = TypeVar("Answer", UpdateWorkflowExecutionResponse, PollWorkflowExecutionUpdateResponse)
+Answer = TypeVar(
+    "Answer",
+    api.UpdateWorkflowExecutionResponse,
+    api.PollWorkflowExecutionUpdateResponse,
+    api.ExecuteMultiOperationResponse,
+)
 
 
 class Update(msgspec.Struct, frozen=True):
@@ -44,10 +40,9 @@ class Update(msgspec.Struct, frozen=True):
 
 
 async def send(workflow: Workflow, update_id: str, name: str, args: Iterable[object]) -> Update:
-    """Send an update until a worker has accepted it; one of the same id runs once, and keeps its first outcome.
+    """Send an update until a worker has accepted it. An id runs once, and keeps its first outcome.
 
-    Raises WorkflowCompleted, UpdateRejected, NoWorker, WorkflowTaskFailing, TemporalTimeout, ...; each names the
-    update's id, to send it again.
+    Raises WorkflowCompleted, UpdateRejected, NoWorker, WorkflowTaskFailing, TemporalTimeout, ... with the update's id.
     """
     rpc = workflow.fail_without_worker(_until_accepted(workflow.temporal.service.update_workflow_execution))
     try:
@@ -61,33 +56,23 @@ async def send(workflow: Workflow, update_id: str, name: str, args: Iterable[obj
 
 
 async def send_with_start(
-    workflow: Workflow, start: StartWorkflowExecutionRequest, update_id: str, name: str, args: Iterable[object]
+    workflow: Workflow, start: api.StartWorkflowExecutionRequest, update_id: str, name: str, args: Iterable[object]
 ) -> tuple[Started, Update]:
     """Start the workflow unless it runs, and send it the update, in one call (Temporal's update-with-start).
 
     Raises Problem as the two do; a rejected update leaves the workflow started.
     """
     temporal = workflow.temporal
-    operation = ExecuteMultiOperationRequest.Operation
-    both = ExecuteMultiOperationRequest(
+    operation = api.ExecuteMultiOperationRequest.Operation
+    both = api.ExecuteMultiOperationRequest(
         namespace=temporal.namespace,
         operations=[
             operation(start_workflow=start),
             operation(update_workflow=await _request(workflow, update_id, name, args)),
         ],
     )
-
-    async def accepted(request: ExecuteMultiOperationRequest, **options: Any) -> ExecuteMultiOperationResponse:
-        while True:
-            try:
-                response = await temporal.service.execute_multi_operation(request, **options)
-            except RPCError as error:
-                raise multi_operation_problem(error, workflow.id) from error
-            if response.responses[1].update_workflow.stage >= ACCEPTED:
-                return response
-            await asyncio.sleep(0.1)
-
-    response = await temporal.call(workflow.fail_without_worker(accepted), both, workflow.subject)
+    rpc = workflow.fail_without_worker(_until_accepted(temporal.service.execute_multi_operation))
+    response = await temporal.call(rpc, both, start_subject(workflow.id))
     first, second = response.responses
     started = Started(first.start_workflow.run_id, first.start_workflow.started)
     return started, await _update(workflow, update_id, second.update_workflow)
@@ -95,9 +80,9 @@ async def send_with_start(
 
 async def _request(
     workflow: Workflow, update_id: str, name: str, args: Iterable[object]
-) -> UpdateWorkflowExecutionRequest:
+) -> api.UpdateWorkflowExecutionRequest:
     temporal = workflow.temporal
-    return UpdateWorkflowExecutionRequest(
+    return api.UpdateWorkflowExecutionRequest(
         namespace=temporal.namespace,
         workflow_execution=workflow.execution,
         wait_policy=WaitPolicy(lifecycle_stage=ACCEPTED),
@@ -110,10 +95,9 @@ async def _request(
 
 async def find(workflow: Workflow, update_id: str) -> Update:
     """The update as it is now, once it is accepted. Raises UpdateNotFound, and as `send` does."""
-    temporal = workflow.temporal
-    rpc = workflow.fail_without_worker(_until_accepted(temporal.service.poll_workflow_execution_update))
+    rpc = workflow.fail_without_worker(_until_accepted(workflow.temporal.service.poll_workflow_execution_update))
     try:
-        response = await temporal.call(rpc, _poll(workflow, update_id, ACCEPTED), workflow.subject)
+        response = await workflow.call(rpc, _poll(workflow, update_id, ACCEPTED))
     except WorkflowNotFound:
         await workflow.describe()
         message = f"The workflow {workflow.id!r} has no update {update_id!r}; one that was rejected is not kept."
@@ -124,20 +108,15 @@ async def find(workflow: Workflow, update_id: str) -> Update:
 async def wait(workflow: Workflow, update: Update) -> Update:
     """The update when its handler has ended, however long that takes. Raises UpdateRejected, ..."""
     run = workflow.run(update.run_id)
-    poll = functools.partial(
-        run.temporal.call,
-        run.temporal.service.poll_workflow_execution_update,
-        _poll(run, update.update_id, DONE),
-        run.subject,
-        seconds=LONG_POLL_SECONDS,
-    )
+    rpc, request = run.temporal.service.poll_workflow_execution_update, _poll(run, update.update_id, DONE)
     while update.result is None:
-        update = await _update(run, update.update_id, await retry_while_away(poll))
+        response = await retry_while_away(functools.partial(run.call, rpc, request, LONG_POLL_SECONDS))
+        update = await _update(run, update.update_id, response)
     return update
 
 
-def _poll(workflow: Workflow, update_id: str, stage: Stage.ValueType) -> PollWorkflowExecutionUpdateRequest:
-    return PollWorkflowExecutionUpdateRequest(
+def _poll(workflow: Workflow, update_id: str, stage: Stage.ValueType) -> api.PollWorkflowExecutionUpdateRequest:
+    return api.PollWorkflowExecutionUpdateRequest(
         namespace=workflow.temporal.namespace,
         update_ref=UpdateRef(workflow_execution=workflow.execution, update_id=update_id),
         identity=workflow.temporal.identity,
@@ -148,10 +127,13 @@ def _poll(workflow: Workflow, update_id: str, stage: Stage.ValueType) -> PollWor
 def _until_accepted(rpc: Callable[..., Awaitable[Answer]]) -> Callable[..., Awaitable[Answer]]:
     async def accepted(request: object, **options: Any) -> Answer:
         while True:
-            response = await rpc(request, **options)
-            if response.stage >= ACCEPTED:
-                return response
-            # Temporal has waited for a worker as long as it does (20 s), and may forget the update now.
+            answer = await rpc(request, **options)
+            update = (
+                answer.responses[1].update_workflow if isinstance(answer, api.ExecuteMultiOperationResponse) else answer
+            )
+            if update.stage >= ACCEPTED:
+                return answer
+            # Temporal waits 20 s for a worker, and may then forget the update: send it again.
             await asyncio.sleep(0.1)
 
     return accepted
@@ -160,7 +142,7 @@ def _until_accepted(rpc: Callable[..., Awaitable[Answer]]) -> Callable[..., Awai
 async def _update(
     workflow: Workflow,
     update_id: str,
-    response: UpdateWorkflowExecutionResponse | PollWorkflowExecutionUpdateResponse,
+    response: api.UpdateWorkflowExecutionResponse | api.PollWorkflowExecutionUpdateResponse,
 ) -> Update:
     run_id = response.update_ref.workflow_execution.run_id
     if response.outcome.HasField("failure"):

@@ -4,8 +4,8 @@ Temporal's query is SQL to its own parser, which reads `''` as a quote and a bac
 quotes. But what it then looks for is not always what was written. It strips single quotes off both ends of a text, and
 most of its stores (SQLite, PostgreSQL, Elasticsearch) look for a double quote, a backslash or a control character in an
 escaped form that no workflow has; in a list of keywords a double quote even ends the text. So a text with one of these
-is not sent: it matches nothing. What is sent matches exactly, but that on SQLite, the dev server's store, prefixes and
-lists of keywords take ASCII letters of either case.
+is not sent: it matches nothing. What is sent matches exactly, but for one case: on SQLite, the dev server's store,
+prefixes and lists of keywords ignore the case of ASCII letters.
 """
 
 import asyncio
@@ -18,17 +18,12 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 from temporalio.api.enums.v1 import IndexedValueType
-from temporalio.api.workflowservice.v1 import (
-    CountWorkflowExecutionsRequest,
-    DescribeNamespaceRequest,
-    GetSearchAttributesRequest,
-    ListWorkflowExecutionsRequest,
-)
+from temporalio.api.workflowservice import v1 as api
 
 from temporal_api.errors import FieldError, InvalidQuery, ValidationError, invalid
 from temporal_api.temporal.client import Temporal
 from temporal_api.temporal.failures import Subject
-from temporal_api.temporal.run import RUN_STATUS, Run
+from temporal_api.temporal.run import RUN_STATUS, Run, read_run
 
 Status = Literal["RUNNING", "COMPLETED", "FAILED", "CANCELED", "TERMINATED", "CONTINUED_AS_NEW", "TIMED_OUT", "PAUSED"]
 
@@ -65,7 +60,7 @@ async def compile_query(temporal: Temporal, filters: Filters, *, without_prefixe
         terms.append(f"ExecutionStatus IN ({', '.join(sorted({_quote(_QUERY_STATUS[s]) for s in filters.status}))})")
     terms += _window("StartTime", filters.started_from, filters.started_to)
     closed = _window("CloseTime", filters.closed_from, filters.closed_to)
-    # Temporal takes the close time of what still runs for a day in the year 9999.
+    # In Temporal's index an open run closes in the year 9999.
     terms += ["CloseTime IS NOT NULL", *closed] if closed else []
     if filters.search_attribute:
         terms += _attributes(filters.search_attribute, await _attribute_types(temporal))
@@ -81,20 +76,20 @@ _QUERY = Subject(invalid=InvalidQuery, invalid_intro="Temporal refuses this quer
 
 
 async def list_runs(temporal: Temporal, query: str, size: int, token: bytes) -> tuple[list[Run], bytes]:
-    """A page and Temporal's token of the next one: running, newest first, then closed, last closed first.
+    """A page and Temporal's token of the next: open runs, newest first, then closed ones, last closed first.
 
     Raises InvalidQuery.
     """
-    request = ListWorkflowExecutionsRequest(
+    request = api.ListWorkflowExecutionsRequest(
         namespace=temporal.namespace, query=query, page_size=size, next_page_token=token
     )
     page = await temporal.call(temporal.service.list_workflow_executions, request, _QUERY)
-    return [Run(info) for info in page.executions], page.next_page_token
+    return [read_run(info) for info in page.executions], page.next_page_token
 
 
 async def count_by_status(temporal: Temporal, query: str) -> dict[str, int]:
-    """How many there are of each status that there are any of. Raises InvalidQuery."""
-    request = CountWorkflowExecutionsRequest(
+    """The number of runs in each status; a status without runs is left out. Raises InvalidQuery."""
+    request = api.CountWorkflowExecutionsRequest(
         namespace=temporal.namespace, query=f"{query} GROUP BY ExecutionStatus".lstrip()
     )
     response = await temporal.call(temporal.service.count_workflow_executions, request, _QUERY)
@@ -112,7 +107,7 @@ _Time = Annotated[datetime, Meta(tz=True)]
 
 
 def _quote(value: str) -> str:
-    """A text of the query; never make one of a value that cannot be found."""
+    """Quote a text; never one that cannot be found."""
     return "'" + value.replace("'", "''") + "'"
 
 
@@ -153,8 +148,8 @@ async def _attribute_types(temporal: Temporal) -> dict[str, str]:
     with a connection to itself that it forgets to close (server 1.29).
     """
     fields, described = await asyncio.gather(
-        temporal.call(temporal.service.get_search_attributes, GetSearchAttributesRequest()),
-        temporal.call(temporal.service.describe_namespace, DescribeNamespaceRequest(namespace=temporal.namespace)),
+        temporal.call(temporal.service.get_search_attributes, api.GetSearchAttributesRequest()),
+        temporal.call(temporal.service.describe_namespace, api.DescribeNamespaceRequest(namespace=temporal.namespace)),
     )
     aliases = described.config.custom_search_attribute_aliases  # empty where the store has no numbered columns
     types = {aliases.get(field, field): kind for field, kind in fields.keys.items()}

@@ -8,31 +8,36 @@ from typing import Any
 import msgspec
 from google.protobuf.message import Message
 from temporalio.api.common.v1 import WorkflowExecution
-from temporalio.api.enums.v1 import EventType, ResetReapplyType, WorkflowTaskFailedCause
+from temporalio.api.enums.v1 import EventType, HistoryEventFilterType, ResetReapplyType, WorkflowTaskFailedCause
 from temporalio.api.errordetails.v1 import WorkflowNotReadyFailure
+from temporalio.api.history.v1 import HistoryEvent
 from temporalio.api.query.v1 import WorkflowQuery
-from temporalio.api.workflowservice.v1 import (
-    DeleteWorkflowExecutionRequest,
-    DescribeWorkflowExecutionRequest,
-    GetWorkflowExecutionHistoryReverseRequest,
-    QueryWorkflowRequest,
-    RequestCancelWorkflowExecutionRequest,
-    ResetWorkflowExecutionRequest,
-    SignalWorkflowExecutionRequest,
-    TerminateWorkflowExecutionRequest,
-)
+from temporalio.api.workflowservice import v1 as api
 from temporalio.service import RPCError
 
 from temporal_api.errors import NoWorker, Problem, WorkflowCompleted, WorkflowNotFound, WorkflowTaskFailing
 from temporal_api.temporal.client import Response, Temporal
 from temporal_api.temporal.failures import detail_of, workflow_subject
-from temporal_api.temporal.run import Run
+from temporal_api.temporal.run import Run, read_run
 from temporal_api.temporal.workers import Workers
 
 # How long a query or an update goes unanswered before we look for the reason, and how often we look again.
 PATIENCE_SECONDS = 0.5
 LOOK_EVERY_SECONDS = 1.0
-RECENT_EVENTS = 100
+RECENT_BATCHES = 100
+
+LONG_POLL_SECONDS = 30.0
+"""More than the 20 s after which Temporal answers an empty page."""
+PAGE_BATCHES = 25
+"""The most that a page asks for: how long the next batches are, nobody knows."""
+
+
+class Page(msgspec.Struct):
+    """Events as Temporal gave them, its token for what follows (empty at the end), and how many bytes they are."""
+
+    events: list[HistoryEvent]
+    token: bytes
+    size: int
 
 
 class Workflow:
@@ -51,11 +56,26 @@ class Workflow:
         """One run of this workflow."""
         return Workflow(self.temporal, self._workers, self.id, run_id)
 
+    async def call(
+        self, rpc: Callable[..., Awaitable[Response]], request: Message, seconds: float | None = None
+    ) -> Response:
+        """Make a call about this workflow."""
+        return await self.temporal.call(rpc, request, self.subject, seconds)
+
+    async def call_open(self, rpc: Callable[..., Awaitable[Response]], request: Message) -> Response:
+        """Make a call that only an open workflow takes. Raises WorkflowCompleted."""
+        try:
+            return await self.call(rpc, request)
+        except WorkflowNotFound:
+            # Temporal refuses a closed workflow in the words of an unknown one: describing it tells them apart.
+            await self.describe()
+            raise self._completed() from None
+
     async def describe(self) -> Run:
         """Ask for its state now."""
-        request = DescribeWorkflowExecutionRequest(namespace=self.temporal.namespace, execution=self.execution)
-        described = await self.temporal.call(self.temporal.service.describe_workflow_execution, request, self.subject)
-        return Run(described.workflow_execution_info, described)
+        request = api.DescribeWorkflowExecutionRequest(namespace=self.temporal.namespace, execution=self.execution)
+        described = await self.call(self.temporal.service.describe_workflow_execution, request)
+        return read_run(described.workflow_execution_info, described)
 
     async def current_run(self) -> "Workflow":
         """Pin the run that it has now, whatever may follow it."""
@@ -63,7 +83,7 @@ class Workflow:
 
     async def signal(self, name: str, args: Iterable[object], request_id: str | None = None) -> None:
         """Send a signal; a run gets those with the same request id once. Raises WorkflowCompleted."""
-        request = SignalWorkflowExecutionRequest(
+        request = api.SignalWorkflowExecutionRequest(
             **self._target,
             signal_name=name,
             input=await self.temporal.encode(args),
@@ -74,39 +94,38 @@ class Workflow:
 
     async def query(self, name: str, args: Iterable[object]) -> msgspec.Raw:
         """Ask a worker. Raises QueryFailed, NoWorker, WorkflowTaskFailing, ..."""
-        request = QueryWorkflowRequest(
+        request = api.QueryWorkflowRequest(
             namespace=self.temporal.namespace,
             execution=self.execution,
             query=WorkflowQuery(query_type=name, query_args=await self.temporal.encode(args)),
         )
-        rpc = self.fail_without_worker(self.temporal.service.query_workflow)
-        response = await self.temporal.call(rpc, request, self.subject)
+        response = await self.call(self.fail_without_worker(self.temporal.service.query_workflow), request)
         return await self.temporal.result(response.query_result.payloads)
 
     async def cancel(self, reason: str) -> None:
         """Ask its code to end. Raises WorkflowCompleted."""
-        # Temporal says yes to a closed one too.
+        # Temporal accepts this for a closed workflow too.
         if not (await self.describe()).is_open:
             raise self._completed()
-        # Not the run that was described: when that one has gone on as another, the other is meant.
-        request = RequestCancelWorkflowExecutionRequest(
+        # Name the workflow, not the run just described: it may have gone on as another run.
+        request = api.RequestCancelWorkflowExecutionRequest(
             **self._target, identity=self.temporal.identity, request_id=str(uuid.uuid4()), reason=reason
         )
-        await self.temporal.call(self.temporal.service.request_cancel_workflow_execution, request, self.subject)
+        await self.call(self.temporal.service.request_cancel_workflow_execution, request)
 
     async def terminate(self, reason: str) -> None:
         """End it at once. Raises WorkflowCompleted."""
-        request = TerminateWorkflowExecutionRequest(**self._target, identity=self.temporal.identity, reason=reason)
+        request = api.TerminateWorkflowExecutionRequest(**self._target, identity=self.temporal.identity, reason=reason)
         await self.call_open(self.temporal.service.terminate_workflow_execution, request)
 
     async def delete(self) -> None:
         """Delete it with its history."""
-        request = DeleteWorkflowExecutionRequest(**self._target)
-        await self.temporal.call(self.temporal.service.delete_workflow_execution, request, self.subject)
+        request = api.DeleteWorkflowExecutionRequest(**self._target)
+        await self.call(self.temporal.service.delete_workflow_execution, request)
 
     async def reset(self, event_id: int, reason: str) -> str:
         """Begin a new run that goes on from that event; its id. Raises ValidationError when it cannot."""
-        request = ResetWorkflowExecutionRequest(
+        request = api.ResetWorkflowExecutionRequest(
             **self._target,
             reason=reason,
             workflow_task_finish_event_id=event_id,
@@ -114,17 +133,36 @@ class Workflow:
             reset_reapply_type=ResetReapplyType.RESET_REAPPLY_TYPE_ALL_ELIGIBLE,
             identity=self.temporal.identity,
         )
-        response = await self.temporal.call(self.temporal.service.reset_workflow_execution, request, self.subject)
-        return response.run_id
+        return (await self.call(self.temporal.service.reset_workflow_execution, request)).run_id
 
-    async def call_open(self, rpc: Callable[..., Awaitable[Response]], request: Message) -> Response:
-        """Make a call that only an open workflow takes. Raises WorkflowCompleted."""
-        try:
-            return await self.temporal.call(rpc, request, self.subject)
-        except WorkflowNotFound:
-            # Temporal refuses a closed workflow in the words of an unknown one: describing it tells them apart.
-            await self.describe()
-            raise self._completed() from None
+    async def read_page(
+        self,
+        *,
+        token: bytes = b"",
+        batches: int = PAGE_BATCHES,
+        reverse: bool = False,
+        wait: bool = False,
+        closing_only: bool = False,
+    ) -> Page:
+        """One page of its history. With `wait`, the last page comes when something happens (Temporal's long poll)."""
+        which: dict[str, Any] = {
+            "namespace": self.temporal.namespace,
+            "execution": self.execution,
+            "maximum_page_size": batches,
+            "next_page_token": token,
+        }
+        answer: api.GetWorkflowExecutionHistoryResponse | api.GetWorkflowExecutionHistoryReverseResponse
+        if reverse:
+            backward = api.GetWorkflowExecutionHistoryReverseRequest(**which)
+            answer = await self.call(self.temporal.service.get_workflow_execution_history_reverse, backward)
+        else:
+            kind = "HISTORY_EVENT_FILTER_TYPE_" + ("CLOSE_EVENT" if closing_only else "ALL_EVENT")
+            forward = api.GetWorkflowExecutionHistoryRequest(
+                **which, wait_new_event=wait, history_event_filter_type=HistoryEventFilterType.Value(kind)
+            )
+            seconds = LONG_POLL_SECONDS if wait else None
+            answer = await self.call(self.temporal.service.get_workflow_execution_history, forward, seconds)
+        return Page(list(answer.history.events), answer.next_page_token, answer.history.ByteSize())
 
     def _completed(self, message: str | None = None) -> WorkflowCompleted:
         return WorkflowCompleted(message or f"The workflow {self.id!r} is closed.", **self.subject.details)
@@ -132,7 +170,7 @@ class Workflow:
     # --- nobody there to answer ---
 
     def fail_without_worker(self, rpc: Callable[..., Awaitable[Response]]) -> Callable[..., Awaitable[Response]]:
-        """Give the call up as soon as it is known that no worker will answer; Temporal itself would wait on.
+        """Give up the call as soon as we know that no worker will answer; Temporal itself would keep waiting.
 
         The call raises NoWorker, WorkflowTaskFailing, or WorkflowCompleted (before it could be asked).
         """
@@ -169,7 +207,7 @@ class Workflow:
                 )
             if run.task_attempt > 1:
                 return await self._task_failure(run.run_id)
-        except Problem:  # what is wrong with Temporal, the call itself will tell
+        except Problem:  # the call itself reports what is wrong with Temporal
             return None
         return None
 
@@ -183,16 +221,7 @@ class Workflow:
 
     async def _task_failure(self, run_id: str) -> Problem | None:
         """The failure of the run's last workflow task; None when its code is not to blame (a worker went away)."""
-        response = await self.temporal.call(
-            self.temporal.service.get_workflow_execution_history_reverse,
-            GetWorkflowExecutionHistoryReverseRequest(
-                namespace=self.temporal.namespace,
-                execution=WorkflowExecution(workflow_id=self.id, run_id=run_id),
-                maximum_page_size=RECENT_EVENTS,
-            ),
-            self.subject,
-        )
-        for event in response.history.events:
+        for event in (await self.run(run_id).read_page(batches=RECENT_BATCHES, reverse=True)).events:
             if event.event_type == EventType.EVENT_TYPE_WORKFLOW_TASK_TIMED_OUT:
                 return None
             if event.event_type == EventType.EVENT_TYPE_WORKFLOW_TASK_FAILED:

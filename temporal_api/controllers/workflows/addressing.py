@@ -1,5 +1,6 @@
-"""Which workflow a request means, and the arguments it sends along: what all workflow controllers share."""
+"""Which workflow a request means, and what the handlers of all workflows share: scopes, fields of bodies."""
 
+from datetime import datetime
 from typing import Annotated
 from urllib.parse import quote
 
@@ -13,11 +14,24 @@ from temporal_api.record import record_of
 from temporal_api.services import CurrentServices
 from temporal_api.temporal.workflow import Workflow
 
+ADMIN = "workflows:admin"
+READ = ("workflows:read", ADMIN)
+WRITE = ("workflows:write", ADMIN)
+
+ONE = "/workflows/{workflow_id:str}"
+"""The path of one workflow."""
+
+# Fields of bodies, with the examples that the documentation shows.
 NonEmpty = Annotated[str, Meta(min_length=1, max_length=1000)]
-PathId = Annotated[
-    str, PathParameter(description="The workflow's id. In the URL it is percent-encoded: a slash is %2F.")
-]
-RunId = Annotated[
+WorkflowId = Annotated[str, Meta(examples=["invoice-2041"])]
+RunId = Annotated[str, Meta(examples=["019ab3c4-7d1e-7f3a-8b55-0c2d4e6f8a10"])]
+StatusName = Annotated[str, Meta(description="Temporal's name of it, such as RUNNING.", examples=["RUNNING"])]
+Result = Annotated[Raw, Meta(description="What it returned: any JSON; null while it runs.", examples=[None])]
+Time = Annotated[datetime, Meta(tz=True)]
+Argument = Raw | UnsetType
+Arguments = list[Raw] | UnsetType
+
+PinnedRun = Annotated[
     str,
     QueryParameter(
         name="run_id",
@@ -25,8 +39,11 @@ RunId = Annotated[
         pattern="^([0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12})?$",
     ),
 ]
-Argument = Raw | UnsetType
-Arguments = list[Raw] | UnsetType
+
+
+def in_path(what: str) -> PathParameter:
+    """The id of something that the path names."""
+    return PathParameter(description=f"The {what}'s id. In the URL it is percent-encoded: a slash is %2F.")
 
 
 def location(workflow_id: str, *below: str) -> str:
@@ -44,7 +61,10 @@ def arguments(names: tuple[str, str], one: Argument, many: Arguments) -> list[Ra
 
 
 def provide_workflow(
-    request: APIRequest, services: CurrentServices, workflow_id: PathId, run_id: RunId = ""
+    request: APIRequest,
+    services: CurrentServices,
+    workflow_id: Annotated[str, in_path("workflow")],
+    run_id: PinnedRun = "",
 ) -> Workflow:
     """The workflow that the path names. Hide workflows that the caller may not see: answer 404."""
     record_of(request.scope).workflow_id = workflow_id

@@ -6,12 +6,12 @@ from contextlib import aclosing
 from typing import Annotated, Any, Literal
 
 import msgspec
-from litestar import Controller, get
+from litestar import get
 from litestar.params import QueryParameter
 from litestar.types import Receive, Scope, Send
 
 from temporal_api.auth import APIRequest
-from temporal_api.controllers.workflows.addressing import WORKFLOW, PathWorkflow
+from temporal_api.controllers.workflows.addressing import ONE, READ, PathWorkflow
 from temporal_api.errors import InvalidPageToken, Problem, ShuttingDown, TooManyWaits, WorkflowNotFound, invalid
 from temporal_api.memory import PIECE_BYTES
 from temporal_api.problems import responses
@@ -22,7 +22,7 @@ from temporal_api.temporal.client import Temporal
 from temporal_api.temporal.events import Event, event_json, in_parts
 from temporal_api.temporal.history import Listing, list_events
 from temporal_api.temporal.workflow import Workflow
-from temporal_api.waiting import EventStream, LastEventId, cancel, departure, resume, sse
+from temporal_api.waiting import EventStream, LastEventId, cancel, disconnect, resume, sse
 
 
 class HistoryResponse(msgspec.Struct):
@@ -32,67 +32,59 @@ class HistoryResponse(msgspec.Struct):
     next_page_token: str | None
 
 
-class WorkflowHistoryController(Controller):
-    """Read what a workflow did."""
+@get(
+    f"{ONE}/history",
+    scope=READ,
+    operation_id="getWorkflowHistory",
+    summary="A workflow's history, in pages",
+    responses=responses(WorkflowNotFound, InvalidPageToken),
+)
+async def get_history(
+    workflow: PathWorkflow,
+    services: CurrentServices,
+    order: Annotated[Literal["forward", "reverse"], QueryParameter(description="From which end.")] = "forward",
+    page_size: Annotated[int, QueryParameter(ge=1, le=1000, description="Events a page, at most.")] = 100,
+    page_token: Annotated[str, QueryParameter(description="`next_page_token` of the page before.")] = "",
+) -> JSONResponse[HistoryResponse]:
+    """Payloads are decoded. A page token is good for this workflow, run and order only."""
+    bound = ("history", workflow.id, workflow.run_id, order)
+    cursor = services.page_tokens.unseal(page_token, *bound)
+    events = list_events(workflow, cursor=cursor, size=page_size, reverse=order == "reverse")
+    pieces = _page(services.temporal, events, lambda cursor: services.page_tokens.seal(cursor, *bound))
+    first, second = await anext(pieces), await anext(pieces, None)  # a failure so far is an answer of its own
+    if second is None:
+        whole: Any = msgspec.Raw(first)
+        return JSONResponse(whole)
+    return _LongPage(first, second, pieces)
 
-    path = "/workflows"
-    tags = ["workflows"]  # noqa: RUF012 - Litestar's way
-    dependencies = {"workflow": WORKFLOW}  # noqa: RUF012 - likewise
 
-    @get(
-        "/{workflow_id:str}/history",
-        scope=("workflows:read", "workflows:admin"),
-        operation_id="getWorkflowHistory",
-        summary="A workflow's history, in pages",
-        responses=responses(WorkflowNotFound, InvalidPageToken),
-    )
-    async def get_history(
-        self,
-        workflow: PathWorkflow,
-        services: CurrentServices,
-        order: Annotated[Literal["forward", "reverse"], QueryParameter(description="From which end.")] = "forward",
-        page_size: Annotated[int, QueryParameter(ge=1, le=1000, description="Events a page, at most.")] = 100,
-        page_token: Annotated[str, QueryParameter(description="`next_page_token` of the page before.")] = "",
-    ) -> JSONResponse[HistoryResponse]:
-        """Payloads are decoded. A page token is good for this workflow, run and order only."""
-        bound = ("history", workflow.id, workflow.run_id, order)
-        cursor = services.page_tokens.unseal(page_token, *bound)
-        events = list_events(workflow, cursor=cursor, size=page_size, reverse=order == "reverse")
-        pieces = _page(services.temporal, events, lambda cursor: services.page_tokens.seal(cursor, *bound))
-        first, second = await anext(pieces), await anext(pieces, None)  # a failure so far is an answer of its own
-        if second is None:
-            whole: Any = msgspec.Raw(first)
-            return JSONResponse(whole)
-        return _LongPage(first, second, pieces)
+@get(
+    f"{ONE}/events",
+    scope=READ,
+    operation_id="streamWorkflowEvents",
+    summary="A workflow's history, live",
+    media_type="text/event-stream",
+    responses=responses(WorkflowNotFound, TooManyWaits, ShuttingDown),
+)
+async def stream_events(
+    request: APIRequest,
+    workflow: PathWorkflow,
+    services: CurrentServices,
+    last_event_id: LastEventId = None,
+) -> EventStream:
+    """Server-sent events: `history`, each an `Event` as in the history, then `done` with `run_id` and `status`.
 
-    @get(
-        "/{workflow_id:str}/events",
-        scope=("workflows:read", "workflows:admin"),
-        operation_id="streamWorkflowEvents",
-        summary="A workflow's history, live",
-        media_type="text/event-stream",
-        responses=responses(WorkflowNotFound, TooManyWaits, ShuttingDown),
-    )
-    async def stream_events(
-        self,
-        request: APIRequest,
-        workflow: PathWorkflow,
-        services: CurrentServices,
-        last_event_id: LastEventId = None,
-    ) -> EventStream:
-        """Server-sent events: `history`, each an `Event` as in the history, then `done` with `run_id` and `status`.
-
-        Continue-as-new is followed, unless `run_id` pins a run.
-        """
-        run_id, seen = resume(last_event_id)
-        if run_id and workflow.run_id not in ("", run_id):
-            raise invalid("Last-Event-ID", "Expected an event of the run that run_id pins")
-        run = await workflow.run(run_id or workflow.run_id).describe()
-        if seen > run.history_length:
-            raise invalid("Last-Event-ID", f"Expected an event of this run, which has {run.history_length}")
-        watched, follow = workflow.run(run.run_id), not workflow.run_id
-        events = _stream(services, watched, seen, run.history_length, follow=follow)
-        return EventStream(services.waits, events, request.user)
+    Continue-as-new is followed, unless `run_id` pins a run.
+    """
+    run_id, seen = resume(last_event_id)
+    if run_id and workflow.run_id not in ("", run_id):
+        raise invalid("Last-Event-ID", "Expected an event of the run that run_id pins")
+    run = await workflow.run(run_id or workflow.run_id).describe()
+    if seen > run.history_length:
+        raise invalid("Last-Event-ID", f"Expected an event of this run, which has {run.history_length}")
+    watched, follow = workflow.run(run.run_id), not workflow.run_id
+    events = _stream(services, watched, seen, run.history_length, follow=follow)
+    return EventStream(services.waits, events, request.user)
 
 
 async def _page(
@@ -128,7 +120,7 @@ class _LongPage(JSONResponse[HistoryResponse]):
     async def _send_all(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers = [(b"content-type", b"application/json")]
         begin, self._begin = self._begin, b""
-        gone = asyncio.ensure_future(departure(receive))
+        gone = asyncio.ensure_future(disconnect(receive))
         try:
             await send({"type": "http.response.start", "status": 200, "headers": headers})
             await send({"type": "http.response.body", "body": begin, "more_body": True})

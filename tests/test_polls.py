@@ -1,0 +1,206 @@
+"""Long polls that are shared: who waits together, who leaves, and what all of them are told."""
+
+import asyncio
+from contextlib import AsyncExitStack, aclosing
+from typing import Any
+
+import pytest
+from temporalio.api.enums.v1 import EventType
+from temporalio.api.history.v1 import History, HistoryEvent
+from temporalio.api.workflowservice.v1 import GetWorkflowExecutionHistoryResponse
+
+from api import eventually
+from scripted import AWAY, REFUSED, Scripted
+from temporal_api.errors import TemporalError
+from temporal_api.temporal import feeds, history
+from temporal_api.temporal.endings import Endings
+from temporal_api.temporal.feeds import Feeds
+from temporal_api.temporal.polls import Polls
+from temporal_api.temporal.workflow import Workflow
+
+pytestmark = pytest.mark.anyio
+
+
+def page(*ids: int, closed: bool = False) -> GetWorkflowExecutionHistoryResponse:
+    """A page of a history; nothing follows the one whose last event closes the run."""
+    events = [HistoryEvent(event_id=n) for n in ids]
+    if closed:
+        events[-1].event_type = EventType.EVENT_TYPE_WORKFLOW_EXECUTION_TERMINATED
+    return GetWorkflowExecutionHistoryResponse(
+        history=History(events=events), next_page_token=b"" if closed else b"more"
+    )
+
+
+def whole(*ids: int, closed: bool = False) -> GetWorkflowExecutionHistoryResponse:
+    """A history that is read in one page, without a wait."""
+    answer = page(*ids, closed=closed)
+    answer.next_page_token = b""
+    return answer
+
+
+async def open_polls(server: Scripted, wanted: int) -> None:
+    """Until so many long polls are open."""
+
+    async def as_many() -> bool:
+        return server.open["wait_for_history"] == wanted
+
+    await eventually(as_many)
+
+
+# --- the polls ---
+
+
+class Asked:
+    """Counts its polls, each of which waits for its answer."""
+
+    def __init__(self) -> None:
+        self.answers: list[asyncio.Future[str]] = []
+
+    async def __call__(self) -> str:
+        """Wait for the answer."""
+        self.answers.append(asyncio.get_running_loop().create_future())
+        return await self.answers[-1]
+
+
+async def test_the_last_to_leave_ends_the_poll() -> None:
+    """Those who wait for the same thing have one poll; it goes on while one of them is there, and no longer."""
+    polls, ask = Polls[str](), Asked()
+    with polls.join("w", ask) as first:
+        with polls.join("w", ask) as second, polls.join("other", ask) as other:
+            await asyncio.sleep(0)
+            assert (first, 2) == (second, len(ask.answers))
+        await asyncio.wait({other}, timeout=10)
+        assert other.cancelled()
+        assert not first.done()
+    await asyncio.wait({first}, timeout=10)
+
+    assert first.cancelled()
+    with polls.join("w", ask) as again:
+        assert again is not first
+
+
+async def test_a_poll_that_has_ended_is_not_shared() -> None:
+    """Who comes later gets a new one, which ends when they leave, whoever still holds the ended one."""
+    polls, ask = Polls[str](), Asked()
+    async with AsyncExitStack() as slow:
+        ended = slow.enter_context(polls.join("w", ask))
+        await asyncio.sleep(0)
+        ask.answers[0].set_result("done")
+        assert "done" == await ended
+        with polls.join("w", ask) as new, polls.join("w", ask) as shared:
+            assert new is shared is not ended
+        await asyncio.wait({new}, timeout=10)
+        assert new.cancelled()
+        with polls.join("w", ask) as newest:
+            await slow.aclose()  # leaving the ended one does not end another's
+            await asyncio.sleep(0)
+            assert not newest.done()
+    assert "done" == ended.result()
+
+
+async def test_one_of_those_who_wait_for_an_end_may_leave() -> None:
+    """The others are told how the run ended, by the same poll; when the last one leaves, there is no poll."""
+    end: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+    server, endings = Scripted(wait_for_history=[end]), Endings()
+    waiting = [asyncio.create_task(endings.wait(server.workflow(), follow=False)) for _ in range(3)]
+    await open_polls(server, 1)
+    waiting[0].cancel()
+    await asyncio.wait({waiting[0]})
+    end.set_result(page(9, closed=True))
+
+    assert ["TERMINATED"] * 2 == [(await one).status for one in waiting[1:]]
+    assert waiting[0].cancelled()
+    assert 1 == server.asked["wait_for_history"]
+
+    server = Scripted()
+    waiting = [asyncio.create_task(endings.wait(server.workflow(), follow=False)) for _ in range(3)]
+    await open_polls(server, 1)
+    for one in waiting:
+        one.cancel()
+    await open_polls(server, 0)
+
+
+async def test_what_goes_wrong_with_a_wait_for_an_end_is_told_to_all() -> None:
+    """Each is told of the problem, and the next one begins anew."""
+    server, endings = Scripted(wait_for_history=[REFUSED, page(9, closed=True)]), Endings()
+    waits = (endings.wait(server.workflow(), follow=False) for _ in range(3))
+    told = await asyncio.gather(*waits, return_exceptions=True)
+
+    assert [TemporalError] * 3 == [type(problem) for problem in told]
+    assert "TERMINATED" == (await endings.wait(server.workflow(), follow=False)).status
+
+
+# --- the feeds ---
+
+
+async def test_a_watcher_that_falls_behind_loses_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """More news than are held for one who does not read: the history is read again, and each event told once."""
+    monkeypatch.setattr(feeds, "PAGES_HELD", 2)
+    server = Scripted(
+        get_workflow_execution_history=[whole(1, 2), whole(1, 2, 3, 4, 5, 6)],
+        wait_for_history=[page(1, 2), *(page(n) for n in (3, 4, 5, 6, 7)), page(8, closed=True)],
+    )
+    server.script["wait_for_history"].insert(5, asyncio.get_running_loop().create_future())
+    held = server.script["wait_for_history"][5]
+    async with aclosing(Feeds().events(server.workflow(), 0, 2)) as events:
+        seen = [event.event_id for event in await anext(events)]
+
+        async def behind() -> bool:
+            return server.asked["wait_for_history"] == 6
+
+        await eventually(behind)
+        while seen[-1] < 6:
+            seen += [event.event_id for event in await anext(events)]
+        held.set_result(page(7))
+        async for some in events:
+            seen += [event.event_id for event in some]
+
+    assert list(range(1, 9)) == seen
+    assert 2 == server.asked["get_workflow_execution_history"]
+
+
+async def test_a_watcher_that_begins_while_temporal_is_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was there before is read through Temporal's absence too, not only what comes."""
+    monkeypatch.setattr(history, "RETRY_SECONDS", 0)
+    server = Scripted(get_workflow_execution_history=[AWAY, AWAY, whole(1, closed=True)])
+    told = [[event.event_id for event in some] async for some in Feeds().events(server.workflow(), 0, 1)]
+
+    assert [[1]] == told
+    await open_polls(server, 0)
+
+
+@pytest.mark.parametrize(("fault", "told"), [(REFUSED, TemporalError), (ValueError("a defect"), ValueError)])
+async def test_what_goes_wrong_with_a_feed_ends_it_for_all(fault: Exception, told: type[Exception]) -> None:
+    """Each watcher reads what came before, and is told of the problem; the next one begins anew."""
+    watched = Feeds()
+
+    async def watch(run: Workflow) -> tuple[list[int], type[Exception] | None]:
+        seen: list[int] = []
+        try:
+            async for some in watched.events(run, 0, 2):
+                seen += [event.event_id for event in some]
+        except Exception as error:
+            return seen, type(error)
+        return seen, None
+
+    for _ in range(2):
+        server = Scripted(get_workflow_execution_history=[whole(1, 2)], wait_for_history=[page(1, 2, 3), fault])
+        async with asyncio.timeout(30):
+            assert [([1, 2, 3], told)] * 3 == await asyncio.gather(*(watch(server.workflow()) for _ in range(3)))
+        assert 2 == server.asked["wait_for_history"]
+
+
+async def test_the_last_watcher_to_leave_ends_the_poll() -> None:
+    """A run that somebody watches has one long poll; when nobody does any more, it has none."""
+    server, watched = Scripted(get_workflow_execution_history=[whole(1, 2)]), Feeds()
+    watchers = [watched.events(server.workflow(), 0, 2) for _ in range(3)]
+    for watcher in watchers:
+        await anext(watcher)
+    await open_polls(server, 1)
+    for watcher in watchers[:2]:
+        await watcher.aclose()
+    assert 1 == server.open["wait_for_history"]
+    await watchers[2].aclose()
+    await open_polls(server, 0)
+
+    assert 1 == server.asked["wait_for_history"]
