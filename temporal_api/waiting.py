@@ -51,7 +51,7 @@ LastEventId = Annotated[
 
 
 def preferred_wait(request: APIRequest, most: float) -> float | None:
-    """Read how many seconds to wait, as the caller prefers (RFC 7240) and at most `most`; None where no place is left."""
+    """Read how many seconds the caller prefers to wait, at most `most` (RFC 7240); None too when no place is left."""
     found = _WAIT.search(",".join(request.headers.getall("prefer", [])))
     if found is None:
         return None

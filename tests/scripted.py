@@ -8,6 +8,7 @@ from typing import Any
 from google.protobuf.message import Message
 from temporalio.service import RPCError, RPCStatusCode
 
+from temporal_api.memory import Memory
 from temporal_api.temporal.client import Temporal
 from temporal_api.temporal.payloads import DATA_CONVERTER
 from temporal_api.temporal.workers import Workers
@@ -54,7 +55,7 @@ class Scripted:
         client: Any = SimpleNamespace(
             workflow_service=self, namespace="default", identity="test", data_converter=DATA_CONVERTER
         )
-        return Temporal(client, seconds)
+        return Temporal(client, seconds, Memory(2**28))
 
     def workflow(self, seconds: float = 5) -> Workflow:
         """A run that it knows."""

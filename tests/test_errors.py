@@ -53,7 +53,7 @@ CODES = {
     502: ["temporal_error", "payload_undecodable"],
     503: [
         *("temporal_connection_error", "no_worker", "workflow_task_failing", "too_many_waits", "auth_unavailable"),
-        "shutting_down",
+        *("overloaded", "shutting_down"),
     ],
     504: ["temporal_timeout"],
 }
