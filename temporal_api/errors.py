@@ -211,7 +211,7 @@ class TooManyWaits(Unavailable, code="too_many_waits", retry_after=2):
 
 
 class Overloaded(Unavailable, code="overloaded", retry_after=1):
-    """The service has as much to do as it can; try again."""
+    """The service is at its limit. Try again after `Retry-After` seconds."""
 
 
 class AuthUnavailable(Unavailable, code="auth_unavailable", retry_after=5):

@@ -137,8 +137,6 @@ def from_env(environ: Mapping[str, str], *, keys_needed: bool = True) -> Setting
     )
     if len(dict(settings.encryption_keys)) < len(settings.payload_encryption_keys):
         raise SettingsError("PAYLOAD_ENCRYPTION_KEYS: two keys have the same id; give each its own")
-    if settings.max_memory_bytes < 4 * settings.max_body_bytes:
-        raise SettingsError("MAX_MEMORY_BYTES: too little, expected 4 times MAX_BODY_BYTES or more")
     if keys_needed:
         _check_jwt(settings)
     return settings

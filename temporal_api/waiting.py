@@ -51,20 +51,18 @@ LastEventId = Annotated[
 
 
 def preferred_wait(request: APIRequest, most: float) -> float | None:
-    """Read how many seconds the caller prefers to wait, at most `most` (RFC 7240); None too when no place is left."""
+    """Read how many seconds the caller prefers to wait, at most `most` (RFC 7240); None without a preference."""
     found = _WAIT.search(",".join(request.headers.getall("prefer", [])))
     if found is None:
-        return None
-    waits: Waits = request.app.state.services.waits
-    if waits.full_for(request.user):
         return None
     record_of(request.scope).waited = True
     return min(float(found[1]), most)
 
 
-def preference_applied(seconds: float | None) -> dict[str, str]:
-    """Make the header that confirms the wait."""
-    return {"Preference-Applied": f"wait={seconds:g}"} if seconds else {}
+def preference_applied(request: APIRequest, seconds: float | None) -> dict[str, str]:
+    """Make the header that confirms the wait; there is none when no place was left to wait."""
+    applied = seconds and record_of(request.scope).waited
+    return {"Preference-Applied": f"wait={seconds:g}"} if applied else {}
 
 
 class Waits:
@@ -77,8 +75,7 @@ class Waits:
         self._limit_per_user = limit_per_user
         self._open_of: dict[str, int] = {}
 
-    def full_for(self, user: User) -> bool:
-        """Whether a limit is reached for this user."""
+    def _is_full(self, user: User) -> bool:
         return self.open >= self._limit or self._open_of.get(user.sub, 0) >= self._limit_per_user
 
     @contextmanager
@@ -86,7 +83,7 @@ class Waits:
         """Take one of the places. Raises TooManyWaits or ShuttingDown."""
         if self.draining.is_set():
             raise ShuttingDown
-        if self.full_for(user):
+        if self._is_full(user):
             raise TooManyWaits
         self.open += 1
         self._open_of[user.sub] = self._open_of.get(user.sub, 0) + 1
@@ -105,7 +102,10 @@ class Waits:
 
         Without a place there is no wait: it was only preferred (RFC 7240 4.3).
         """
-        if not seconds or self.draining.is_set() or self.full_for(request.user):
+        if not seconds or self.draining.is_set():
+            return None
+        if self._is_full(request.user):
+            record_of(request.scope).waited = False
             return None
         with self.slot(request.user):
             working = asyncio.ensure_future(work())

@@ -211,7 +211,7 @@ EXACTLY_ONE = "set exactly one, found "
         ({"MAX_BODY_BYTES": "1023"}, "MAX_BODY_BYTES", ">= 1024"),
         ({"MAX_BODY_BYTES": "2MB"}, "MAX_BODY_BYTES", WHOLE),
         ({"MAX_REQUESTS": "0"}, "MAX_REQUESTS", ">= 1"),
-        ({"MAX_MEMORY_BYTES": "8388607"}, "MAX_MEMORY_BYTES", "4 times MAX_BODY_BYTES"),
+        ({"MAX_MEMORY_BYTES": "1023"}, "MAX_MEMORY_BYTES", ">= 1024"),
         ({"LOG_LEVEL": "loud"}, "LOG_LEVEL", "expected debug, info, warning or error"),
         ({"LOG_FORMAT": "xml"}, "LOG_FORMAT", "expected json or console"),
         *(

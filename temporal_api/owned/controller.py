@@ -108,7 +108,7 @@ class ResourceController(Controller):
         workflow = _recorded(request, services, run)
         if await wait_for_change(request, services.waits, services.feeds, workflow, run, seconds):
             answer, run = await resource.read(services, request.user, resource_id)
-        headers = {"ETag": etag(run), **preference_applied(seconds)}
+        headers = {"ETag": etag(run), **preference_applied(request, seconds)}
         if if_none_match and is_known(request, run):
             return unchanged(headers)
         result = Raw(b"null") if run.is_open else (await services.endings.read(workflow.run(run.run_id))).result

@@ -91,7 +91,7 @@ async def get_workflow(
     run = await workflow.describe()
     if await wait_for_change(request, services.waits, services.feeds, workflow, run, seconds):
         run = await workflow.describe()
-    headers = {"ETag": etag(run), **preference_applied(seconds)}
+    headers = {"ETag": etag(run), **preference_applied(request, seconds)}
     if if_none_match and is_known(request, run):
         return unchanged(headers)
     temporal = services.temporal
@@ -142,7 +142,7 @@ async def get_result(
         ending = await services.waits.within(request, seconds, lambda: services.endings.wait(pinned, follow=follow))
     else:
         ending = await services.endings.read(pinned)
-    headers = preference_applied(seconds)
+    headers = preference_applied(request, seconds)
     if ending is None:
         pending: Any = WorkflowPendingResponse(workflow.id, run.run_id, run.status)
         return JSONResponse(pending, status_code=202, headers={"Retry-After": RETRY_AFTER_SECONDS, **headers})
