@@ -13,7 +13,7 @@ import httpx
 import pytest
 from temporalio.client import Client
 
-from api import SECRET, WORKFLOWS, assert_problem, bearer, eventually, order, samples, service, token
+from api import SECRET, WORKFLOWS, assert_problem, bearer, eventually, order, run_dev_server, samples, service, token
 from commands import temporal_api
 from temporal_api.dev.server import DevServer, free_port
 from temporal_api.errors import Overloaded
@@ -75,9 +75,16 @@ async def served(server: DevServer, **environ: str) -> AsyncIterator[Served]:
         yield Served(process.process.pid, port, alice)
 
 
-@pytest.fixture(scope="module")
-async def large_history(client: Client) -> str:
+@pytest.fixture
+async def harmed() -> AsyncIterator[DevServer]:
+    """A server of the test's own: a dev server may hang when calls with megabytes of answer are broken off."""
+    async with run_dev_server() as server:
+        yield server
+
+
+async def large_history(server: DevServer) -> str:
     """The path of a history of 34 MB: nobody works on it, so each signal of 1.9 MB stays an event of its own."""
+    client = await Client.connect(server.address)
     handle = await client.start_workflow("nobody", id=f"large-{uuid.uuid4()}", task_queue=f"nobody-{uuid.uuid4()}")
     for _ in range(18):
         await handle.signal("more", "x" * 1_900_000)
@@ -94,10 +101,10 @@ async def held_again(api: Served, most: int) -> None:
     await eventually(given_back)
 
 
-async def test_a_hundred_large_orders_at_once(dev_server: DevServer) -> None:
+async def test_a_hundred_large_orders_at_once(harmed: DevServer) -> None:
     """2 MB each: every one is taken or told to come back, in less than 400 MiB, which are given back."""
     body = json.dumps(order(payment_details={"note": "x" * 2_000_000})).encode()
-    async with served(dev_server) as api:
+    async with served(harmed) as api:
         before = api.memory()
         answers = await asyncio.gather(
             *(
@@ -115,11 +122,12 @@ async def test_a_hundred_large_orders_at_once(dev_server: DevServer) -> None:
             assert_problem(answer, 503, "overloaded")
 
 
-async def test_ten_readers_of_a_large_history(dev_server: DevServer, large_history: str) -> None:
+async def test_ten_readers_of_a_large_history(harmed: DevServer) -> None:
     """Each gets the whole page of 34 MB or is told to come back; the process never holds ten of them."""
-    async with served(dev_server) as api:
+    history = f"{await large_history(harmed)}/history"
+    async with served(harmed) as api:
         before = api.memory()
-        answers = await asyncio.gather(*(api.alice.get(f"{large_history}/history") for _ in range(10)))
+        answers = await asyncio.gather(*(api.alice.get(history) for _ in range(10)))
         assert api.memory("VmHWM") < MOST
         await held_again(api, before + 80 * MIB)
 
@@ -135,11 +143,12 @@ async def test_ten_readers_of_a_large_history(dev_server: DevServer, large_histo
 
 
 @pytest.mark.parametrize("path", ["history", "events"])
-async def test_readers_that_do_not_read(dev_server: DevServer, large_history: str, path: str) -> None:
+async def test_readers_that_do_not_read(harmed: DevServer, path: str) -> None:
     """Twenty that ask for a large history and take nothing of it: others are served, and all is given back after."""
     authorization = f"Bearer {token(scope=WORKFLOWS)}"
-    request = f"GET {large_history}/{path} HTTP/1.1\r\nHost: x\r\nAuthorization: {authorization}\r\n\r\n"
-    async with served(dev_server) as api:
+    history = await large_history(harmed)
+    request = f"GET {history}/{path} HTTP/1.1\r\nHost: x\r\nAuthorization: {authorization}\r\n\r\n"
+    async with served(harmed) as api:
         before = api.memory()
         async with AsyncExitStack() as stack:
             for _ in range(20):
@@ -162,16 +171,16 @@ async def test_scripts_that_nobody_reads(dev_server: DevServer) -> None:
         assert api.memory("VmHWM") < before + 40 * MIB
 
 
-async def test_a_large_page_is_the_same_json(alice: httpx.AsyncClient, large_history: str) -> None:
+async def test_a_large_page_is_the_same_json(alice: httpx.AsyncClient, dev_server: DevServer) -> None:
     """In one piece or in many, read forward page by page or backward as a whole: the same events."""
-    forward, cursor = [], ""
+    forward, cursor, history = [], "", f"{await large_history(dev_server)}/history"
     while cursor is not None:
         params: dict[str, str | int] = {"page_size": 7, "page_token": cursor}
-        page = (await alice.get(f"{large_history}/history", params=params)).json()
+        page = (await alice.get(history, params=params)).json()
         forward += page["items"]
         cursor = page["next_page_token"]
-    backward = (await alice.get(f"{large_history}/history", params={"order": "reverse"})).json()
-    head = await alice.head(f"{large_history}/history")
+    backward = (await alice.get(history, params={"order": "reverse"})).json()
+    head = await alice.head(history)
 
     assert forward == backward["items"][::-1]
     assert [{"name": "more", "size": 1_900_000}] * 18 == [
