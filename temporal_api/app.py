@@ -15,7 +15,7 @@ from litestar.datastructures import State
 from litestar.middleware import DefineMiddleware
 from litestar.routes import HTTPRoute
 
-from temporal_api import __version__
+from temporal_api import __version__, caches
 from temporal_api.auth import USER, Authenticate, Verifier
 from temporal_api.checks import HealthCheck
 from temporal_api.controllers import pages
@@ -23,7 +23,9 @@ from temporal_api.controllers.codec import CodecController
 from temporal_api.controllers.health import HealthController
 from temporal_api.controllers.orders import OrderController
 from temporal_api.controllers.workflows import WORKFLOWS
+from temporal_api.limits import limits
 from temporal_api.logs import configure_logging
+from temporal_api.memory import Memory, give_back_at_once
 from temporal_api.metrics import Metrics, metrics_route
 from temporal_api.observe import Observe
 from temporal_api.openapi import openapi_config
@@ -75,16 +77,25 @@ def create_app(settings: Settings | None = None) -> Litestar:
         raise TypeError(f"two resources are called {' and '.join(sorted(twice))}")
     metrics = Metrics(__version__)
     verifier = Verifier(settings)
+    # The pages, which need no token, have their own: whoever asks for them and does not read holds up no one else.
+    memory, pages_memory = Memory(settings.max_memory_bytes), Memory(settings.max_memory_bytes // 8)
+    public = Router("/", route_handlers=pages.HANDLERS, middleware=[limits(settings.max_requests, pages_memory)])
     api = Router(
         "/api/v1",
         route_handlers=[*RESOURCES, *CONTROLLERS],
-        middleware=[DefineMiddleware(Authenticate, verifier=verifier)],
+        middleware=[
+            limits(settings.max_requests, memory),
+            DefineMiddleware(Authenticate, verifier=verifier),
+        ],
         dependencies={"user": USER, "services": SERVICES},
         security=[{"bearer": []}],
     )
     app = Litestar(
-        [*pages.HANDLERS, metrics_route(metrics), HealthController, api],
-        lifespan=[_connected(settings, metrics, verifier), *([drain_on_signal] if under_another_server else [])],
+        [public, metrics_route(metrics), HealthController, api],
+        lifespan=[
+            _connected(settings, metrics, verifier, memory),
+            *([drain_on_signal] if under_another_server else []),
+        ],
         request_class=JSONRequest,
         response_class=JSONResponse,
         request_max_body_size=settings.max_body_bytes,
@@ -98,16 +109,20 @@ def create_app(settings: Settings | None = None) -> Litestar:
         if isinstance(route, HTTPRoute):
             _check_scopes(route)
             _list_all_methods(route)
-    app.asgi_handler = Observe(app.asgi_handler, metrics)
+    caches.turn_off(app)
+    give_back_at_once()
+    app.asgi_handler = Observe(
+        app.asgi_handler, metrics, lambda path: memory if path.startswith(api.path) else pages_memory
+    )
     return app
 
 
 def _connected(
-    settings: Settings, metrics: Metrics, verifier: Verifier
+    settings: Settings, metrics: Metrics, verifier: Verifier, memory: Memory
 ) -> Callable[[Litestar], AbstractAsyncContextManager[None]]:
     @asynccontextmanager
     async def lifespan(app: Litestar) -> AsyncIterator[None]:
-        app.state.services = _services(settings, await connect(settings, metrics.runtime()), verifier)
+        app.state.services = _services(settings, await connect(settings, metrics.runtime(), memory), verifier)
         verifier.start()
         draining = asyncio.create_task(metrics.drain_forever())
         try:
@@ -132,7 +147,7 @@ def _services(settings: Settings, temporal: Temporal, verifier: Verifier) -> Ser
         starts=Starts(temporal),
         feeds=Feeds(),
         endings=Endings(),
-        waits=Waits(settings.max_open_waits),
+        waits=Waits(settings.max_open_waits, settings.max_open_waits_per_user),
         page_tokens=PageTokens(settings),
         health=HealthCheck(temporal, workers, queues, verifier),
         hidden={each.id_prefix: each.admin_scope for each in resources},

@@ -226,8 +226,8 @@ class TooManyWaits(Unavailable, code="too_many_waits", retry_after=2):
     """Too many callers wait here. Try again, or ask without waiting."""
 
 
-class Overloaded(Unavailable, code="overloaded", retry_after=2):
-    """The service has as much to do as it takes. Try again."""
+class Overloaded(Unavailable, code="overloaded", retry_after=1):
+    """The service is at its limit. Try again after `Retry-After` seconds."""
 
 
 class AuthUnavailable(Unavailable, code="auth_unavailable", retry_after=5):

@@ -9,6 +9,7 @@ import os
 import re
 import time
 import zlib
+from collections.abc import Callable
 from typing import Any
 
 from litestar.enums import ScopeType
@@ -25,6 +26,7 @@ from litestar.types import (
 
 from temporal_api import deadline
 from temporal_api.errors import InternalServerError, Problem
+from temporal_api.memory import PIECE_BYTES, Memory
 from temporal_api.metrics import Metrics
 from temporal_api.problems import PROBLEM_JSON, encode_problem
 from temporal_api.record import Record, begin, refusal_of
@@ -44,9 +46,11 @@ access_log = logging.getLogger("temporal_api.access")
 class Observe:
     """The outermost ASGI wrapper."""
 
-    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+    def __init__(self, app: ASGIApp, metrics: Metrics, memory_of: Callable[[str], Memory]) -> None:
+        """`memory_of` says which memory holds the answer to a path."""
         self._app = app
         self._metrics = metrics
+        self._memory_of = memory_of
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request, then count and log it."""
@@ -55,7 +59,7 @@ class Observe:
             return
         deadline.begin()
         began = time.perf_counter()
-        answer = _Answer(scope, send)
+        answer = _Answer(scope, send, self._memory_of)
         # HEAD is GET without the body (RFC 9110 9.3.2). The server leaves the body out by its own scope: hence a copy.
         routed: Any = {**scope, "method": "GET"} if answer.record.is_head else scope
         begin(routed, answer.record)
@@ -118,8 +122,10 @@ def _level(route: str, status: int) -> int:
 class _Answer:
     """The answer to one request: it carries the request's id, and its body is compressed if the client accepts that."""
 
-    def __init__(self, scope: HTTPScope, send: Send) -> None:
+    def __init__(self, scope: HTTPScope, send: Send, memory_of: Callable[[str], Memory]) -> None:
         self.status = 0
+        self._path = scope["path"]
+        self._memory_of = memory_of
         self._send = send
         self._start: HTTPResponseStartEvent | None = None
         self._request_id = self._accept_encoding = b""
@@ -150,7 +156,10 @@ class _Answer:
             if message["type"] == "http.response.body":
                 start, message = self._encode(start, message)
             await self._send(start)
-        await self._send(message)
+        if message["type"] == "http.response.body" and len(message["body"]) > PIECE_BYTES:
+            await self._memory_of(self._path).send(self._send, message)
+        else:
+            await self._send(message)
 
     async def send_problem(self, problem: Problem) -> None:
         """Answer a failure that the application did not answer."""

@@ -120,6 +120,7 @@ _EVERY_OPERATION: tuple[type[Problem], ...] = (
     errors.InternalServerError,
     errors.TemporalError,
     errors.TemporalConnectionError,
+    errors.Overloaded,
     errors.AuthUnavailable,
     errors.TemporalTimeout,
 )

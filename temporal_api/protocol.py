@@ -75,6 +75,7 @@ class Connection(HttpToolsProtocol):
     number = 0
     since = 0.0
     over_limit = False
+    _nothing: Any = {}
     _reads = NEXT
     _bytes = 0  # of this head, or since the last byte of this body
     _body_bytes = 0
@@ -273,6 +274,11 @@ class Connection(HttpToolsProtocol):
     def on_response_complete(self) -> None:
         """An answer is written: on to the next request."""
         self.server_state.total_requests += 1
+        if self._answered is not None:  # a connection may idle for long: it holds nothing of what it was asked
+            self._answered.scope = self._nothing
+            self._answered = None
+        if self._reads is not HEAD:  # else it is the next request's already
+            self.scope = self._nothing
         if self.transport.is_closing():
             return
         if self.pipeline:  # one at most: that which was read last

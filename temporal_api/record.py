@@ -18,7 +18,7 @@ class Record(msgspec.Struct):
     user: str | None = None
     workflow_id: str | None = None
     waited: bool = False
-    """The caller asked to wait, or reads a stream. Its duration says nothing about the service's speed."""
+    """The caller asked to wait, and may, or reads a stream. Its duration says nothing about the service's speed."""
     client_gone: bool = False
     """The caller left before there was an answer."""
 

@@ -78,8 +78,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, rename=str.upper):
     max_open_waits: Annotated[int, Meta(ge=0)] = 200
     max_connections: Annotated[int, Meta(ge=1)] = 1000
     request_timeout_seconds: Annotated[float, Meta(ge=1, le=86_400)] = 15
+    max_open_waits_per_user: Annotated[int, Meta(ge=0)] = 50
+    max_requests: Annotated[int, Meta(ge=1)] = 200
     shutdown_delay_seconds: Annotated[float, Meta(ge=0, le=86_400)] = 0
     max_body_bytes: Annotated[int, Meta(ge=1024)] = 2 * 1024 * 1024
+    max_memory_bytes: Annotated[int, Meta(ge=1024)] = 256 * 1024 * 1024
     temporal: dict[str, Any] = field(name="", default_factory=dict)
     """Arguments of the SDK's `Client.connect`; no environment variable has an empty name."""
     resources: dict[str, ResourceSettings] = field(name=" ", default_factory=dict)

@@ -16,7 +16,7 @@ from litestar.params import HeaderParameter
 from litestar.types import Receive, Scope, Send
 
 from temporal_api import deadline
-from temporal_api.auth import APIRequest
+from temporal_api.auth import APIRequest, User
 from temporal_api.errors import Problem, ShuttingDown, TooManyWaits, invalid
 from temporal_api.problems import encode_problem
 from temporal_api.record import record_of
@@ -60,52 +60,55 @@ def preferred_wait(request: APIRequest, most: float) -> float | None:
     return min(float(found[1]), most)
 
 
-def preference_applied(seconds: float | None) -> dict[str, str]:
-    """Make the header that confirms the wait."""
-    return {"Preference-Applied": f"wait={seconds:g}"} if seconds else {}
+def preference_applied(request: APIRequest, seconds: float | None) -> dict[str, str]:
+    """Make the header that confirms the wait; there is none when no place was left to wait."""
+    applied = seconds and record_of(request.scope).waited
+    return {"Preference-Applied": f"wait={seconds:g}"} if applied else {}
 
 
 class Waits:
-    """The open waits and streams of this process: at most `limit`. Setting `draining` ends them all."""
+    """The open waits and streams of this process, of all users and of each. Setting `draining` ends them all."""
 
-    def __init__(self, limit: int) -> None:
+    def __init__(self, limit: int, limit_per_user: int) -> None:
         self.draining = asyncio.Event()
+        self.open = 0
         self._limit = limit
-        self._open = 0
+        self._limit_per_user = limit_per_user
+        self._open_of: dict[str, int] = {}
 
-    @property
-    def full(self) -> bool:
-        """Whether the limit is reached."""
-        return self._open >= self._limit
+    def _is_full(self, user: User) -> bool:
+        return self.open >= self._limit or self._open_of.get(user.sub, 0) >= self._limit_per_user
 
     @contextmanager
-    def slot(self) -> Iterator[None]:
+    def slot(self, user: User) -> Iterator[None]:
         """Take one of the places. Raises TooManyWaits or ShuttingDown."""
         if self.draining.is_set():
             raise ShuttingDown
-        if self.full:
+        if self._is_full(user):
             raise TooManyWaits
-        self._open += 1
+        self.open += 1
+        self._open_of[user.sub] = self._open_of.get(user.sub, 0) + 1
         try:
             yield
         finally:
-            self._open -= 1
+            self.open -= 1
+            self._open_of[user.sub] -= 1
+            if not self._open_of[user.sub]:
+                del self._open_of[user.sub]
 
     async def within(
-        self,
-        request: Request[Any, Any, Any],
-        seconds: float | None,
-        work: Callable[[], Coroutine[Any, Any, T]],
-        *,
-        already_done: bool = False,
+        self, request: APIRequest, seconds: float | None, work: Callable[[], Coroutine[Any, Any, T]]
     ) -> T | None:
         """Run the work for at most `seconds`; return its result, or None when it was cut off.
 
-        Raises TooManyWaits, unless the request has `already_done` something: its answer must not be lost.
+        Without a place there is no wait: it was only preferred (RFC 7240 4.3).
         """
-        if not seconds or self.draining.is_set() or (already_done and self.full):
+        if not seconds or self.draining.is_set():
             return None
-        with self.slot(), deadline.paused():
+        if self._is_full(request.user):
+            record_of(request.scope).waited = False
+            return None
+        with self.slot(request.user), deadline.paused():
             working = asyncio.ensure_future(work())
             over = asyncio.ensure_future(self.over(request.receive, seconds))
             try:
@@ -113,26 +116,27 @@ class Waits:
                 record_of(request.scope).client_gone = over.done() and over.result()
                 return working.result() if working.done() else None
             finally:
-                await _cancel(working, over)
+                await cancel(working, over)
 
     async def over(self, receive: Receive, seconds: float) -> bool:
         """Return when the caller leaves, the time is over or the service shuts down: whether the caller left."""
-        gone = asyncio.ensure_future(_disconnect(receive))
+        gone = asyncio.ensure_future(disconnect(receive))
         draining = asyncio.ensure_future(self.draining.wait())
         try:
             timeout = max(0, min(_A_YEAR, seconds))
             await asyncio.wait({gone, draining}, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
             return gone.done()
         finally:
-            await _cancel(gone, draining)
+            await cancel(gone, draining)
 
 
-async def _disconnect(receive: Receive) -> None:
+async def disconnect(receive: Receive) -> None:
+    """Return when the caller has left."""
     while (await receive())["type"] != "http.disconnect":
         pass
 
 
-async def _cancel(*tasks: asyncio.Future[Any]) -> None:
+async def cancel(*tasks: asyncio.Future[Any]) -> None:
     """Cancel the tasks and wait until they have ended."""
     for task in tasks:
         task.cancel()
@@ -187,10 +191,10 @@ def resume(last_event_id: str | None) -> tuple[str, int]:
 class EventStream(Response[bytes]):
     """Server-sent events. The stream ends with its events, the token, the service or the client."""
 
-    def __init__(self, waits: Waits, events: AsyncGenerator[bytes, None], expires_at: float) -> None:
+    def __init__(self, waits: Waits, events: AsyncGenerator[bytes, None], user: User) -> None:
         self._waits = waits
         self._events = events
-        self._expires_at = expires_at
+        self._user = user
 
     def to_asgi_response(self, app: object, request: Request[Any, Any, Any], **_: Any) -> Any:
         """Make the ASGI application that sends the stream."""
@@ -198,7 +202,7 @@ class EventStream(Response[bytes]):
         record.waited = True
 
         async def stream(scope: Scope, receive: Receive, send: Send) -> None:
-            with self._waits.slot(), deadline.paused():  # before the headers: without a place it is a 503
+            with self._waits.slot(self._user), deadline.paused():  # before the headers: without a place it is a 503
                 await send({"type": "http.response.start", "status": 200, "headers": _STREAM_HEADERS})
                 if record.is_head:
                     await self._events.aclose()
@@ -209,7 +213,7 @@ class EventStream(Response[bytes]):
         return stream
 
     async def _send_events(self, receive: Receive, send: Send, request_id: str) -> None:
-        over = asyncio.ensure_future(self._waits.over(receive, self._expires_at - time.time()))
+        over = asyncio.ensure_future(self._waits.over(receive, self._user.expires_at - time.time()))
         upcoming = asyncio.ensure_future(self._next(request_id))
         chunk: bytes | None = _RETRY
         try:
@@ -224,7 +228,7 @@ class EventStream(Response[bytes]):
             # The client reconnects by itself: to another replica, or with a new token.
             await _sent(send, _RETRY, over, more=False)
         finally:
-            await _cancel(over, upcoming)
+            await cancel(over, upcoming)
             await self._events.aclose()
 
     async def _next(self, request_id: str) -> bytes | None:
@@ -243,4 +247,4 @@ async def _sent(send: Send, content: bytes, over: asyncio.Future[Any], *, more: 
         await asyncio.wait({sending}, timeout=LAST_SEND_SECONDS)
         return sending.done() and sending.result() is None
     finally:
-        await _cancel(sending)
+        await cancel(sending)

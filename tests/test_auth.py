@@ -212,8 +212,9 @@ async def test_a_token_is_never_remembered_past_its_end(clock: Clock, leeway: in
 
 async def test_the_memory_is_bounded(monkeypatch: pytest.MonkeyPatch, decodes: list[str]) -> None:
     """The oldest token is forgotten for the newest; a refused one takes no place."""
-    monkeypatch.setattr(verifier_module, "REMEMBERED_TOKENS", 3)
     checker, tokens = of_secret(), [token(f"user-{n}") for n in range(4)]
+    room = len(tokens[0]) + verifier_module.TOKEN_BYTES + verifier_module.SCOPE_BYTES * 4
+    monkeypatch.setattr(verifier_module, "REMEMBERED_BYTES", 3 * room)
     for good in tokens:
         await checker.user(good)
         await refused(checker, good + "x")

@@ -92,8 +92,11 @@ def test_the_defaults_are_those_of_the_contract() -> None:
         "MAX_OPEN_WAITS": 200,
         "MAX_CONNECTIONS": 1000,
         "REQUEST_TIMEOUT_SECONDS": 15,
+        "MAX_OPEN_WAITS_PER_USER": 50,
+        "MAX_REQUESTS": 200,
         "SHUTDOWN_DELAY_SECONDS": 0,
         "MAX_BODY_BYTES": 2_097_152,
+        "MAX_MEMORY_BYTES": 268_435_456,
     } == {name: field.default for name, field in FIELDS.items()}
 
 
@@ -130,6 +133,9 @@ def test_the_defaults_are_those_of_the_contract() -> None:
         ("RPC_TIMEOUT_SECONDS", "0.5", 0.5),
         ("MAX_WAIT_SECONDS", "0", 0),
         ("MAX_OPEN_WAITS", "0", 0),
+        ("MAX_OPEN_WAITS_PER_USER", "1", 1),
+        ("MAX_REQUESTS", "1", 1),
+        ("MAX_MEMORY_BYTES", "8388608", 8_388_608),
         ("SHUTDOWN_DELAY_SECONDS", "1.5", 1.5),
         ("MAX_BODY_BYTES", "1024", 1024),
     ],
@@ -239,6 +245,8 @@ EXACTLY_ONE = "set exactly one, found "
             ({"FORWARDED_ALLOW_IPS": text}, "FORWARDED_ALLOW_IPS", "expected addresses and networks")
             for text in ("proxy", "10.0.0.1/8", "10.0.0.1:80", "127.0.0.1,*", "127.0.0.1,")
         ),
+        ({"MAX_REQUESTS": "0"}, "MAX_REQUESTS", ">= 1"),
+        ({"MAX_MEMORY_BYTES": "1023"}, "MAX_MEMORY_BYTES", ">= 1024"),
         ({"LOG_LEVEL": "loud"}, "LOG_LEVEL", "expected debug, info, warning or error"),
         ({"LOG_FORMAT": "xml"}, "LOG_FORMAT", "expected json or console"),
         *(

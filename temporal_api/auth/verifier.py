@@ -16,8 +16,10 @@ from temporal_api.auth.scopes import scopes_of
 from temporal_api.errors import Problem
 from temporal_api.settings import Settings
 
-REMEMBERED_TOKENS = 4096
-"""Verified tokens kept, so that a token is checked once and not at every request."""
+REMEMBERED_BYTES = 8 * 1024 * 1024
+"""What verified tokens may take that are kept, so that a token is checked once and not at every request."""
+TOKEN_BYTES, SCOPE_BYTES = 500, 100
+"""What a token that is kept takes beside its text, and each of its scopes."""
 REMEMBERED_SECONDS = 60.0
 TOKEN_MAX_CHARS = 16_384
 SUBJECT_MAX_CHARS = 255
@@ -62,6 +64,7 @@ class Verifier:
             self._keys = tuple(Key(secret, self._accepted) for secret in secrets if secret)
         self._refusals = Refusals()
         self._verified: dict[str, tuple[User, float]] = {}
+        self._verified_bytes = 0
 
     def __deepcopy__(self, memo: object) -> "Verifier":
         """Litestar copies what stands before a route for each route: they all share one verifier."""
@@ -89,11 +92,17 @@ class Verifier:
         if known is not None and now < known[1]:
             return known[0]
         user = await self._verify(token)
-        self._verified.pop(token, None)
-        if len(self._verified) >= REMEMBERED_TOKENS:
-            del self._verified[next(iter(self._verified))]  # the oldest
+        self._forget(token)
+        self._verified_bytes += _bytes(token, user)
+        while self._verified_bytes > REMEMBERED_BYTES:
+            self._forget(next(iter(self._verified)))  # the oldest
         self._verified[token] = (user, min(user.expires_at, now + REMEMBERED_SECONDS))
         return user
+
+    def _forget(self, token: str) -> None:
+        known = self._verified.pop(token, None)
+        if known is not None:
+            self._verified_bytes -= _bytes(token, known[0])
 
     async def _verify(self, token: str) -> User:
         refused = self._refusals.invalid
@@ -247,3 +256,7 @@ class Verifier:
 
 def _found(jwks: JWKS, kid: str | None) -> str:
     return f"kid is {shown(kid)}, the keys had are {shown([key.kid for key in jwks.known])}"
+
+
+def _bytes(token: str, user: User) -> int:
+    return len(token) + TOKEN_BYTES + SCOPE_BYTES * len(user.scopes)

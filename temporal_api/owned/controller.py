@@ -61,7 +61,7 @@ class ResourceController(Controller):
             operation_id=f"get{title}",
             summary=f"{a_name.capitalize()} as it is now",
             headers={200: ("ETag", "Preference-Applied"), 304: ("ETag", "Preference-Applied")},
-            responses={304: NOT_MODIFIED, **responses(resource.NotFound, errors.TooManyWaits)},
+            responses={304: NOT_MODIFIED, **responses(resource.NotFound)},
         )(cls.get_one)
         cls.list_all = get(  # type: ignore[assignment]
             scope=read,
@@ -105,7 +105,7 @@ class ResourceController(Controller):
         workflow = services.workflow(run.workflow_id)
         if await wait_for_change(request, services.waits, services.feeds, workflow, run, seconds):
             answer, run = await resource.read(request, services, resource_id)
-        headers = {"ETag": etag(run), **preference_applied(seconds)}
+        headers = {"ETag": etag(run), **preference_applied(request, seconds)}
         if if_none_match and is_known(request, run):
             return unchanged(headers)
         result = Raw(b"null") if run.is_open else (await services.endings.read(workflow.run(run.run_id))).result
@@ -157,7 +157,7 @@ class ResourceController(Controller):
         workflow = services.workflow(run.workflow_id)
         run = await _watched_run(workflow, run, run_id, seen)
         events = _status_events(self.resource, services.feeds, workflow, run, seen)
-        return EventStream(services.waits, events, request.user.expires_at)
+        return EventStream(services.waits, events, request.user)
 
     async def cancel(
         self,

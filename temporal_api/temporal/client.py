@@ -19,6 +19,7 @@ from temporalio.service import GrpcCompression, KeepAliveConfig, RetryConfig, RP
 from temporal_api import deadline
 from temporal_api.encryption import ENCODING as ENCRYPTED
 from temporal_api.errors import PayloadUndecodable, ShuttingDown, TemporalConnectionError, TemporalTimeout
+from temporal_api.memory import Memory
 from temporal_api.settings import Settings
 from temporal_api.temporal.connections import Connections
 from temporal_api.temporal.failures import (
@@ -36,7 +37,7 @@ Response = TypeVar("Response", bound=Message)
 Value = TypeVar("Value")
 
 
-async def connect(settings: Settings, runtime: Runtime) -> "Temporal":
+async def connect(settings: Settings, runtime: Runtime, memory: Memory) -> "Temporal":
     """Temporal, connected to when first used: the service starts, and recovers, whether it is there or not."""
     connect = functools.partial(
         Client.connect,
@@ -53,7 +54,7 @@ async def connect(settings: Settings, runtime: Runtime) -> "Temporal":
     )
     waits = Connections(connect)
     calls = Connections(connect, waits)
-    return Temporal(await connect(), calls.service, waits.service, settings.rpc_timeout_seconds)
+    return Temporal(await connect(), calls.service, waits.service, settings.rpc_timeout_seconds, memory)
 
 
 async def _attempt(rpc: Callable[..., Awaitable[Response]], request: Message, now: float, ending_at: float) -> Response:
@@ -83,8 +84,14 @@ class Temporal:
     """Temporal's services as this gateway uses them."""
 
     def __init__(
-        self, client: Client, service: WorkflowService, waits: WorkflowService, rpc_timeout_seconds: float
+        self,
+        client: Client,
+        service: WorkflowService,
+        waits: WorkflowService,
+        rpc_timeout_seconds: float,
+        memory: Memory,
     ) -> None:
+        self.memory = memory
         self.service = service
         self.waits = waits
         """For calls that wait for news, or for a worker: they take no room from the others."""

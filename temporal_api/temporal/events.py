@@ -1,6 +1,5 @@
 """A history's events as JSON, with their payloads decoded; without this service's own memo."""
 
-import asyncio
 import base64
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -15,6 +14,7 @@ from temporalio.api.enums.v1 import EventType
 from temporalio.api.failure.v1 import Failure
 from temporalio.api.history.v1 import HistoryEvent
 
+from temporal_api.memory import PIECE_BYTES
 from temporal_api.temporal.client import Temporal
 from temporal_api.temporal.payloads import OWN_MEMO, raw_json
 
@@ -37,6 +37,8 @@ class Event(msgspec.Struct):
 
 async def event_json(temporal: Temporal, event: HistoryEvent) -> Event:
     """The event as callers see it."""
+    if event.ByteSize() > PIECE_BYTES:
+        await temporal.memory.turn()
     attributes = event.WhichOneof("attributes")
     return Event(
         event.event_id,
@@ -44,15 +46,6 @@ async def event_json(temporal: Temporal, event: HistoryEvent) -> Event:
         event.event_time.ToJsonString(),
         await _fields(temporal, getattr(event, attributes)) if attributes else {},
     )
-
-
-async def events_json(temporal: Temporal, events: list[HistoryEvent]) -> list[Event]:
-    """Many events as callers see them; other requests are served in between."""
-    told = []
-    for some in in_parts(events):
-        told += [await event_json(temporal, event) for event in some]
-        await asyncio.sleep(0)
-    return told
 
 
 def in_parts(events: list[HistoryEvent]) -> Iterator[list[HistoryEvent]]:

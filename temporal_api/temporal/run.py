@@ -76,6 +76,7 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
     version: str
     """What changes whenever the run does."""
     history_length: int
+    history_bytes: int
     parent_workflow_id: str | None
     memo: Memo
     search_attributes: Mapping[str, Payload]
@@ -161,6 +162,7 @@ def read_run(info: WorkflowExecutionInfo, described: DescribeWorkflowExecutionRe
         is_open=is_open,
         version=f"{info.execution.run_id}-{info.state_transition_count}",
         history_length=info.history_length,
+        history_bytes=info.history_size_bytes,
         parent_workflow_id=info.parent_execution.workflow_id or None,
         memo=info.memo,
         search_attributes=info.search_attributes.indexed_fields,

@@ -35,10 +35,11 @@ PAGE_BATCHES = 25
 
 
 class Page(msgspec.Struct):
-    """Events as Temporal gave them, and its token for what follows; empty at the end."""
+    """Events as Temporal gave them, its token for what follows (empty at the end), and how many bytes they are."""
 
     events: list[HistoryEvent]
     token: bytes
+    size: int
 
 
 def is_too_long(name: str) -> bool:
@@ -176,7 +177,7 @@ class Workflow:
             )
             service, seconds = (self.temporal.waits, LONG_POLL_SECONDS) if wait else (self.temporal.service, None)
             answer = await self.call(service.get_workflow_execution_history, forward, seconds)
-        return Page(list(answer.history.events), answer.next_page_token)
+        return Page(list(answer.history.events), answer.next_page_token, answer.history.ByteSize())
 
     def _completed(self, message: str | None = None) -> WorkflowCompleted:
         return WorkflowCompleted(message or f"The workflow {self.id!r} is closed.", **self.subject.details)

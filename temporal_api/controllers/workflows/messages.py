@@ -219,11 +219,10 @@ async def update_workflow(
     until = now() + (settings.rpc_timeout_seconds if preferred is None else preferred)
     update = await updates.send(workflow, update_id, data.update_name, data.arguments())
     if update.result is None:
-        preferred = None if waits.full else preferred
         left = max(0, until - now())
-        done = await waits.within(request, left, lambda: updates.wait(workflow, update), already_done=True)
+        done = await waits.within(request, left, lambda: updates.wait(workflow, update))
         update = done or update
-    return _answer(update, preferred)
+    return _answer(request, update, preferred)
 
 
 @get(
@@ -234,7 +233,7 @@ async def update_workflow(
     headers={200: ("Preference-Applied",), 202: ("Location", "Preference-Applied", "Retry-After")},
     responses={
         **_PENDING,
-        **responses(*_ASKED, errors.UpdateNotFound, errors.UpdateRejected, errors.TooManyWaits),
+        **responses(*_ASKED, errors.UpdateNotFound, errors.UpdateRejected),
     },
 )
 async def get_update(
@@ -250,7 +249,7 @@ async def get_update(
     if update.result is None:
         done = await services.waits.within(request, seconds, lambda: updates.wait(workflow, update))
         update = done or update
-    return _answer(update, seconds)
+    return _answer(request, update, seconds)
 
 
 def _update_id(data: UpdateRequest, key: str | None) -> str:
@@ -262,8 +261,8 @@ def _update_id(data: UpdateRequest, key: str | None) -> str:
     return update_id
 
 
-def _answer(update: Update, waited: float | None) -> JSONResponse[UpdateResponse]:
-    headers = preference_applied(waited)
+def _answer(request: APIRequest, update: Update, preferred: float | None) -> JSONResponse[UpdateResponse]:
+    headers = preference_applied(request, preferred)
     ids = update.workflow_id, update.run_id, update.update_id
     if update.result is not None:
         return JSONResponse(UpdateResponse(*ids, update.result), headers=headers)

@@ -200,20 +200,19 @@ async def start_workflow(
         check_same(key, data, await services.temporal.memo(found.memo, idempotency.MEMO, str))
         run, update, is_open = Started(found.run_id, new=True), None, found.is_open
         headers |= REPLAYED
-    waited = None if services.waits.full else preferred
     ending = None
     if update is None:
         started = services.workflow(workflow_id, run.run_id)
         try:
             if is_open:
                 ending = await services.waits.within(
-                    request, waited, lambda: services.endings.wait(started, follow=True), already_done=True
+                    request, preferred, lambda: services.endings.wait(started, follow=True)
                 )
             else:
                 ending = await services.endings.read(started)
         except Problem as problem:  # it is started all the same: here is its id
             raise problem.adding(headers=headers, workflow_id=workflow_id, run_id=run.run_id) from problem.__cause__
-    headers |= preference_applied(waited)
+    headers |= preference_applied(request, preferred)
     if ending is None:
         if preferred is not None or (update and update.status == "ACCEPTED"):
             headers["Retry-After"] = RETRY_AFTER_SECONDS
@@ -292,7 +291,7 @@ async def _start(
     if update.result is None:
         # Without a preference, as long as any call.
         seconds = services.settings.rpc_timeout_seconds if preferred is None else preferred
-        done = await services.waits.within(request, seconds, lambda: updates.wait(workflow, update), already_done=True)
+        done = await services.waits.within(request, seconds, lambda: updates.wait(workflow, update))
         update = done or update
     if update.result is None:
         return run, StartedUpdate(update_id, "ACCEPTED", Raw(b"null"))

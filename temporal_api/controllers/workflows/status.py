@@ -19,7 +19,7 @@ from temporal_api.controllers.workflows.addressing import (
     WorkflowId,
     location,
 )
-from temporal_api.errors import ShuttingDown, TooManyWaits, WorkflowNotFound
+from temporal_api.errors import ShuttingDown, WorkflowNotFound
 from temporal_api.problems import responses
 from temporal_api.requests import NOT_MODIFIED, JSONResponse, unchanged
 from temporal_api.services import CurrentServices
@@ -78,7 +78,7 @@ class WorkflowStatusResponse(RunFields, kw_only=True):
     operation_id="getWorkflow",
     summary="A workflow as it is now",
     headers={200: ("ETag", "Preference-Applied"), 304: ("ETag", "Preference-Applied")},
-    responses={304: NOT_MODIFIED, **responses(WorkflowNotFound, TooManyWaits)},
+    responses={304: NOT_MODIFIED, **responses(WorkflowNotFound)},
 )
 async def get_workflow(
     request: APIRequest,
@@ -96,7 +96,7 @@ async def get_workflow(
     run = await workflow.describe()
     if await wait_for_change(request, services.waits, services.feeds, workflow, run, seconds):
         run = await workflow.describe()
-    headers = {"ETag": etag(run), **preference_applied(seconds)}
+    headers = {"ETag": etag(run), **preference_applied(request, seconds)}
     if if_none_match and is_known(request, run):
         return unchanged(headers)
     temporal = services.temporal
@@ -135,7 +135,7 @@ class WorkflowPendingResponse(msgspec.Struct):
     headers={200: ("Preference-Applied",), 202: ("Location", "Preference-Applied", "Retry-After")},
     responses={
         202: ResponseSpec(WorkflowPendingResponse, description="Not yet.", generate_examples=False),
-        **responses(WorkflowNotFound, TooManyWaits, ShuttingDown),
+        **responses(WorkflowNotFound, ShuttingDown),
     },
 )
 async def get_result(
@@ -152,7 +152,7 @@ async def get_result(
         ending = await services.waits.within(request, seconds, lambda: services.endings.wait(pinned, follow=follow))
     else:
         ending = await services.endings.read(pinned)
-    headers = preference_applied(seconds)
+    headers = preference_applied(request, seconds)
     if ending is None:
         pending: Any = WorkflowPendingResponse(workflow.id, run.run_id, run.status)
         where = location(workflow.id, "result") + (f"?run_id={workflow.run_id}" if workflow.run_id else "")
