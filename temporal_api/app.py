@@ -28,7 +28,7 @@ from temporal_api.observe import Observe
 from temporal_api.openapi import openapi_config
 from temporal_api.owned import ResourceController
 from temporal_api.problems import EXCEPTION_HANDLERS, allow
-from temporal_api.requests import JSONRequest, JSONResponse
+from temporal_api.requests import PARAMETERS, JSONRequest, JSONResponse, check_parameters
 from temporal_api.sealing import PageTokens
 from temporal_api.services import SERVICES, Services
 from temporal_api.serving import drain_on_signal
@@ -76,6 +76,7 @@ def create_app(settings: Settings | None = None) -> Litestar:
     api = Router(
         "/api/v1",
         route_handlers=[*RESOURCES, *CONTROLLERS],
+        before_request=check_parameters,
         middleware=[DefineMiddleware(Authenticate, verifier=Verifier(settings))],
         dependencies={"user": USER, "services": SERVICES},
         security=[{"bearer": []}],
@@ -94,6 +95,9 @@ def create_app(settings: Settings | None = None) -> Litestar:
     for route in app.routes:
         if isinstance(route, HTTPRoute):
             _list_all_methods(route)
+            for handler, parameters in route.route_handler_map.values():
+                found = parameters.expected_query_params
+                handler.opt[PARAMETERS] = {each.field_alias: each.is_sequence for each in found}
     app.asgi_handler = Observe(app.asgi_handler, metrics)
     return app
 

@@ -10,6 +10,9 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from temporal_api.errors import InvalidPageToken
 from temporal_api.settings import Settings
 
+LONGEST_TOKEN = 8_000
+"""More than a sealed token has."""
+
 
 class PageTokens:
     """Encrypts with AES-256-GCM. Replicas with the same settings read each other's tokens.

@@ -14,7 +14,7 @@ from msgspec import Meta, Raw
 
 from temporal_api import errors, idempotency
 from temporal_api.auth import APIRequest, User
-from temporal_api.errors import Problem
+from temporal_api.errors import Problem, shown
 from temporal_api.idempotency import REPLAYED, check_key, check_same, derived_id, fingerprint
 from temporal_api.problems import responses
 from temporal_api.record import record_of
@@ -153,7 +153,7 @@ class Resource(Generic[Kept, Answer]):
         idempotency_key: str | None,
     ) -> JSONResponse[Answer]:
         """Start the workflow; its argument is `data` and the new id. A key that came before gets what it started."""
-        user, key = request.user, check_key(idempotency_key)
+        user, key = request.user, check_key(request, idempotency_key)
         new_id = derived_id(self.plural, user, key) if key else str(uuid.uuid4())
         workflow_id = record_of(request.scope).workflow_id = self.id_prefix + new_id
         own = services.settings.resource(self.plural, self.task_queue)
@@ -183,7 +183,7 @@ class Resource(Generic[Kept, Answer]):
 
     async def read(self, services: Services, user: User, resource_id: str) -> tuple[Answer, Run]:
         """The resource and its run. Raises its NotFound, for another caller's too."""
-        missing = self.NotFound(f"There is no {self.words} {resource_id!r}.")
+        missing = self.NotFound(f"There is no {self.words} {shown(resource_id)!r}.")
         try:
             run = await services.workflow(self.id_prefix + resource_id).describe()
         except (errors.ValidationError, errors.NotFound):  # an id that Temporal does not take is the id of none

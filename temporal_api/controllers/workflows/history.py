@@ -11,6 +11,7 @@ from temporal_api.auth import APIRequest
 from temporal_api.controllers.workflows.addressing import ONE, READ, PathWorkflow
 from temporal_api.errors import InvalidPageToken, Problem, ShuttingDown, TooManyWaits, WorkflowNotFound, invalid
 from temporal_api.problems import responses
+from temporal_api.sealing import LONGEST_TOKEN
 from temporal_api.services import CurrentServices, Services
 from temporal_api.temporal.events import Event, event_json, events_json
 from temporal_api.temporal.history import list_events
@@ -37,7 +38,9 @@ async def get_history(
     services: CurrentServices,
     order: Annotated[Literal["forward", "reverse"], QueryParameter(description="From which end.")] = "forward",
     page_size: Annotated[int, QueryParameter(ge=1, le=1000, description="Events a page, at most.")] = 100,
-    page_token: Annotated[str, QueryParameter(description="`next_page_token` of the page before.")] = "",
+    page_token: Annotated[
+        str, QueryParameter(max_length=LONGEST_TOKEN, description="`next_page_token` of the page before.")
+    ] = "",
 ) -> HistoryResponse:
     """Payloads are decoded. A page token is good for this workflow, run and order only."""
     bound = ("history", workflow.id, workflow.run_id, order)

@@ -16,24 +16,27 @@ from msgspec import UNSET, Meta, Raw, UnsetType
 
 from temporal_api import errors
 from temporal_api.auth import APIRequest
+from temporal_api.bounds import check_entries
 from temporal_api.controllers.workflows.addressing import (
     ADMIN,
     ONE,
     READ,
     WRITE,
     Argument,
+    ArgumentList,
     Arguments,
     NonEmpty,
     PathWorkflow,
     RunId,
+    Target,
     WorkflowId,
     arguments,
     in_path,
     location,
 )
 from temporal_api.errors import invalid
-from temporal_api.idempotency import check_key, derived_id
-from temporal_api.problems import responses
+from temporal_api.idempotency import KEY_SCHEMA, check_key, derived_id
+from temporal_api.problems import in_json_words, responses
 from temporal_api.requests import JSONResponse
 from temporal_api.services import CurrentServices
 from temporal_api.temporal import updates
@@ -47,6 +50,7 @@ SignalKey = Annotated[
     str | None,
     HeaderParameter(
         name="Idempotency-Key",
+        schema_extra=KEY_SCHEMA,
         description="A run gets the signals with one key of one caller once, whatever else they say, also when they "
         "are sent again; a run that comes from a reset may get one more. 1 to 255 visible ASCII characters.",
     ),
@@ -78,26 +82,28 @@ class SignalResponse(msgspec.Struct):
     status_code=202,
     operation_id="signalWorkflow",
     summary="Send a signal",
-    responses=responses(errors.WorkflowNotFound, errors.WorkflowCompleted, body=True),
+    responses=responses(errors.WorkflowNotFound, errors.WorkflowCompleted, errors.PreconditionFailed, body=True),
 )
 async def signal_workflow(
-    workflow: PathWorkflow,
+    target: Target,
     data: JSONBody[SignalRequest],
     request: APIRequest,
     idempotency_key: SignalKey = None,
 ) -> SignalResponse:
     """Accepted (202): Temporal keeps it until a worker handles it."""
-    key = check_key(idempotency_key)
+    key = check_key(request, idempotency_key)
     request_id = derived_id("signals", request.user, key) if key else None
-    await workflow.signal(data.signal_name, data.arguments(), request_id)
-    return SignalResponse(workflow.id, data.signal_name)
+    await target.signal(data.signal_name, data.arguments(), request_id)
+    return SignalResponse(target.id, data.signal_name)
 
 
 class QueryRequest(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     """A query. An array in `query_args` is the argument list; anything else is one argument."""
 
     query_name: Annotated[NonEmpty, Meta(examples=["progress"])]
-    query_args: Annotated[Argument, Meta(description="Any JSON.", examples=[["in percent"]])] = UNSET
+    query_args: Annotated[
+        Argument, Meta(description="Any JSON; an array of at most 100.", examples=[["in percent"]])
+    ] = UNSET
 
 
 class QueryResponse(msgspec.Struct):
@@ -106,10 +112,20 @@ class QueryResponse(msgspec.Struct):
     result: Annotated[Raw, Meta(description="Any JSON.", examples=[{"percent": 40}])]
 
 
-def _query_arguments(args: Argument) -> list[Raw]:
+_ARGUMENT_LIST = msgspec.inspect.type_info(ArgumentList)
+
+
+async def _query_arguments(args: Argument) -> list[Raw]:
     if isinstance(args, UnsetType):
         return []
-    return msgspec.json.decode(args, type=list[Raw]) if bytes(args).startswith(b"[") else [args]
+    text = bytes(args)
+    if not text.startswith(b"["):
+        return [args]
+    await check_entries(text, _ARGUMENT_LIST, "query_args")
+    try:
+        return msgspec.json.decode(text, type=ArgumentList)
+    except msgspec.ValidationError as error:
+        raise invalid("query_args", in_json_words(str(error))) from None
 
 
 @post(
@@ -124,13 +140,14 @@ async def query_workflow(workflow: PathWorkflow, data: JSONBody[QueryRequest], r
     """Its worker answers; names that begin with `__` need the scope `workflows:admin`."""
     if data.query_name.startswith("__") and ADMIN not in request.user.scopes:
         raise errors.InsufficientScope(f"Queries that begin with __ need the scope {ADMIN}.", ADMIN)
-    return QueryResponse(await workflow.query(data.query_name, _query_arguments(data.query_args)))
+    return QueryResponse(await workflow.query(data.query_name, await _query_arguments(data.query_args)))
 
 
 UpdateKey = Annotated[
     str | None,
     HeaderParameter(
         name="Idempotency-Key",
+        schema_extra=KEY_SCHEMA,
         description="Serves as `update_id`: the same one again gives the first outcome, whatever else the body says, "
         "also after the workflow has closed. 1 to 255 visible ASCII characters.",
     ),
@@ -183,12 +200,12 @@ _PENDING: dict[int, ResponseSpec] = {
     headers={200: ("Preference-Applied",), 202: ("Preference-Applied", "Retry-After")},
     responses={
         **_PENDING,
-        **responses(*_ASKED, errors.WorkflowCompleted, errors.UpdateRejected, body=True),
+        **responses(*_ASKED, errors.WorkflowCompleted, errors.PreconditionFailed, errors.UpdateRejected, body=True),
     },
 )
 async def update_workflow(
     request: APIRequest,
-    workflow: PathWorkflow,
+    target: Target,
     data: JSONBody[UpdateRequest],
     services: CurrentServices,
     idempotency_key: UpdateKey = None,
@@ -198,16 +215,16 @@ async def update_workflow(
 
     202 means that a worker has accepted it, so that it will not be lost. Refused, or failed: 422.
     """
-    update_id = _update_id(data, check_key(idempotency_key))
+    update_id = _update_id(data, check_key(request, idempotency_key))
     settings, waits = services.settings, services.waits
     preferred = preferred_wait(request, settings.max_wait_seconds)
     now = asyncio.get_running_loop().time
     until = now() + (settings.rpc_timeout_seconds if preferred is None else preferred)
-    update = await updates.send(workflow, update_id, data.update_name, data.arguments())
+    update = await updates.send(target, update_id, data.update_name, data.arguments())
     if update.result is None:
         preferred = None if waits.full else preferred
         left = max(0, until - now())
-        done = await waits.within(request, left, lambda: updates.wait(workflow, update), already_done=True)
+        done = await waits.within(request, left, lambda: updates.wait(target, update), already_done=True)
         update = done or update
     return _answer(update, preferred)
 
