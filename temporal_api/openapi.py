@@ -152,7 +152,7 @@ def _complete_request(operation: _JSON, schemas: _JSON) -> None:
 def _remove_null(schema: _JSON) -> None:
     """Remove null: it tells the handler that a parameter or body was left out, and no caller can send it."""
     if {"type": "null"} in schema.get("oneOf", ()):
-        schema.update(schema.pop("oneOf")[0])
+        schema.update({**schema.pop("oneOf")[0], **schema})
     if isinstance(schema.get("type"), list):
         schema["type"] = next(kind for kind in schema["type"] if kind != "null")
         schema["enum"] = [value for value in schema["enum"] if value is not None]
