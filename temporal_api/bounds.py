@@ -18,10 +18,10 @@ FEW = 10_000
 """msgspec builds as many entries in a few milliseconds, whatever they are: no count is worth it."""
 _SECONDS_AT_ONCE = 0.01
 _STRING = rb'"(?:[^"\\]++|\\.)*+"'
-_FLAT = rb'[\[{](?:[^"\[\]{}]++|%b){0,5000}+[\]}]' % _STRING
+_FLAT = rb'[\[{](?:[^"\[\]{}]++|%b){0,50}+[\]}]' % _STRING
 # What lies between the marks that a count looks at: inside an entry only what opens and closes, in bounded steps.
 _BETWEEN = re.compile(rb'(?:[^"\[\]{},]++|%b|%b)*+([\[\]{},])' % (_STRING, _FLAT), re.DOTALL)
-_INSIDE = re.compile(rb'(?:[^"\[\]{}]++|%b|%b){0,5000}+([\[\]{}]?)' % (_STRING, _FLAT), re.DOTALL)
+_INSIDE = re.compile(rb'(?:[^"\[\]{}]++|%b|%b){0,1000}+([\[\]{}]?)' % (_STRING, _FLAT), re.DOTALL)
 
 _OUTLINES: dict[type, type[msgspec.Struct]] = {}
 

@@ -58,7 +58,7 @@ SignalKey = Annotated[
 
 
 class SignalRequest(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
-    """A signal. `signal_input` is one argument; `signal_args`, unless it is empty, the argument list; neither: none."""
+    """A signal. `signal_input` is one argument, `signal_args` the list of them unless it is empty; neither: none."""
 
     signal_name: Annotated[NonEmpty, Meta(examples=["approve"])]
     signal_input: Annotated[Argument, Meta(description="Any JSON.", examples=[{"by": "alice"}])] = UNSET
@@ -156,7 +156,7 @@ UpdateId = Annotated[str, Meta(examples=["add-line-7"])]
 
 
 class UpdateRequest(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
-    """An update. `update_input` is one argument; `update_args`, unless it is empty, the argument list; neither: none."""
+    """An update. `update_input` is one argument, `update_args` the list of them unless it is empty; neither: none."""
 
     update_name: Annotated[NonEmpty, Meta(examples=["add_line"])]
     update_input: Annotated[Argument, Meta(description="Any JSON.", examples=[{"sku": "MUG-1"}])] = UNSET

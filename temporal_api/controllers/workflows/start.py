@@ -116,7 +116,7 @@ class StartedUpdate(msgspec.Struct):
 
 
 class WorkflowExecutionRequest(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
-    """A start. `input_data` is one argument; `args`, unless it is empty, the argument list; neither: none."""
+    """A start. `input_data` is one argument, `args` the list of them unless it is empty; neither: none."""
 
     workflow_type: Annotated[NonEmpty, Meta(examples=["send_invoice"])]
     task_queue: Annotated[NonEmpty, Meta(examples=["invoices"])] = "temporal-product-queue"
