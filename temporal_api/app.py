@@ -31,7 +31,7 @@ from temporal_api.observe import Observe
 from temporal_api.openapi import openapi_config
 from temporal_api.owned import ResourceController
 from temporal_api.problems import EXCEPTION_HANDLERS, allow
-from temporal_api.requests import JSONRequest, JSONResponse
+from temporal_api.requests import PARAMETERS, JSONRequest, JSONResponse, check_parameters
 from temporal_api.sealing import PageTokens
 from temporal_api.services import SERVICES, Services
 from temporal_api.serving import drain_on_signal
@@ -83,6 +83,7 @@ def create_app(settings: Settings | None = None) -> Litestar:
     api = Router(
         "/api/v1",
         route_handlers=[*RESOURCES, *CONTROLLERS],
+        before_request=check_parameters,
         middleware=[
             limits(settings.max_requests, memory),
             DefineMiddleware(Authenticate, verifier=verifier),
@@ -109,6 +110,9 @@ def create_app(settings: Settings | None = None) -> Litestar:
         if isinstance(route, HTTPRoute):
             _check_scopes(route)
             _list_all_methods(route)
+            for handler, parameters in route.route_handler_map.values():
+                found = parameters.expected_query_params
+                handler.opt[PARAMETERS] = {each.field_alias: each.is_sequence for each in found}
     caches.turn_off(app)
     give_back_at_once()
     app.asgi_handler = Observe(

@@ -9,7 +9,7 @@ import enum
 import logging
 import re
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 from urllib.parse import unquote
 
 import httptools
@@ -75,7 +75,7 @@ class Connection(HttpToolsProtocol):
     number = 0
     since = 0.0
     over_limit = False
-    _nothing: Any = {}
+    _nothing: ClassVar[Any] = {}
     _reads = NEXT
     _bytes = 0  # of this head, or since the last byte of this body
     _body_bytes = 0

@@ -14,6 +14,9 @@ from temporal_api.settings import Settings
 
 log = logging.getLogger(__name__)
 
+LONGEST_TOKEN = 8_000
+"""More than a sealed token has."""
+
 
 class PageTokens:
     """Encrypts with AES-256-GCM. Replicas with the same secrets read each other's tokens.

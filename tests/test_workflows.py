@@ -431,7 +431,7 @@ NAMES = [
     ({"workflow_type": "x", "execution_timeout_seconds": "1"}, "execution_timeout_seconds"),
     ({"workflow_type": "x", "args": None}, "args"),
     ({"workflow_type": "x", "args": {}}, "args"),
-    ({"workflow_type": "x", "args": [], "input_data": None}, "args"),
+    ({"workflow_type": "x", "args": [2], "input_data": None}, "args"),
     ({"workflow_type": "x", "inputdata": 1}, "inputdata"),
 ]
 
@@ -916,7 +916,7 @@ async def test_internal_queries_are_for_administrators(alice: httpx.AsyncClient,
         ("signal", {}, "signal_name"),
         ("signal", {"signal_name": ""}, "signal_name"),
         ("signal", {"signal_name": "s", "signal_args": 1}, "signal_args"),
-        ("signal", {"signal_name": "s", "signal_args": [], "signal_input": 1}, "signal_args"),
+        ("signal", {"signal_name": "s", "signal_args": [2], "signal_input": 1}, "signal_args"),
         ("signal", {"signal_name": "s", "input": 1}, "input"),
         ("query", {}, "query_name"),
         ("query", {"query_name": "x" * 1001}, "query_name"),

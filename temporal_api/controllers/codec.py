@@ -4,10 +4,12 @@
 """
 
 from collections.abc import Iterable
+from typing import Annotated
 
 import msgspec
 from litestar import Controller, post
 from litestar.params import JSONBody
+from msgspec import Meta
 from temporalio.converter import PayloadCodec
 
 from temporal_api.errors import NotFound, PayloadUndecodable
@@ -16,19 +18,23 @@ from temporal_api.services import CurrentServices, Services
 from temporal_api.temporal.payloads import Payload
 
 SCOPE = "codec:decode"
+LARGEST_PAYLOAD = 4 * 2**20
+"""Temporal takes no larger message."""
 
 
 class CodecPayload(msgspec.Struct):
     """A payload in Temporal's JSON form: metadata values and data are base64."""
 
-    metadata: dict[str, bytes] = {}
-    data: bytes = b""
+    metadata: Annotated[
+        dict[Annotated[str, Meta(max_length=1000)], Annotated[bytes, Meta(max_length=10_000)]], Meta(max_length=100)
+    ] = {}
+    data: Annotated[bytes, Meta(max_length=LARGEST_PAYLOAD)] = b""
 
 
 class CodecPayloads(msgspec.Struct):
     """What the protocol sends, and wants back in the same order."""
 
-    payloads: list[CodecPayload] = []
+    payloads: Annotated[list[CodecPayload], Meta(max_length=1000)] = []
 
 
 class CodecController(Controller):

@@ -14,6 +14,7 @@ from temporal_api.errors import invalid
 from temporal_api.owned.resource import STATUS_MEMO, Resource, StatusMemo
 from temporal_api.problems import responses
 from temporal_api.requests import NOT_MODIFIED, JSONResponse, unchanged
+from temporal_api.sealing import LONGEST_TOKEN
 from temporal_api.services import CurrentServices
 from temporal_api.temporal.events import CLOSING
 from temporal_api.temporal.feeds import Feeds
@@ -22,9 +23,11 @@ from temporal_api.temporal.run import Run
 from temporal_api.temporal.workflow import Workflow
 from temporal_api.waiting import (
     EventStream,
+    IfMatch,
     IfNoneMatch,
     LastEventId,
     Prefer,
+    check_match,
     etag,
     is_known,
     preference_applied,
@@ -83,7 +86,7 @@ class ResourceController(Controller):
             status_code=204,
             operation_id=f"cancel{title}",
             summary=f"Cancel {a_name}",
-            responses=responses(resource.NotFound, resource.NotCancellable, body=True),
+            responses=responses(resource.NotFound, resource.NotCancellable, errors.PreconditionFailed, body=True),
         )(cls.cancel)
 
     async def get_one(
@@ -127,7 +130,9 @@ class ResourceController(Controller):
         status: StatusFilter = None,  # type: ignore[assignment]
         owner: OwnerFilter = None,  # type: ignore[assignment]
         page_size: Annotated[int, QueryParameter(ge=1, le=1000, description="Items a page, at most.")] = 100,
-        page_token: Annotated[str, QueryParameter(description="`next_page_token` of the page before.")] = "",
+        page_token: Annotated[
+            str, QueryParameter(max_length=LONGEST_TOKEN, description="`next_page_token` of the page before.")
+        ] = "",
     ) -> JSONResponse[ListResponse]:
         """Running ones first, newest first; then closed ones, last closed first. Eventually consistent.
 
@@ -165,11 +170,14 @@ class ResourceController(Controller):
         resource_id: ResourceId,
         services: CurrentServices,
         data: JSONBody[CancelRequest | None] = None,
+        if_match: IfMatch = None,
     ) -> None:
         """Ask the workflow to stop, and to undo what it did. Once it is too late, the answer is 409."""
         resource = self.resource
         answer, run = await resource.read(request, services, resource_id)
         workflow = services.workflow(run.workflow_id)
+        if if_match is not None:
+            check_match(request, run)
         if answer.status not in resource.too_late:
             try:
                 return await workflow.run(run.run_id).signal("cancel", [data or resource.cancel_request()])
@@ -201,7 +209,7 @@ def _types(resource: Resource[Any, Any]) -> dict[Any, Any]:
             str, PathParameter(name=f"{resource.name}_id", description=f"The {resource.words}'s `id`.")
         ],
         StatusFilter: Annotated[status, QueryParameter(description="Only those with this status.")],
-        OwnerFilter: Annotated[str | None, QueryParameter(description=whose)],
+        OwnerFilter: Annotated[str | None, QueryParameter(description=whose, max_length=1000)],
         CancelRequest: resource.cancel_request,
         StatusResponse: resource.status_response,
         ListResponse: resource.list_response,

@@ -14,7 +14,7 @@ from msgspec import Meta, Raw
 
 from temporal_api import errors, idempotency
 from temporal_api.auth import APIRequest
-from temporal_api.errors import Problem
+from temporal_api.errors import Problem, shown
 from temporal_api.idempotency import REPLAYED, check_key, check_same, derived_id, fingerprint
 from temporal_api.problems import responses
 from temporal_api.record import record_of
@@ -160,7 +160,7 @@ class Resource(Generic[Kept, Answer]):
         idempotency_key: str | None,
     ) -> JSONResponse[Answer]:
         """Start the workflow with `data` and a new id as its argument; the same key again gets what it started."""
-        user, key = request.user, check_key(idempotency_key)
+        user, key = request.user, check_key(request, idempotency_key)
         new_id = derived_id(self.plural, user, key) if key else str(uuid.uuid4())
         workflow_id = record_of(request.scope).workflow_id = self.id_prefix + new_id
         own = self.settings(services.settings)
@@ -190,7 +190,7 @@ class Resource(Generic[Kept, Answer]):
 
     async def read(self, request: APIRequest, services: Services, resource_id: str) -> tuple[Answer, Run]:
         """The resource and its run, if the caller may see it; else raise its NotFound."""
-        user, missing = request.user, self.NotFound(f"There is no {self.words} {resource_id!r}.")
+        user, missing = request.user, self.NotFound(f"There is no {self.words} {shown(resource_id)!r}.")
         workflow_id = record_of(request.scope).workflow_id = self.id_prefix + resource_id
         try:
             run = await services.workflow(workflow_id).describe()

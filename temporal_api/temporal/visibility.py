@@ -20,7 +20,7 @@ from msgspec import Meta
 from temporalio.api.enums.v1 import IndexedValueType
 from temporalio.api.workflowservice import v1 as api
 
-from temporal_api.errors import FieldError, InvalidQuery, ValidationError, invalid
+from temporal_api.errors import FieldError, InvalidQuery, ValidationError, invalid, shown
 from temporal_api.temporal.client import Temporal
 from temporal_api.temporal.failures import Subject
 from temporal_api.temporal.run import DIVISION, RUN_STATUS, TEMPORALS_OWN, Run, read_run
@@ -196,7 +196,7 @@ async def _attributes(temporal: Temporal, pairs: Iterable[str]) -> list[str]:
         if not equals or not name:
             raise invalid("search_attribute", "Expected Name=value, such as OrderStatus=delivered")
         if name not in types or "`" in name:
-            message = f"There is no search attribute {name!r} in this namespace."
+            message = f"There is no search attribute {shown(name)!r} in this namespace."
             raise InvalidQuery(message, errors=[FieldError("search_attribute", message)])
         wanted.setdefault(name, set()).add(await _attribute(temporal, name, types[name], value))
     return [f"({' OR '.join(sorted(terms))})" for _, terms in sorted(wanted.items())]

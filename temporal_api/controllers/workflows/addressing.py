@@ -9,10 +9,11 @@ from litestar.params import PathParameter, QueryParameter, SkipValidation
 from msgspec import Meta, Raw, Struct, UnsetType
 
 from temporal_api.auth import APIRequest
-from temporal_api.errors import WorkflowNotFound, invalid
+from temporal_api.errors import WorkflowNotFound, invalid, shown
 from temporal_api.record import record_of
 from temporal_api.services import CurrentServices
 from temporal_api.temporal.workflow import MAX_ID_BYTES, Workflow, is_too_long
+from temporal_api.waiting import IfMatch, check_match
 
 ADMIN = "workflows:admin"
 READ = ("workflows:read", ADMIN)
@@ -30,7 +31,8 @@ StatusName = Annotated[str, Meta(description="Temporal's name of it, such as RUN
 Result = Annotated[Raw, Meta(description="What it returned: any JSON; null while it runs.", examples=[None])]
 Time = Annotated[datetime, Meta(tz=True)]
 Argument = Raw | UnsetType
-Arguments = list[Raw] | UnsetType
+ArgumentList = Annotated[list[Raw], Meta(max_length=100)]
+Arguments = ArgumentList | UnsetType
 
 PinnedRun = Annotated[
     str,
@@ -61,11 +63,11 @@ def check_lengths(body: Struct, *fields: str) -> None:
 
 def arguments(names: tuple[str, str], one: Argument, many: Arguments) -> list[Raw]:
     """One argument, an argument list, or none; both at once are refused."""
-    if not isinstance(one, UnsetType) and not isinstance(many, UnsetType):
+    if isinstance(one, UnsetType):
+        return many or []
+    if many:  # an empty list is what some generated clients send when they have none
         raise invalid(names[1], f"Send {names[0]} or {names[1]}, not both")
-    if not isinstance(many, UnsetType):
-        return many
-    return [] if isinstance(one, UnsetType) else [one]
+    return [one]
 
 
 def provide_workflow(
@@ -77,9 +79,25 @@ def provide_workflow(
     """The workflow that the path names. Hide workflows that the caller may not see: answer 404."""
     record_of(request.scope).workflow_id = workflow_id
     if workflow_id.startswith(services.hidden_from(request.user)):
-        raise WorkflowNotFound(f"There is no workflow {workflow_id!r}.", workflow_id=workflow_id)
+        raise WorkflowNotFound(f"There is no workflow {shown(workflow_id)!r}.", workflow_id=workflow_id)
     return services.workflow(workflow_id, run_id)
 
 
 PathWorkflow = NamedDependency[SkipValidation[Workflow]]
+
+
+async def provide_target(request: APIRequest, workflow: PathWorkflow, if_match: IfMatch = None) -> Workflow:
+    """The workflow that the request changes. Raises PreconditionFailed when it is not as `If-Match` says.
+
+    The run that was compared is then the only one that is changed: another one has another state.
+    """
+    if if_match is None:
+        return workflow
+    run = await workflow.describe()
+    check_match(request, run)
+    return workflow.run(run.run_id)
+
+
 WORKFLOW = Provide(provide_workflow, sync_to_thread=False)
+Target = NamedDependency[SkipValidation[Workflow]]
+TARGET = Provide(provide_target)

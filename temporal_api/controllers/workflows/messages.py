@@ -16,16 +16,19 @@ from msgspec import UNSET, Meta, Raw, UnsetType
 
 from temporal_api import errors
 from temporal_api.auth import APIRequest
+from temporal_api.bounds import check_entries
 from temporal_api.controllers.workflows.addressing import (
     ADMIN,
     ONE,
     READ,
     WRITE,
     Argument,
+    ArgumentList,
     Arguments,
     NonEmpty,
     PathWorkflow,
     RunId,
+    Target,
     WorkflowId,
     arguments,
     check_lengths,
@@ -33,8 +36,8 @@ from temporal_api.controllers.workflows.addressing import (
     location,
 )
 from temporal_api.errors import invalid
-from temporal_api.idempotency import check_key, derived_id
-from temporal_api.problems import responses
+from temporal_api.idempotency import KEY_SCHEMA, check_key, derived_id
+from temporal_api.problems import in_json_words, responses
 from temporal_api.requests import JSONResponse
 from temporal_api.services import CurrentServices
 from temporal_api.temporal import updates
@@ -48,6 +51,7 @@ SignalKey = Annotated[
     str | None,
     HeaderParameter(
         name="Idempotency-Key",
+        schema_extra=KEY_SCHEMA,
         description="The same key again, from the same caller, sends nothing to a run that has the signal, whatever "
         "the body says. A run that a reset has begun may get it once more. 1 to 255 visible ASCII characters.",
     ),
@@ -55,7 +59,7 @@ SignalKey = Annotated[
 
 
 class SignalRequest(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
-    """A signal. `signal_input` is one argument; `signal_args` is the argument list; neither: no argument."""
+    """A signal. `signal_input` is one argument, `signal_args` the list of them unless it is empty; neither: none."""
 
     signal_name: Annotated[NonEmpty, Meta(examples=["approve"])]
     signal_input: Annotated[Argument, Meta(description="Any JSON.", examples=[{"by": "alice"}])] = UNSET
@@ -83,26 +87,28 @@ class SignalResponse(msgspec.Struct):
     status_code=202,
     operation_id="signalWorkflow",
     summary="Send a signal",
-    responses=responses(errors.WorkflowNotFound, errors.WorkflowCompleted, body=True),
+    responses=responses(errors.WorkflowNotFound, errors.WorkflowCompleted, errors.PreconditionFailed, body=True),
 )
 async def signal_workflow(
-    workflow: PathWorkflow,
+    target: Target,
     data: JSONBody[SignalRequest],
     request: APIRequest,
     idempotency_key: SignalKey = None,
 ) -> SignalResponse:
     """Send a signal. Temporal keeps it (202) until a worker handles it."""
-    key = check_key(idempotency_key)
+    key = check_key(request, idempotency_key)
     request_id = derived_id("signals", request.user, key) if key else None
-    await workflow.signal(data.signal_name, data.arguments(), request_id)
-    return SignalResponse(workflow.id, data.signal_name)
+    await target.signal(data.signal_name, data.arguments(), request_id)
+    return SignalResponse(target.id, data.signal_name)
 
 
 class QueryRequest(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     """A query. An array in `query_args` is the argument list; anything else is one argument."""
 
     query_name: Annotated[NonEmpty, Meta(examples=["progress"])]
-    query_args: Annotated[Argument, Meta(description="Any JSON.", examples=[["in percent"]])] = UNSET
+    query_args: Annotated[
+        Argument, Meta(description="Any JSON; an array of at most 100.", examples=[["in percent"]])
+    ] = UNSET
 
     def __post_init__(self) -> None:
         """Refuse names that Temporal does not take."""
@@ -115,10 +121,20 @@ class QueryResponse(msgspec.Struct):
     result: Annotated[Raw, Meta(description="Any JSON.", examples=[{"percent": 40}])]
 
 
-def _query_arguments(args: Argument) -> list[Raw]:
+_ARGUMENT_LIST = msgspec.inspect.type_info(ArgumentList)
+
+
+async def _query_arguments(args: Argument) -> list[Raw]:
     if isinstance(args, UnsetType):
         return []
-    return msgspec.json.decode(args, type=list[Raw]) if bytes(args).startswith(b"[") else [args]
+    text = bytes(args)
+    if not text.startswith(b"["):
+        return [args]
+    await check_entries(text, _ARGUMENT_LIST, "query_args")
+    try:
+        return msgspec.json.decode(text, type=ArgumentList)
+    except msgspec.ValidationError as error:
+        raise invalid("query_args", in_json_words(str(error))) from None
 
 
 @post(
@@ -133,13 +149,14 @@ async def query_workflow(workflow: PathWorkflow, data: JSONBody[QueryRequest], r
     """Ask the workflow's code; a worker answers. Names that begin with `__` need the scope `workflows:admin`."""
     if data.query_name.startswith("__") and ADMIN not in request.user.scopes:
         raise errors.InsufficientScope(f"Queries that begin with __ need the scope {ADMIN}.", ADMIN)
-    return QueryResponse(await workflow.query(data.query_name, _query_arguments(data.query_args)))
+    return QueryResponse(await workflow.query(data.query_name, await _query_arguments(data.query_args)))
 
 
 UpdateKey = Annotated[
     str | None,
     HeaderParameter(
         name="Idempotency-Key",
+        schema_extra=KEY_SCHEMA,
         description="Serves as `update_id`: the same one again gives the first outcome, whatever else the body says, "
         "also after the workflow has closed. 1 to 255 visible ASCII characters.",
     ),
@@ -148,7 +165,7 @@ UpdateId = Annotated[str, Meta(examples=["add-line-7"])]
 
 
 class UpdateRequest(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
-    """An update. `update_input` is one argument; `update_args` is the argument list; neither: no argument."""
+    """An update. `update_input` is one argument, `update_args` the list of them unless it is empty; neither: none."""
 
     update_name: Annotated[NonEmpty, Meta(examples=["add_line"])]
     update_input: Annotated[Argument, Meta(description="Any JSON.", examples=[{"sku": "MUG-1"}])] = UNSET
@@ -196,12 +213,12 @@ _PENDING: dict[int, ResponseSpec] = {
     headers={200: ("Preference-Applied",), 202: ("Location", "Preference-Applied", "Retry-After")},
     responses={
         **_PENDING,
-        **responses(*_ASKED, errors.WorkflowCompleted, errors.UpdateRejected, body=True),
+        **responses(*_ASKED, errors.WorkflowCompleted, errors.PreconditionFailed, errors.UpdateRejected, body=True),
     },
 )
 async def update_workflow(
     request: APIRequest,
-    workflow: PathWorkflow,
+    target: Target,
     data: JSONBody[UpdateRequest],
     services: CurrentServices,
     idempotency_key: UpdateKey = None,
@@ -212,15 +229,15 @@ async def update_workflow(
     202 means that a worker has accepted the update and is not done yet: it cannot be lost, and `Location` is where to
     ask for the outcome. An update that is rejected or fails is a 422.
     """
-    update_id = _update_id(data, check_key(idempotency_key))
+    update_id = _update_id(data, check_key(request, idempotency_key))
     settings, waits = services.settings, services.waits
     preferred = preferred_wait(request, settings.max_wait_seconds)
     now = asyncio.get_running_loop().time
     until = now() + (settings.rpc_timeout_seconds if preferred is None else preferred)
-    update = await updates.send(workflow, update_id, data.update_name, data.arguments())
+    update = await updates.send(target, update_id, data.update_name, data.arguments())
     if update.result is None:
         left = max(0, until - now())
-        done = await waits.within(request, left, lambda: updates.wait(workflow, update))
+        done = await waits.within(request, left, lambda: updates.wait(target, update))
         update = done or update
     return _answer(request, update, preferred)
 

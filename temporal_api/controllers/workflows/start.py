@@ -55,7 +55,7 @@ class RetryPolicy(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     backoff_coefficient: Annotated[float, Meta(ge=1, le=100)] = 2
     maximum_interval_seconds: Duration | None = None
     maximum_attempts: Annotated[int, Meta(ge=0, le=1_000_000)] = 0
-    non_retryable_error_types: list[str] = []
+    non_retryable_error_types: Annotated[list[Annotated[str, Meta(max_length=1000)]], Meta(max_length=100)] = []
 
     def for_temporal(self) -> temporalio.common.RetryPolicy:
         """The SDK's own form of it."""
@@ -70,7 +70,10 @@ class RetryPolicy(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
 
 
 class SearchAttribute(msgspec.Struct, forbid_unknown_fields=True):
-    """A value to find the workflow by, with the type that the namespace has for it."""
+    """A value to find the workflow by, with the type that the namespace has for it.
+
+    A text or keyword has at most 10,000 characters, a KeywordList at most 1000 keywords.
+    """
 
     type: Literal["Bool", "Datetime", "Double", "Int", "Keyword", "KeywordList", "Text"]
     value: Raw
@@ -79,18 +82,21 @@ class SearchAttribute(msgspec.Struct, forbid_unknown_fields=True):
         """Check that the value is of the type."""
         try:
             msgspec.json.decode(self.value, type=_SEARCH_TYPES[self.type])
-        except msgspec.ValidationError:
+        except msgspec.ValidationError as error:
+            if " of length <= " in str(error):
+                raise ValueError("value: Expected at most 10000 characters, and in a list 1000 keywords") from None
             raise ValueError(f"value: Expected a value of the type {self.type}") from None
 
 
+_SearchText = Annotated[str, Meta(max_length=10_000)]
 _SEARCH_TYPES: dict[str, Any] = {
     "Bool": bool,
     "Datetime": Time,
     "Double": float,
     "Int": int,
-    "Keyword": str,
-    "KeywordList": list[str],
-    "Text": str,
+    "Keyword": _SearchText,
+    "KeywordList": Annotated[list[_SearchText], Meta(max_length=1000)],
+    "Text": _SearchText,
 }
 
 
@@ -111,7 +117,7 @@ class StartedUpdate(msgspec.Struct):
 
 
 class WorkflowExecutionRequest(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
-    """A start. `input_data` is one argument; `args` is the argument list; neither: no argument."""
+    """A start. `input_data` is one argument, `args` the list of them unless it is empty; neither: none."""
 
     workflow_type: Annotated[NonEmpty, Meta(examples=["send_invoice"])]
     task_queue: Annotated[NonEmpty, Meta(examples=["invoices"])] = "temporal-product-queue"
@@ -125,8 +131,8 @@ class WorkflowExecutionRequest(msgspec.Struct, forbid_unknown_fields=True, kw_on
     retry_policy: RetryPolicy | None = None
     id_reuse_policy: ReusePolicy | None = None
     id_conflict_policy: ConflictPolicy | None = None
-    memo: dict[NonEmpty, Raw] = {}
-    search_attributes: dict[NonEmpty, SearchAttribute] = {}
+    memo: Annotated[dict[NonEmpty, Raw], Meta(max_length=100)] = {}
+    search_attributes: Annotated[dict[NonEmpty, SearchAttribute], Meta(max_length=100)] = {}
     signal: StartSignal | None = None
     update: StartUpdate | None = None
 
@@ -185,7 +191,7 @@ async def start_workflow(
     prefer: Prefer = None,
 ) -> JSONResponse[WorkflowExecutionResponse]:
     """Start the workflow. The answer comes at once, or with `Prefer: wait` when the workflow has ended."""
-    key = check_key(idempotency_key)
+    key = check_key(request, idempotency_key)
     workflow_id = record_of(request.scope).workflow_id = _workflow_id(request.user, services, data, key)
     _check_allowed(request.user, data, workflow_id, services.settings)
     preferred = preferred_wait(request, services.settings.max_wait_seconds)
