@@ -1,6 +1,6 @@
 """`temporal-api serve | worker | dev | setup | token`.
 
-Each command imports what it runs: the API starts without the worker and without what finds or builds Temporal.
+Each command imports what it runs, so the API starts without the worker and without what finds or builds Temporal.
 """
 
 import asyncio
@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 
 
 def main() -> None:
-    """Run the command line; a wrong setting is one line and exit code 2."""
+    """Run the command line. A wrong setting ends with one line and exit code 2, what else goes wrong with 1."""
     try:
         cli()
     except SettingsError as error:
@@ -34,7 +34,7 @@ def main() -> None:
 @click.group()
 @click.version_option(package_name="temporal-api", prog_name="temporal-api")
 def cli() -> None:
-    """The HTTP front door of Temporal. Settings come from the environment; README.md lists them."""
+    """Temporal's workflows over a REST API. README.md lists the settings, which come from the environment."""
 
 
 @cli.command()
@@ -53,31 +53,35 @@ def serve() -> None:
 def worker() -> None:
     """Run the sample worker: `order_processing` and its activities."""
     from temporalio.client import Client
+    from temporalio.runtime import Runtime, TelemetryConfig
 
-    from temporal_api.logs import configure_logging
+    from temporal_api.logs import SDK_LOGGING, configure_logging
     from temporal_api.temporal.payloads import data_converter
-    from temporal_api.worker import create_worker
+    from temporal_api.worker import TASK_QUEUE, create_worker
 
     settings = from_env(os.environ, keys_needed=False)
     configure_logging(settings.log_level, settings.log_format)
 
     async def work() -> None:
+        runtime = Runtime(telemetry=TelemetryConfig(logging=SDK_LOGGING))
+        converter = data_converter(settings)
         while True:
             try:
-                client = await Client.connect(**settings.temporal, data_converter=data_converter(settings))
+                client = await Client.connect(**settings.temporal, data_converter=converter, runtime=runtime)
                 break
-            except RuntimeError as error:  # Temporal may come up after its workers
+            except RuntimeError as error:  # Temporal may start after its workers
                 log.warning("Temporal cannot be reached, trying again: %s", str(error).splitlines()[0])
                 await asyncio.sleep(2)
-        log.info("worker polls %s", settings.resource("orders").task_queue)
-        await create_worker(client, settings.resource("orders").task_queue).run()
+        task_queue = settings.resource("orders", TASK_QUEUE).task_queue
+        log.info("worker polls %s", task_queue)
+        await create_worker(client, task_queue).run()
 
     _run(work())
 
 
 @cli.command()
 def setup() -> None:
-    """Add the search attributes that the resources use to the namespace; safe to repeat."""
+    """Add the search attributes of the resources to the namespace. Safe to repeat."""
     from temporalio.client import Client
 
     from temporal_api.app import SEARCH_ATTRIBUTES
@@ -98,7 +102,7 @@ def setup() -> None:
 @click.option("--scope", help="Its scopes, separated by spaces.  [default: all but codec:decode]")
 @click.option("--expires", default=86_400, show_default=True, type=click.IntRange(1), help="Seconds it is valid for.")
 def token(sub: str, scope: str | None, expires: int) -> None:
-    """Sign a token with JWT_SECRET, for trying things out."""
+    """Sign a token with JWT_SECRET, to try things out."""
     from temporal_api.app import SCOPES
     from temporal_api.dev.tokens import sign
 
@@ -106,9 +110,9 @@ def token(sub: str, scope: str | None, expires: int) -> None:
 
 
 @cli.command()
-@click.option("--once", is_flag=True, help="Stop after the order; exit 0 when it was delivered, 1 otherwise.")
+@click.option("--once", is_flag=True, help="Stop after the order: exit 0 if it was delivered, else 1.")
 def dev(once: bool) -> None:
-    """Everything on this machine: Temporal with its UI, the sample worker, the API, and one order placed through it."""
+    """Run Temporal with its UI, the sample worker and the API on this machine, and place an order."""
     from temporal_api.dev import run_everything
 
     delivered = _run(run_everything(once=once))
@@ -118,7 +122,7 @@ def dev(once: bool) -> None:
 
 
 def _run(work: Coroutine[Any, Any, bool | None]) -> bool | None:
-    """Run until it is done and return its result, or until SIGINT or SIGTERM and return None."""
+    """Run to the end and return the result, or None after SIGINT or SIGTERM."""
 
     async def until_signalled() -> bool | None:
         task = asyncio.ensure_future(work)

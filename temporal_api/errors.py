@@ -1,8 +1,8 @@
-"""What can go wrong: one class per failure, with the code and the status that the caller is told.
+"""Everything that can go wrong: one class for each failure, with its code and status.
 
-Whatever fails on purpose raises a Problem. A class's docstring is the message when there is nothing more exact to say.
-Catch the class, or the class above it: `NotFound` is every 404, `Unavailable` every 503. A resource adds its own from
-its declaration (`order_not_found`, `order_not_cancellable`). `problems` tells them to the caller.
+Code that fails on purpose raises a Problem, and `problems` answers it. The class's docstring is the message when there
+is nothing more exact to say. Catch a class or its base: `NotFound` is every 404, `Unavailable` every 503. A resource's
+declaration adds its own classes (`order_not_found`, `order_not_cancellable`).
 """
 
 import copy
@@ -11,43 +11,50 @@ from typing import Any, ClassVar, Self
 
 import msgspec
 
+LONGEST_ECHO = 200
+_LONGEST_MESSAGE = 500
+
+
+def shown(text: str, most: int = LONGEST_ECHO) -> str:
+    """Cut what a caller sent, for an answer that quotes it."""
+    return text if len(text) <= most else f"{text[: most - 1]}…"
+
 
 class FieldError(msgspec.Struct):
-    """One thing wrong with the request: where (`items[0].quantity`), and what is expected there."""
+    """One mistake in a request: where it is (`items[0].quantity`) and what is expected there."""
 
     key: str
     message: str
 
 
 class Problem(Exception):
-    """A failure that the caller is told about."""
+    """A failure that is answered to the caller."""
 
     code: ClassVar[str]
     status: ClassVar[int]
-    retry_after: ClassVar[int | None] = None
-    """Seconds after which another try makes sense (RFC 9110 10.2.3)."""
+    retry_after: ClassVar[int] = 0
+    """Seconds until the caller may try again (RFC 9110 10.2.3); 0: trying again does not help."""
 
-    def __init_subclass__(cls, code: str = "", status: int = 0, retry_after: int | None = None) -> None:
-        """Give a class what it does not inherit."""
+    def __init_subclass__(cls, code: str = "", status: int = 0, retry_after: int = 0) -> None:
         if code:
             cls.code = code
         if status:
             cls.status = status
-        if retry_after is not None:
+        if retry_after:
             cls.retry_after = retry_after
 
     def __init__(self, message: str | None = None, headers: Mapping[str, str] | None = None, **details: Any) -> None:
-        """Without a message the class's docstring is told. `details` are what a program can act on."""
-        self.message = message or type(self).__doc__ or self.code
+        """`message` defaults to the class's docstring; `details` are values that a program can act on."""
+        self.message = shown(message or type(self).__doc__ or self.code, _LONGEST_MESSAGE)
         super().__init__(self.message)
         self.details = {name: value for name, value in details.items() if value not in (None, "")}
         self.headers = dict(headers or {})
-        if self.retry_after is not None:
+        if self.retry_after:
             self.headers.setdefault("Retry-After", str(self.retry_after))
             self.details.setdefault("retryable", True)
 
     def adding(self, hint: str = "", headers: Mapping[str, str] | None = None, **details: Any) -> Self:
-        """The same failure with more to act on; what it says already stays."""
+        """Copy the failure and add a hint, headers and details; it keeps those that it has."""
         more = copy.copy(self)
         more.message = f"{self.message} {hint}".rstrip()
         more.headers = {**(headers or {}), **self.headers}
@@ -56,37 +63,36 @@ class Problem(Exception):
 
 
 class ValidationError(Problem, code="validation_error", status=400):
-    """The request is not as expected; `details.errors` says where and what is expected there."""
+    """The request is not valid. Correct the fields that `details.errors` lists."""
 
 
 class MalformedJSON(ValidationError, code="malformed_json"):
-    """The body is not JSON."""
+    """The body is not JSON. Send valid JSON in UTF-8."""
 
 
 class InvalidQuery(ValidationError, code="invalid_query"):
-    """Temporal cannot search by these filters."""
+    """Temporal cannot search with these filters. Correct them."""
 
 
 class InvalidPageToken(ValidationError, code="invalid_page_token"):
-    """This page token was not given for this listing: send it unchanged, with the same parameters."""
+    """The page token belongs to another listing. Send it unchanged, with the same parameters."""
 
 
 class WorkflowStartError(ValidationError, code="workflow_start_error"):
-    """Temporal refuses this start."""
+    """Temporal refuses to start this workflow. Correct the request."""
 
 
 class SearchAttributeUnknown(WorkflowStartError):
-    """The namespace does not have a search attribute that the start sets."""
+    """The namespace lacks a search attribute that the start sets. Add it, or leave it out."""
 
 
 class Unauthorized(Problem, status=401):
-    """The request needs a token. The `WWW-Authenticate` header says what is wrong (RFC 6750)."""
+    """The request needs a valid token. The `WWW-Authenticate` header says what is wrong (RFC 6750)."""
 
     challenge: ClassVar[str | None] = "invalid_token"
-    """RFC 6750 3.1: no error is named when the request carried no token at all."""
+    """The `error` of the challenge. A request without a token gets none (RFC 6750 3.1)."""
 
     def __init__(self, message: str | None = None) -> None:
-        """Say in the header too what is wrong."""
         super().__init__(message)
         value = 'Bearer realm="temporal_api"'
         if self.challenge:
@@ -101,80 +107,95 @@ class MissingToken(Unauthorized, code="missing_token"):
 
 
 class InvalidToken(Unauthorized, code="invalid_token"):
-    """The token is not accepted."""
+    """The token is not accepted. Get a new one."""
 
 
 class ExpiredToken(Unauthorized, code="expired_token"):
-    """The token has expired; get a new one."""
+    """The token has expired. Get a new one."""
 
 
 class InsufficientScope(Problem, code="insufficient_scope", status=403):
-    """The token lacks a scope that this needs; the `WWW-Authenticate` header names it."""
+    """The token lacks a scope. Get one with the scope that the `WWW-Authenticate` header names."""
 
     def __init__(self, message: str, scope: str = "") -> None:
-        """Name the scope that would do."""
         challenge = f'Bearer realm="temporal_api", error="insufficient_scope", scope="{scope}"'
         super().__init__(message, {"WWW-Authenticate": challenge})
 
 
 class NotAllowed(Problem, code="not_allowed", status=403):
-    """The operators of this service do not allow this."""
+    """The service's settings do not allow this. Ask its operators."""
 
 
 class NotFound(Problem, code="not_found", status=404):
-    """There is nothing here."""
+    """There is nothing here. Check the path: /openapi.json lists every one."""
 
 
 class WorkflowNotFound(NotFound, code="workflow_not_found"):
-    """There is no such workflow, or none that you may see."""
+    """There is no such workflow, or you may not see it. Check its id."""
 
 
 class UpdateNotFound(NotFound, code="update_not_found"):
-    """The workflow has no such update; a rejected update is not kept."""
+    """The workflow has no such update. Check its id; a rejected update is not kept."""
 
 
 class MethodNotAllowed(Problem, code="method_not_allowed", status=405):
-    """This method is not possible here; the `Allow` header lists those that are."""
+    """This path does not take this method. Use one that the `Allow` header lists."""
 
 
 class Conflict(Problem, status=409):
-    """The state of the thing does not allow this."""
+    """The current state does not allow this. Read it again."""
 
 
 class WorkflowAlreadyExists(Conflict, code="workflow_already_exists"):
-    """The workflow exists already; take another id."""
+    """The workflow exists already. Choose another id."""
 
 
 class WorkflowCompleted(Conflict, code="workflow_completed"):
-    """The workflow is closed."""
+    """The workflow is closed and takes no more requests. Read its result."""
 
 
 class ReservedId(Conflict, code="reserved_id"):
-    """Ids that begin like this belong to a resource of its own; take another."""
+    """Ids that begin like this are reserved for a resource of the API. Choose another id."""
+
+
+class RequestTimeout(Problem, code="request_timeout", status=408):
+    """The request did not arrive in time. Send it again, without pauses."""
+
+
+class PreconditionFailed(Problem, code="precondition_failed", status=412):
+    """The state is not the one that `If-Match` names: it has changed. Read it again."""
 
 
 class PayloadTooLarge(Problem, code="payload_too_large", status=413):
-    """The data is larger than Temporal or this service takes."""
+    """The data is larger than Temporal or this service takes. Send less."""
+
+
+class UriTooLong(Problem, code="uri_too_long", status=414):
+    """The request line is too long. Send long values in the body."""
 
 
 class UnsupportedMediaType(Problem, code="unsupported_media_type", status=415):
     """Send JSON, with Content-Type: application/json."""
 
 
+class HeaderFieldsTooLarge(Problem, code="header_fields_too_large", status=431):
+    """The header fields are too many or too long. Send fewer or shorter ones."""
+
+
 class IdempotencyKeyReused(Problem, code="idempotency_key_reused", status=422):
-    """This Idempotency-Key came with another body before; take a new key for this one."""
+    """This Idempotency-Key was sent with another body before. Use a new key for this body."""
 
 
 class UpdateRejected(Problem, code="update_rejected", status=422):
-    """The workflow rejected the update, or failed at it."""
+    """The workflow rejected the update, or its handler failed. Read `details.failure`."""
 
 
 class QueryFailed(Problem, code="query_failed", status=422):
-    """The workflow does not know the query, or failed at it."""
+    """The workflow does not know the query, or its handler failed. Check the name and the arguments."""
 
 
 class TemporalOverloaded(Problem, code="temporal_overloaded", status=429, retry_after=1):
-    """Temporal is at its limit; try again later."""
+    """Temporal is at its limit. Try again later."""
 
 
 class InternalServerError(Problem, code="internal_server_error", status=500):
@@ -182,53 +203,62 @@ class InternalServerError(Problem, code="internal_server_error", status=500):
 
 
 class SearchAttributesMissing(Problem, code="search_attributes_missing", status=501):
-    """The namespace lacks the search attributes of this resource: its operators run temporal-api setup."""
+    """The namespace lacks the search attributes of this resource. Ask its operators to run temporal-api setup."""
+
+
+class NotSupported(Problem, code="not_supported", status=501):
+    """This service cannot do this. Ask in another way."""
 
 
 class TemporalError(Problem, code="temporal_error", status=502):
-    """Temporal refused or failed the request; the operators of this service can tell why."""
+    """Temporal refused the request or failed. Ask the service's operators."""
 
 
 class PayloadUndecodable(Problem, code="payload_undecodable", status=502):
-    """What Temporal keeps here cannot be decrypted."""
+    """Data that Temporal keeps cannot be decrypted. Ask the service's operators for its key."""
 
 
 class Unavailable(Problem, status=503):
-    """Not now; try again after `Retry-After` seconds."""
+    """This is not possible now. Try again after `Retry-After` seconds."""
 
 
 class TemporalConnectionError(Unavailable, code="temporal_connection_error", retry_after=2):
-    """Temporal cannot be reached now; try again."""
+    """Temporal cannot be reached. Try again."""
 
 
 class NoWorker(Unavailable, code="no_worker", retry_after=5):
-    """No worker is there to answer; start one, or try again."""
+    """No worker answers. Start one, or try again."""
 
 
 class WorkflowTaskFailing(Unavailable, code="workflow_task_failing", retry_after=10):
-    """The workflow cannot answer: its task fails again and again until its code is fixed."""
+    """The workflow cannot answer: its code fails again and again. Fix it, then try again."""
 
 
 class TooManyWaits(Unavailable, code="too_many_waits", retry_after=2):
-    """Too many callers wait here; try again, or ask without waiting."""
+    """Too many callers wait here. Try again, or ask without waiting."""
+
+
+class Overloaded(Unavailable, code="overloaded", retry_after=1):
+    """The service is at its limit. Try again after `Retry-After` seconds."""
 
 
 class AuthUnavailable(Unavailable, code="auth_unavailable", retry_after=5):
-    """The keys that tokens are checked with cannot be fetched now; try again."""
+    """The keys that verify tokens cannot be fetched. Try again."""
 
 
 class ShuttingDown(Unavailable, code="shutting_down", retry_after=1):
-    """This replica is shutting down; ask again, another one will answer."""
+    """This replica is shutting down. Ask again, and another one will answer."""
 
 
 class TemporalTimeout(Problem, code="temporal_timeout", status=504):
-    """Temporal did not answer in time. What was asked may still happen: look before asking again."""
+    """Temporal did not answer in time. The request may still take effect. Check that before you send it again."""
 
 
 TEMPORAL_AWAY = (TemporalTimeout, TemporalConnectionError, TemporalOverloaded)
-"""How a call fails that may work when it is made again."""
+"""Failures of a call that may succeed when it is made again."""
 
 
 def invalid(key: str, message: str) -> ValidationError:
-    """A 400 for one wrong field; `key` is its path in the body, or the parameter's name."""
+    """Refuse one field; `key` is its path in the body, or the parameter's name."""
+    key = shown(key)
     return ValidationError(f"{key}: {message}" if key else message, errors=[FieldError(key, message)])

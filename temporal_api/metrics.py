@@ -1,7 +1,6 @@
-"""The metrics of one process in one registry, and `GET /metrics`, which shows them."""
+"""The metrics of one process, and `GET /metrics`."""
 
 import asyncio
-import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -23,16 +22,15 @@ from temporalio.runtime import (
     BUFFERED_METRIC_KIND_COUNTER,
     BUFFERED_METRIC_KIND_GAUGE,
     BufferedMetric,
-    LogForwardingConfig,
-    LoggingConfig,
     MetricBuffer,
     MetricBufferDurationFormat,
     Runtime,
     TelemetryConfig,
-    TelemetryFilter,
 )
 
-disable_created_metrics()  # type: ignore[no-untyped-call] # a second series beside each counter, which nobody reads
+from temporal_api.logs import DROPPED, SDK_LOGGING
+
+disable_created_metrics()  # type: ignore[no-untyped-call] # nobody reads the second series of each counter
 
 
 class Metrics:
@@ -43,11 +41,12 @@ class Metrics:
         ProcessCollector(registry=registry)
         PlatformCollector(registry=registry)
         GCCollector(registry=registry)
+        registry.register(DROPPED)
         labels = ("method", "route")
         self._requests = Counter("http_requests", "HTTP requests answered.", (*labels, "status"), registry=registry)
         self._seconds = Histogram(
             "http_request_duration_seconds",
-            "Seconds from a request's first byte to its answer's last; waits and streams stay out of it.",
+            "Seconds from a request's first byte to its answer's last, without waits and streams.",
             labels,
             registry=registry,
         )
@@ -58,21 +57,13 @@ class Metrics:
         self._runtime: Runtime | None = None
 
     def runtime(self) -> Runtime:
-        """The SDK's runtime, whose metrics come here and whose log lines go to the logger `temporalio`."""
+        """Make the SDK's runtime, whose metrics come here."""
         if self._runtime is None:
-            forwarding = LogForwardingConfig(
-                logging.getLogger("temporalio"), append_target_to_name=False, prepend_target_on_message=False
-            )
-            self._runtime = Runtime(
-                telemetry=TelemetryConfig(
-                    metrics=self._sdk.buffer,
-                    logging=LoggingConfig(TelemetryFilter(core_level="WARN", other_level="ERROR"), forwarding),
-                )
-            )
+            self._runtime = Runtime(telemetry=TelemetryConfig(metrics=self._sdk.buffer, logging=SDK_LOGGING))
         return self._runtime
 
     def count(self, method: str, route: str, status: int, seconds: float | None) -> None:
-        """Count one answered request. `seconds` is None for a wait or a stream: the caller chose how long it lasts."""
+        """Count one answered request. `seconds` is None for a wait or a stream: its caller chose how long it lasts."""
         key = (method, route, status)
         series = self._http_series.get(key)
         if series is None:  # looking up labels costs more than the rest of this method
@@ -85,7 +76,7 @@ class Metrics:
             series[1].observe(seconds)
 
     def drain(self) -> None:
-        """Move what the SDK has measured since the last time into the registry."""
+        """Move what the SDK has measured into the registry."""
         if self._runtime is not None:  # the buffer cannot be read before a runtime writes to it
             self._sdk.drain()
 
@@ -97,7 +88,7 @@ class Metrics:
 
 
 class _SDKMetrics:
-    """The Temporal SDK's own metrics: made in the registry when the SDK first measures them."""
+    """The Temporal SDK's own metrics. Each is added to the registry when the SDK first measures it."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self.buffer = MetricBuffer(16_384, duration_format=MetricBufferDurationFormat.SECONDS)
@@ -109,23 +100,20 @@ class _SDKMetrics:
         """Read the buffer, which empties it."""
         for update in self.buffer.retrieve_updates():
             metric, attributes = update.metric, update.attributes
-            # Of the SDK's labels only these two: they are bounded.
+            # Only these two of the SDK's labels are bounded.
             key = (metric.name, str(attributes.get("operation", "")), str(attributes.get("status_code", "")))
-            record = self._record.get(key)
-            if record is None:
-                record = self._record[key] = self._recorder(metric, *key[1:])
-            record(update.value)
+            if key not in self._record:
+                self._record[key] = self._recorder(metric, *key[1:])
+            self._record[key](update.value)
 
     def _recorder(self, metric: BufferedMetric, operation: str, status_code: str) -> Callable[[float], None]:
-        """The function that records a value of this metric under these labels."""
-        made = self._metrics.get(metric.name)
-        if made is None:
-            made = self._metrics[metric.name] = self._make(metric)
-        if isinstance(made, Counter):
-            return made.labels(operation, status_code).inc
-        if isinstance(made, Gauge):
-            return made.labels(operation, status_code).set
-        return made.labels(operation, status_code).observe
+        """Give the function that records a value of this metric under these labels."""
+        if metric.name not in self._metrics:
+            self._metrics[metric.name] = self._make(metric)
+        series = self._metrics[metric.name].labels(operation, status_code)
+        if isinstance(series, Counter):
+            return series.inc
+        return series.set if isinstance(series, Gauge) else series.observe
 
     def _make(self, metric: BufferedMetric) -> Counter | Gauge | Histogram:
         name, labels = metric.name, ("operation", "status_code")
@@ -139,13 +127,13 @@ class _SDKMetrics:
 
 
 def metrics_route(metrics: Metrics) -> HTTPRouteHandler:
-    """The route that Prometheus scrapes."""
+    """Make the route that Prometheus scrapes."""
 
     @get("/metrics", include_in_schema=False, sync_to_thread=False)
     def get_metrics(request: Request[Any, Any, Any]) -> Response[bytes]:
         """Every metric as Prometheus text, or as OpenMetrics for a client that accepts it."""
         metrics.drain()
-        # Not by the library's `choose_encoder`: it fails on a version that is no number, and claims any that is asked.
+        # The library's `choose_encoder` fails on a version that is no number, and claims any version that is asked for.
         if "application/openmetrics-text" in request.headers.get("accept", ""):
             content = openmetrics.generate_latest(metrics.registry)  # type: ignore[no-untyped-call]
             return Response(content, media_type=openmetrics.CONTENT_TYPE_LATEST)

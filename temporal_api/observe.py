@@ -1,7 +1,7 @@
 """The outermost ASGI wrapper: request id, access log, HTTP metrics, gzip and HEAD.
 
-It wraps the whole application (`app.asgi_handler = Observe(app.asgi_handler, ...)`), so that 401, 404, 405, 413 and
-500 too are counted and logged as the answers that callers really got.
+It wraps the whole application (`app.asgi_handler = Observe(app.asgi_handler, ...)`), so it counts and logs every answer
+as the caller got it: 401, 404, 405, 413 and 500 too.
 """
 
 import logging
@@ -9,6 +9,7 @@ import os
 import re
 import time
 import zlib
+from collections.abc import Callable
 from typing import Any
 
 from litestar.enums import ScopeType
@@ -24,10 +25,11 @@ from litestar.types import (
 )
 
 from temporal_api import deadline
-from temporal_api.errors import InternalServerError
+from temporal_api.errors import InternalServerError, Problem
+from temporal_api.memory import PIECE_BYTES, Memory
 from temporal_api.metrics import Metrics
-from temporal_api.problems import PROBLEM_JSON, body
-from temporal_api.record import Record, begin
+from temporal_api.problems import PROBLEM_JSON, encode_problem
+from temporal_api.record import Record, begin, refusal_of
 from temporal_api.requests import keep_encoded_slashes
 
 REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
@@ -44,9 +46,11 @@ access_log = logging.getLogger("temporal_api.access")
 class Observe:
     """The outermost ASGI wrapper."""
 
-    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+    def __init__(self, app: ASGIApp, metrics: Metrics, memory_of: Callable[[str], Memory]) -> None:
+        """`memory_of` says which memory holds the answer to a path."""
         self._app = app
         self._metrics = metrics
+        self._memory_of = memory_of
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request, then count and log it."""
@@ -54,38 +58,49 @@ class Observe:
             await self._app(scope, receive, send)
             return
         deadline.begin()
-        exchange = _Exchange(scope, send)
+        began = time.perf_counter()
+        answer = _Answer(scope, send, self._memory_of)
+        # HEAD is GET without the body (RFC 9110 9.3.2). The server leaves the body out by its own scope: hence a copy.
+        routed: Any = {**scope, "method": "GET"} if answer.record.is_head else scope
+        begin(routed, answer.record)
+        keep_encoded_slashes(routed)
         self._metrics.in_progress.inc()
         try:
-            await self._serve(exchange, receive)
+            await self._serve(routed, receive, answer)
         finally:
             self._metrics.in_progress.dec()
-            self._record(exchange)
+            self._tell(routed, str(scope["method"]), answer, time.perf_counter() - began)
 
-    async def _serve(self, exchange: "_Exchange", receive: Receive) -> None:
+    async def _serve(self, scope: Scope, receive: Receive, answer: "_Answer") -> None:
         """Let the application answer; if it fails before anything was sent, answer 500."""
         try:
-            await self._app(exchange.scope, receive, exchange.send)
-            if exchange.is_unanswered and not exchange.record.client_gone:
+            if (refusal := refusal_of(scope)) is not None:  # `protocol` has no request that could be routed
+                await answer.send_problem(refusal)
+            else:
+                await self._app(scope, receive, answer.send)
+            if not answer.is_sent and not answer.record.client_gone:
                 raise RuntimeError("the application gave no answer")
         except Exception as error:
-            fields = {"request_id": exchange.record.request_id}
+            fields = {"request_id": answer.record.request_id}
             log.error("unhandled exception", exc_info=error, extra={"fields": fields})
-            if exchange.is_unanswered:
-                await _send_internal_error(exchange)
+            if not answer.is_sent:
+                await answer.send_problem(InternalServerError())
 
-    def _record(self, exchange: "_Exchange") -> None:
-        scope, method, record = exchange.scope, exchange.method, exchange.record
-        seconds = time.perf_counter() - exchange.began
+    def _tell(self, scope: Any, method: str, answer: "_Answer", seconds: float) -> None:
+        """Count and log the request."""
+        record = answer.record
         route = scope.get("path_template") or "unmatched"
-        # 499: the caller left before there was an answer (nginx's number for it).
-        status = 499 if record.client_gone or not exchange.status else exchange.status
+        # nginx's number for a caller that left before there was an answer
+        status = 499 if record.client_gone or not answer.status else answer.status
         counted = None if record.waited else seconds
         self._metrics.count(method if method in METHODS else "OTHER", route, status, counted)
-        if access_log.isEnabledFor(logging.INFO):
+        level = _level(route, status)
+        if access_log.isEnabledFor(level):
+            client = scope.get("client")
             fields = {
                 "request_id": record.request_id,
-                "trace_id": exchange.trace_id,
+                "trace_id": record.trace_id,
+                "client": client[0] if client else None,
                 "method": method,
                 "route": route,
                 "path": (scope.get("raw_path") or b"").decode("latin-1"),
@@ -94,51 +109,44 @@ class Observe:
                 "user": record.user,
                 "workflow_id": record.workflow_id,
             }
-            access_log.info("request", extra={"fields": fields})
+            access_log.log(level, "request", extra={"fields": fields})
 
 
-class _Exchange:
-    """One request and the answer to it."""
+def _level(route: str, status: int) -> int:
+    """A probe is of interest to nobody who does not look for it, even if it is told that the service is not ready."""
+    if route.startswith(("/health", "/metrics")) and status in (200, 503):
+        return logging.DEBUG
+    return logging.WARNING if status >= 500 else logging.INFO
 
-    def __init__(self, scope: HTTPScope, send: Send) -> None:
-        self.began = time.perf_counter()
-        self.method = str(scope["method"])
-        self.trace_id: str | None = None
+
+class _Answer:
+    """The answer to one request: it carries the request's id, and its body is compressed if the client accepts that."""
+
+    def __init__(self, scope: HTTPScope, send: Send, memory_of: Callable[[str], Memory]) -> None:
         self.status = 0
+        self._path = scope["path"]
+        self._memory_of = memory_of
         self._send = send
         self._start: HTTPResponseStartEvent | None = None
-        self._request_id = b""
-        self._accept_encoding = b""
-        self._read_headers(scope)
-        self.record = Record(self._request_id.decode(), is_head=self.method == "HEAD")
-        self.scope: Any = self._routed(scope)
-
-    def _routed(self, scope: Any) -> Any:
-        """The scope that the application sees."""
-        if self.record.is_head:
-            # HEAD is GET without the body (RFC 9110 9.3.2), which the server leaves out by its own scope: hence a copy.
-            scope = {**scope, "method": "GET"}
-        begin(scope, self.record)
-        keep_encoded_slashes(scope)
-        return scope
-
-    def _read_headers(self, scope: HTTPScope) -> None:
+        self._request_id = self._accept_encoding = b""
+        trace_id = None
         for name, value in scope["headers"]:
             if name == b"x-request-id" and REQUEST_ID.fullmatch(value):
                 self._request_id = value
             elif name == b"accept-encoding":
                 self._accept_encoding += b"," + value
             elif name == b"traceparent" and (found := TRACEPARENT.fullmatch(value)):
-                self.trace_id = found[1].decode()
+                trace_id = found[1].decode()
         self._request_id = self._request_id or os.urandom(16).hex().encode()
+        self.record = Record(self._request_id.decode(), is_head=scope["method"] == "HEAD", trace_id=trace_id)
 
     @property
-    def is_unanswered(self) -> bool:
-        """Whether nothing of an answer was sent yet."""
-        return self.status == 0 or self._start is not None
+    def is_sent(self) -> bool:
+        """Whether a part of the answer was sent."""
+        return self.status != 0 and self._start is None
 
     async def send(self, message: Message) -> None:
-        """Send a part of the answer. Hold its start until the next part: gzip changes the headers."""
+        """Send a part of the answer. Its start is held until the next part, as gzip changes the headers."""
         if message["type"] == "http.response.start":
             self.status = message["status"]
             self._start = {**message, "headers": [*message["headers"], (b"x-request-id", self._request_id)]}
@@ -148,7 +156,18 @@ class _Exchange:
             if message["type"] == "http.response.body":
                 start, message = self._encode(start, message)
             await self._send(start)
-        await self._send(message)
+        if message["type"] == "http.response.body" and len(message["body"]) > PIECE_BYTES:
+            await self._memory_of(self._path).send(self._send, message)
+        else:
+            await self._send(message)
+
+    async def send_problem(self, problem: Problem) -> None:
+        """Answer a failure that the application did not answer."""
+        content = encode_problem(problem, self.record.request_id)
+        headers = [(b"content-type", PROBLEM_JSON.encode()), (b"content-length", str(len(content)).encode())]
+        headers += [(name.lower().encode(), value.encode()) for name, value in problem.headers.items()]
+        await self.send({"type": "http.response.start", "status": problem.status, "headers": headers})
+        await self.send({"type": "http.response.body", "body": content, "more_body": False})
 
     def _encode(
         self, start: HTTPResponseStartEvent, part: HTTPResponseBodyEvent
@@ -163,7 +182,7 @@ class _Exchange:
 
 
 def _accepts_gzip(accept_encoding: bytes) -> bool:
-    """RFC 9110 12.5.3: `q=0` refuses a coding, and what is said of gzip goes before what is said of `*`."""
+    """Whether gzip is acceptable (RFC 9110 12.5.3): `q=0` refuses a coding, and `gzip` outranks `*`."""
     accepted = {}
     for item in accept_encoding.lower().replace(b" ", b"").split(b","):
         coding, _, weight = item.partition(b";")
@@ -178,19 +197,8 @@ def _gzip(
     content = compressor.compress(part["body"]) + compressor.flush()
     headers = [(b"content-length", str(len(content)).encode()), (b"content-encoding", b"gzip")]
     for name, value in start["headers"]:
-        if name.lower() == b"etag":  # other bytes, so only weakly the same (RFC 9110 8.8.3)
+        if name.lower() == b"etag":  # the bytes differ, so it is weak (RFC 9110 8.8.3)
             headers.append((name, b"W/" + value.removeprefix(b"W/")))
         elif name.lower() != b"content-length":
             headers.append((name, value))
     return {**start, "headers": headers}, {**part, "body": content}
-
-
-async def _send_internal_error(exchange: _Exchange) -> None:
-    problem = InternalServerError()
-    content = body(problem, exchange.record.request_id)
-    headers = [
-        (b"content-type", PROBLEM_JSON.encode()),
-        (b"content-length", str(len(content)).encode()),
-    ]
-    await exchange.send({"type": "http.response.start", "status": problem.status, "headers": headers})
-    await exchange.send({"type": "http.response.body", "body": content, "more_body": False})

@@ -1,10 +1,10 @@
 """The contract: the OpenAPI document that `/openapi.json` serves and `/docs` and `/redoc` show.
 
-Litestar describes the operations. msgspec, which checks the bodies, describes them: Litestar's own descriptions of
-structs lack docstrings, half of the bounds, and that a request may hold no other field.
+Litestar describes the operations. msgspec checks the bodies, so it describes them too: Litestar's own schemas lack
+docstrings, half of the bounds, and that a request may hold no other field.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import msgspec
@@ -24,12 +24,11 @@ from temporal_api.problems import PROBLEM_JSON
 TITLE = "Temporal Enterprise API"
 EVENT_STREAM = "text/event-stream"
 
-# A part of the document: JSON, with the field names of OpenAPI 3.1.
 _JSON = dict[str, Any]
 
 
 class _Unserved(Router):
-    """Serve none of Litestar's own pages: `controllers/pages.py` serves ours, and Litestar's 404 is HTML."""
+    """Leave out Litestar's own pages: `controllers/pages.py` serves ours, and Litestar's 404 is HTML."""
 
     def register(self, value: ControllerRouterHandler) -> list[BaseRoute]:
         return []
@@ -40,7 +39,7 @@ def _header(description: str, kind: OpenAPIType = OpenAPIType.STRING, *, always:
 
 
 def openapi_config(resources: Iterable[Resource[Any, Any]]) -> OpenAPIConfig:
-    """What the document says beside the operations."""
+    """Configure what the document says beside the operations."""
     return OpenAPIConfig(
         title=TITLE,
         version=__version__,
@@ -60,14 +59,17 @@ def openapi_config(resources: Iterable[Resource[Any, Any]]) -> OpenAPIConfig:
         components=Components(
             security_schemes={"bearer": SecurityScheme(type="http", scheme="bearer", bearer_format="JWT")},
             headers={
-                "X-Request-ID": _header("The caller's own, or a new one: names this request in the service's log."),
-                "Location": _header("The path of what was made."),
-                "Retry-After": _header("Seconds after which another try makes sense.", OpenAPIType.INTEGER),
+                "X-Request-ID": _header("The caller's id of the request, or a new one. The service's log has it too."),
+                "Location": _header("The path of what was created, or the one to ask again."),
+                "Retry-After": _header("Seconds until you may try again.", OpenAPIType.INTEGER),
                 "WWW-Authenticate": _header("What is wrong with the token (RFC 6750)."),
-                "ETag": _header("The state that was told; `If-None-Match` asks for another."),
-                "Preference-Applied": _header("The `Prefer` that was followed.", always=False),
+                "Accept-Encoding": _header(
+                    "`identity`: the body had a Content-Encoding (RFC 9110 12.5.3).", always=False
+                ),
+                "ETag": _header("The state of the answer. Send it as `If-None-Match` to ask for a newer one."),
+                "Preference-Applied": _header("The wait that was granted.", always=False),
                 "Idempotent-Replayed": _header(
-                    "`true`: the same request came before; nothing new was started.", always=False
+                    "`true`: the same request came before, and nothing new was started.", always=False
                 ),
             },
         ),
@@ -77,28 +79,30 @@ def openapi_config(resources: Iterable[Resource[Any, Any]]) -> OpenAPIConfig:
 def contract(app: Litestar) -> _JSON:
     """Make the OpenAPI document of an app."""
     document = app.openapi_schema.to_schema()
-    handlers = list(_handlers(app))
+    handlers = {
+        (route.path_format, method.lower()): handler
+        for route in app.routes
+        if isinstance(route, HTTPRoute)
+        for handler in route.route_handlers
+        for method in handler.http_methods
+    }
     schemas: _JSON = document["components"]["schemas"]
-    schemas.update(_body_schemas(handlers))
-    scopes = _scopes(handlers)
+    schemas.update(_body_schemas(handlers.values()))
     document["paths"] = dict(sorted(document["paths"].items()))
-    for path_item in document["paths"].values():
-        for operation in path_item.values():
+    for path, path_item in document["paths"].items():
+        for method, operation in path_item.items():
+            options = handlers[path, method].opt
             if "security" in operation:
-                operation["security"] = [{"bearer": [scope]} for scope in scopes[operation["operationId"]]]
+                scopes = options.get("scope", ())
+                alternatives = (scopes,) if isinstance(scopes, str) else scopes
+                operation["security"] = [{"bearer": [scope]} for scope in alternatives]
             _complete_request(operation, schemas)
-            _complete_responses(operation, schemas)
+            _complete_responses(operation, schemas, options.get("headers", {}))
     return document
 
 
-def _handlers(app: Litestar) -> Iterator[HTTPRouteHandler]:
-    for route in app.routes:
-        if isinstance(route, HTTPRoute):
-            yield from route.route_handlers
-
-
 def _body_schemas(handlers: Iterable[HTTPRouteHandler]) -> _JSON:
-    """msgspec's schema of every struct that is sent or answered."""
+    """Make msgspec's schema of every struct that is sent or answered."""
     schemas = msgspec.json.schema_components(_structs(handlers), ref_template="#/components/schemas/{name}")[1]
     for schema in schemas.values():
         for name, field in schema.get("properties", {}).items():
@@ -107,7 +111,7 @@ def _body_schemas(handlers: Iterable[HTTPRouteHandler]) -> _JSON:
 
 
 def _structs(handlers: Iterable[HTTPRouteHandler]) -> set[Any]:
-    """Every struct that an operation takes or answers, and the one in the details of a problem."""
+    """Collect the structs that operations take or answer, and the one in a problem's details."""
     structs: set[Any] = {FieldError}
     for handler in handlers:
         signature = handler.parsed_fn_signature
@@ -117,33 +121,27 @@ def _structs(handlers: Iterable[HTTPRouteHandler]) -> set[Any]:
     return structs
 
 
-def _scopes(handlers: Iterable[HTTPRouteHandler]) -> dict[Any, tuple[str, ...]]:
-    """For each operation id, the scopes of which any one opens the operation."""
-    named = {handler.operation_id: handler.opt["scope"] for handler in handlers if "scope" in handler.opt}
-    return {name: (scope,) if isinstance(scope, str) else scope for name, scope in named.items()}
-
-
 def _rewrite_for_generators(name: str, field: _JSON) -> None:
-    """Say in other words what generators of clients misread."""
-    # They take a field with a default for one that every request must hold and every answer holds.
+    """Rewrite what generators of clients misread."""
+    # They require a field with a default in every request, and expect it in every answer.
     default = msgspec.json.encode(field.pop("default", None)).decode()
     if default not in ("null", '""', "[]", "{}"):
         field["description"] = f"{field.get('description', '')} Default: `{default}`.".lstrip()
-    # They take an object that does not name its fields for one that has none.
+    # They take an object whose fields have no names for an empty one.
     if field.get("type") == "object":
         field.setdefault("additionalProperties", {})
-    # They call a choice without a name "type 0".
+    # They name a choice without a title "type 0".
     for choice in field.get("anyOf", ()):
         if "enum" in choice:
             choice["title"] = name
 
 
 def _complete_request(operation: _JSON, schemas: _JSON) -> None:
-    """Say which bodies may be left out, and show an example of each."""
+    """Say whether the body may be left out, and show an example of it."""
     for parameter in operation.get("parameters", ()):
         _remove_null(parameter["schema"])
         if parameter["schema"].get("default") == "":
-            del parameter["schema"]["default"]  # stands for a parameter that was left out; it can't be sent
+            del parameter["schema"]["default"]  # stands for a parameter that was left out
     if body := operation.get("requestBody"):
         schema = body["content"]["application/json"]["schema"]
         body["required"] = {"type": "null"} not in schema.get("oneOf", ())
@@ -152,51 +150,45 @@ def _complete_request(operation: _JSON, schemas: _JSON) -> None:
 
 
 def _remove_null(schema: _JSON) -> None:
-    """Leave out null, by which a handler knows that a parameter or a body was not sent: no caller can send it."""
+    """Remove null: it tells the handler that a parameter or body was left out, and no caller can send it."""
     if {"type": "null"} in schema.get("oneOf", ()):
-        schema.update(schema.pop("oneOf")[0])
+        schema.update({**schema.pop("oneOf")[0], **schema})
     if isinstance(schema.get("type"), list):
         schema["type"] = next(kind for kind in schema["type"] if kind != "null")
         schema["enum"] = [value for value in schema["enum"] if value is not None]
 
 
-def _complete_responses(operation: _JSON, schemas: _JSON) -> None:
-    """Give each response its headers and an example of its body, and put them in the order of their statuses."""
+def _complete_responses(operation: _JSON, schemas: _JSON, headers: Mapping[int, Iterable[str]]) -> None:
+    """Sort the responses by status; give each its headers and an example of its body."""
     operation["responses"] = dict(sorted(operation["responses"].items()))
     for status, response in operation["responses"].items():
-        names = _headers(operation, status, response)
+        names = _headers(status, response, headers)
         response["headers"] = {name: {"$ref": f"#/components/headers/{name}"} for name in names}
         _add_examples(response.get("content", {}), schemas)
 
 
-def _headers(operation: _JSON, status: str, response: _JSON) -> Iterator[str]:
-    """The headers that a response carries."""
-    asked = {parameter["name"] for parameter in operation.get("parameters", ())}
-    problem = PROBLEM_JSON in response.get("content", {})
+def _headers(status: str, response: _JSON, declared: Mapping[int, Iterable[str]]) -> Iterator[str]:
+    """The headers that a response carries: `headers` of its handler, and those that go with a problem's status."""
     yield "X-Request-ID"
-    if status == "201":
-        yield "Location"
-    if status == "304" or (status == "200" and "304" in operation["responses"]):
-        yield "ETag"
-    if status < "400" and "Prefer" in asked:
-        yield "Preference-Applied"
-    if status == "201" and "Idempotency-Key" in asked:
-        yield "Idempotent-Replayed"
-    if problem and status == "401":
-        yield "WWW-Authenticate"
-    if (problem and status in ("429", "503")) or (status == "202" and "200" in operation["responses"]):
-        yield "Retry-After"
+    yield from declared.get(int(status), ())
+    if PROBLEM_JSON in response.get("content", {}):
+        if status == "415":
+            yield "Accept-Encoding"
+        if status == "401":
+            yield "WWW-Authenticate"
+        if status in ("429", "503"):
+            yield "Retry-After"
 
 
 def _add_examples(content: _JSON, schemas: _JSON) -> None:
-    """Show what a body looks like, in each of its media types that has no example yet."""
+    """Give each media type of a body an example, if it has none."""
     for media_type, body in content.items():
         if media_type == EVENT_STREAM:
             body["schema"] = {"type": "string"}
         elif "examples" not in body:
             body["example"] = _example(body["schema"], schemas)
         for example in body.get("examples", {}).values():
-            del example["id"]  # Litestar's own, no part of OpenAPI
+            del example["id"]  # no part of OpenAPI
 
 
 _EXAMPLES_BY_TYPE = {
@@ -210,7 +202,7 @@ _EXAMPLES_BY_TYPE = {
 
 
 def _example(schema: _JSON, schemas: _JSON) -> Any:
-    """Make an example from those of the fields; leave out optional fields that have none."""
+    """Make an example from those of the fields. Leave out an optional field that has none."""
     if "examples" in schema:
         return schema["examples"][0]
     if choices := (*schema.get("anyOf", ()), *schema.get("oneOf", ())):

@@ -1,21 +1,24 @@
-"""What one request's log line and metrics are made of, written by whoever learns it."""
+"""What `observe` logs and counts of one request. Whoever learns a part of it writes it down here."""
 
 from typing import Any
 
 import msgspec
 
+from temporal_api.errors import Problem
+
 _KEY = "temporal_api.record"
 
 
 class Record(msgspec.Struct):
-    """One request as `observe` tells of it."""
+    """One request."""
 
     request_id: str
     is_head: bool = False
+    trace_id: str | None = None
     user: str | None = None
     workflow_id: str | None = None
     waited: bool = False
-    """The caller asked to wait, or streams: the time it took says nothing about the service."""
+    """The caller asked to wait, and may, or reads a stream. Its duration says nothing about the service's speed."""
     client_gone: bool = False
     """The caller left before there was an answer."""
 
@@ -26,6 +29,20 @@ def begin(scope: Any, record: Record) -> None:
 
 
 def record_of(scope: Any) -> Record:
-    """The request's record; every request has one, as `observe` is outermost."""
+    """The request's record. Every request has one, because `observe` is outermost."""
     record: Record = scope[_KEY]
     return record
+
+
+_REFUSAL = "temporal_api.refusal"
+
+
+def refuse(scope: Any, problem: Problem) -> None:
+    """Mark a request that is to be answered with this problem, and not to be routed."""
+    scope[_REFUSAL] = problem
+
+
+def refusal_of(scope: Any) -> Problem | None:
+    """Why the request is not to be routed, if so."""
+    refusal: Problem | None = scope.get(_REFUSAL)
+    return refusal

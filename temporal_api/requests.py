@@ -1,6 +1,6 @@
-"""JSON in and out: a body's bytes decoded once, strictly, into the handler's struct; paths that carry any workflow id.
+"""JSON in and out: a body is decoded once, strictly, into the handler's struct. Paths carry any workflow id.
 
-Litestar's own way decodes untyped and converts leniently (`"2"` passes for 2, digits are lost), hence `JSONRequest`.
+Litestar itself would decode without a type and convert leniently: it takes `"2"` for 2, and loses digits of numbers.
 """
 
 import re
@@ -13,7 +13,8 @@ from litestar import Request, Response
 from litestar.openapi.datastructures import ResponseSpec
 from litestar.types import Receive, Scope, Send
 
-from temporal_api.errors import MalformedJSON, UnsupportedMediaType, ValidationError, invalid
+from temporal_api.bounds import FEW, check_entries
+from temporal_api.errors import FieldError, MalformedJSON, UnsupportedMediaType, ValidationError, invalid, shown
 from temporal_api.problems import in_json_words
 
 T = TypeVar("T")
@@ -22,7 +23,7 @@ _DECODERS: dict[Any, msgspec.json.Decoder[Any]] = {}
 
 
 class JSONResponse(Response[T]):
-    """What handlers answer with: a struct as JSON. No cookies, no background tasks, so a fraction of the usual cost."""
+    """A struct as JSON. Without cookies and background tasks it costs a fraction of Litestar's own response."""
 
     def __init__(
         self, content: T, *, status_code: int | None = None, headers: Mapping[str, str] | None = None, **_: Any
@@ -32,7 +33,7 @@ class JSONResponse(Response[T]):
         self._headers = headers
 
     def to_asgi_response(self, app: object, request: object, *, status_code: int | None = None, **_: Any) -> Any:
-        """The answer, encoded; `status_code` is the handler's, used when the response has none of its own."""
+        """Encode the answer. `status_code` is the handler's, for a response that has none of its own."""
         body, headers = b"", []
         if self._answer is not None:
             body = msgspec.json.encode(self._answer)
@@ -53,33 +54,40 @@ NOT_MODIFIED = ResponseSpec(None, description="Nothing has changed.", generate_e
 
 
 def unchanged(headers: Mapping[str, str]) -> JSONResponse[Any]:
-    """304 (RFC 9110 15.4.5)."""
+    """Answer 304 (RFC 9110 15.4.5)."""
     return JSONResponse(None, status_code=304, headers=headers)
 
 
 class JSONRequest(Request[Any, Any, Any]):
-    """A request whose `json()` is the handler's `data` parameter, already of its type."""
+    """A request whose `json()` gives the handler's `data`, of its type."""
 
     @property
     def path_params(self) -> dict[str, Any]:
-        """Decoded: what `keep_encoded_slashes` kept encoded for the router."""
-        return {name: decoded(value) for name, value in super().path_params.items()}
+        """Decode what `keep_encoded_slashes` kept encoded for the router."""
+        return {
+            name: value.replace("%2F", "/").replace("%25", "%") if isinstance(value, str) else value
+            for name, value in super().path_params.items()
+        }
 
     async def json(self) -> Any:
         """Decode the body. Raises UnsupportedMediaType, MalformedJSON or ValidationError."""
         kind = self.headers.get("content-type", "").partition(";")[0].strip().lower()
         if kind != "application/json" and not (kind.startswith("application/") and kind.endswith("+json")):
             raise UnsupportedMediaType
+        if any(coding.strip().lower() != "identity" for coding in self.headers.getall("content-encoding", ())):
+            message = "Send the body as it is: no Content-Encoding is understood here."
+            raise UnsupportedMediaType(message, {"Accept-Encoding": "identity"})
         body = await self.body()
-        # An operation whose body is optional has a default; an empty body means that default.
         annotation = self.route_handler.parsed_data_field.annotation  # type: ignore[union-attr]
         decoder = _DECODERS.get(annotation)
         if decoder is None:
             decoder = _DECODERS[annotation] = msgspec.json.Decoder(annotation)
         try:
             body.decode()  # msgspec.Raw takes bytes that are not UTF-8
+            if body.count(b",") >= FEW:
+                await check_entries(body, msgspec.inspect.type_info(annotation))
             return decoder.decode(body)
-        except msgspec.ValidationError as error:  # a DecodeError too: this order matters
+        except msgspec.ValidationError as error:  # before DecodeError, its base
             raise _field_error(str(error)) from None
         except UnicodeDecodeError as error:
             raise _malformed(f"it is not UTF-8 (byte {error.start})") from None
@@ -93,28 +101,55 @@ def _malformed(why: str) -> MalformedJSON:
     return MalformedJSON(f"The body is not JSON: {why}.")
 
 
-# Both msgspec's own complaints about a field and those of a struct's `__post_init__` ("unit_price: Expected ...").
-_FIELD = re.compile(r"(?:Object (?:missing required|contains unknown) field `(?P<a>[^`]*)`|(?P<b>[a-z_]+): )")
+# What msgspec says of a field, which it may quote from the body; and what a struct's `__post_init__` says of its own.
+_NAMED = re.compile(
+    r"Object (missing required|contains unknown) field `(.*?)`(?: - at `\$\.?([\w.\[\]]*)`)?", re.DOTALL
+)
+_OWN = re.compile(r"([a-z_]+): (.*)", re.DOTALL)
 
 
 def _field_error(text: str) -> ValidationError:
-    """A 400 that names the field by its path, as in `items[0].quantity`."""
-    message, _, path = text.partition(" - at `")
+    """Name the field by its path, as in `items[0].quantity`."""
+    if len(text) > 2_000:  # the name of a field, as the body has it
+        text = f"{text[:1_000]}{text[-1_000:]}"
+    if named := _NAMED.fullmatch(text):
+        how, name, inside = named.groups()
+        return invalid(f"{inside or ''}.{name}".removeprefix("."), f"Object {how} field {shown(name)}")
+    message, at, path = text.rpartition(" - at `")
+    if not at:
+        message, path = text, ""
     key = path.rstrip("`").removeprefix("key` in `").removeprefix("$").removeprefix(".")
-    if field := _FIELD.match(message):
-        key = f"{key}.{field['a'] if field['b'] is None else field['b']}".removeprefix(".")
-        message = message.removeprefix(f"{field['b']}: ")
-    return invalid(key, in_json_words(message))
+    if own := _OWN.fullmatch(message):
+        key, message = f"{key}.{own[1]}".removeprefix("."), own[2]
+    return invalid(key, in_json_words(shown(message)))
+
+
+PARAMETERS = "parameters"
+"""The `opt` of a handler that has its query parameters, and whether each may be repeated."""
+
+
+async def check_parameters(request: Request[Any, Any, Any]) -> None:
+    """Refuse a query parameter that the operation does not know, or that comes twice: a filter ignored misleads."""
+    if not request.scope["query_string"]:
+        return
+    known: Mapping[str, bool] = request.route_handler.opt[PARAMETERS]
+    sent = [name for name, _ in request.query_params.multi_items()]
+    there_are = f"there are {', '.join(sorted(known))}" if known else "there are none here"
+    mistakes = [
+        FieldError(shown(name), f"There is no such parameter; {there_are}") for name in sorted({*sent} - {*known})
+    ]
+    mistakes += [
+        FieldError(name, "Expected it once")
+        for name, repeatable in known.items()
+        if not repeatable and sent.count(name) > 1
+    ]
+    if mistakes:
+        raise ValidationError(f"{mistakes[0].key}: {mistakes[0].message}", errors=mistakes[:10])
 
 
 def keep_encoded_slashes(scope: Any) -> None:
-    """Before routing: leave `%2F` (and `%`) encoded, so that a workflow id with a slash stays one path segment."""
+    """Before routing, keep `%2F` and `%25` encoded: a workflow id with a slash stays one segment of the path."""
     raw = scope.get("raw_path") or b""
     if b"%" in raw:
         kept = raw.decode("latin-1").replace("%25", "%2525").replace("%2F", "%252F").replace("%2f", "%252F")
         scope["path"] = unquote(kept)
-
-
-def decoded(segment: Any) -> Any:
-    """A path parameter as the caller meant it."""
-    return segment.replace("%2F", "/").replace("%25", "%") if isinstance(segment, str) else segment

@@ -58,12 +58,3 @@ def provide_services(request: APIRequest, user: CurrentUser) -> Services:
 
 CurrentServices = NamedDependency[SkipValidation[Services]]
 SERVICES = Provide(provide_services, sync_to_thread=False)
-
-
-def provide_temporal(services: CurrentServices) -> Temporal:
-    """The connection; from the bundle, as a chain of dependencies is cheaper than two apart."""
-    return services.temporal
-
-
-CurrentTemporal = NamedDependency[SkipValidation[Temporal]]
-TEMPORAL = Provide(provide_temporal, sync_to_thread=False)

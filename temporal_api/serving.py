@@ -1,26 +1,30 @@
-"""Serves the app with uvicorn, and ends without losing a request that is under way."""
+"""Serves the app with uvicorn, and stops without losing a request."""
 
 import asyncio
-import contextlib
+import logging
 import signal
 import threading
-from collections.abc import AsyncIterator, Generator
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from socket import socket
 from types import FrameType
 
 import uvicorn
 from litestar import Litestar
 
+from temporal_api.connections import Connections
+from temporal_api.protocol import Connection
+from temporal_api.services import Services
+from temporal_api.waiting import Waits
+
 READ_SECONDS = 0.3
-"""At the end, how long requests that are on their way have to be read."""
+"""While stopping, the time to read requests that have arrived."""
 GRACE_SECONDS = 8
-"""At the end, how long Temporal has to answer requests that are under way; then they get 503."""
+"""While stopping, the time for Temporal to answer the requests under way; then they get 503."""
 
 
 def serve(app: Litestar, host: str, port: int, shutdown_delay_seconds: float) -> None:
-    """Serve the app until the process is told to end."""
-    # uvicorn raises the signal again after its graceful end: what `__main__` does on it makes that exit code 0.
+    """Serve the app until SIGINT or SIGTERM."""
+    # After a graceful stop uvicorn raises the signal again; the handler of `__main__` makes that exit code 0.
     _DrainingServer(app, _config(app, host, port), shutdown_delay_seconds).run()
 
 
@@ -30,35 +34,45 @@ def _config(app: Litestar, host: str, port: int) -> uvicorn.Config:
         host=host,
         port=port,
         lifespan="on",
+        http=Connection,
+        ws="none",
         log_config=None,
         access_log=False,
         server_header=False,
-        # Longer than proxies and clients keep theirs (60 s, 5 s): who closes first must not be the one that is sent to.
+        forwarded_allow_ips=app.state.settings.forwarded_allow_ips,
+        # Longer than proxies and clients keep theirs (60 s, 5 s): a server that closes first may lose a request.
         timeout_keep_alive=75,
         timeout_graceful_shutdown=GRACE_SECONDS + 1,
     )
 
 
 class _DrainingServer(uvicorn.Server):
-    """On a signal: not ready at once, waits and streams end, then the listener closes and requests under way finish."""
+    """On a signal it is not ready, waits and streams end, then the listener closes and requests under way finish."""
 
     def __init__(self, app: Litestar, config: uvicorn.Config, delay_seconds: float) -> None:
         super().__init__(config)
         self._delay = delay_seconds
         self._state = app.state
+        self.server_state: Connections = Connections(app.state.settings)
+
+    @property
+    def _services(self) -> Services:
+        services: Services = self._state.services
+        return services
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Begin to end; a second signal ends at once."""
-        if self.should_exit or not self.started or self._state.services.waits.draining.is_set():
+        """Begin to stop; a second signal stops at once."""
+        if self.should_exit or not self.started or self._services.waits.draining.is_set():
             super().handle_exit(sig, frame)
             return
         loop = asyncio.get_running_loop()
-        loop.call_soon_threadsafe(self._state.services.waits.draining.set)  # wakes the loop too
+        loop.call_soon_threadsafe(self._services.waits.draining.set)  # wakes the loop too
+        loop.call_soon_threadsafe(self.server_state.drain)
         loop.call_later(self._delay, self._close, sig, frame)
 
     def _close(self, sig: int, frame: FrameType | None) -> None:
-        self._state.services.temporal.shorten_deadlines(GRACE_SECONDS)
-        # No new connections; those that have just sent a request, not read yet, look idle and would be closed with it.
+        self._services.temporal.shorten_deadlines(GRACE_SECONDS)
+        # Take no new connections, but read what has arrived on open ones first: they look idle, and would be closed.
         for listener in self.servers:
             listener.close()
         asyncio.get_running_loop().call_later(READ_SECONDS, super().handle_exit, sig, frame)
@@ -66,11 +80,12 @@ class _DrainingServer(uvicorn.Server):
 
 @asynccontextmanager
 async def drain_on_signal(app: Litestar) -> AsyncIterator[None]:
-    """End waits and streams when the process is told to end: the app's lifespan under a server that is not ours.
+    """End waits and streams on SIGINT and SIGTERM: a part of the app's lifespan under another server than ours.
 
-    Such a server tells the app of the end only when no request is left, and an open stream would keep it waiting.
+    Such a server shuts the app down only when no request is left, and an open stream would keep it waiting.
     """
     loop = asyncio.get_running_loop()
+    waits: Waits = app.state.services.waits
     servers_own = {
         number: handler
         for number in (signal.SIGINT, signal.SIGTERM)
@@ -78,7 +93,7 @@ async def drain_on_signal(app: Litestar) -> AsyncIterator[None]:
     }
 
     def drain(number: int, frame: FrameType | None) -> None:
-        loop.call_soon_threadsafe(app.state.services.waits.draining.set)
+        loop.call_soon_threadsafe(waits.draining.set)
         servers_own[signal.Signals(number)](number, frame)
 
     for number in servers_own:
@@ -88,37 +103,26 @@ async def drain_on_signal(app: Litestar) -> AsyncIterator[None]:
     finally:
         for number, handler in servers_own.items():
             signal.signal(number, handler)
-
-
-class _Server(uvicorn.Server):
-    """A server inside somebody else's event loop: signals are theirs, and it says when it listens."""
-
-    def __init__(self, config: uvicorn.Config) -> None:
-        super().__init__(config)
-        self.listening = asyncio.Event()
-
-    async def startup(self, sockets: list[socket] | None = None) -> None:
-        await super().startup(sockets)
-        self.listening.set()
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Generator[None, None, None]:
-        yield
+        for log_handler in logging.getLogger().handlers:
+            log_handler.close()  # such a server ends by the signal itself, which would lose what is queued
 
 
 @asynccontextmanager
 async def serving(app: Litestar, host: str, port: int) -> AsyncIterator[None]:
-    """Serve the app while the block runs. Raises RuntimeError when it cannot listen there."""
-    server = _Server(_config(app, host, port))
-    task = asyncio.create_task(server.serve())
-    listening = asyncio.create_task(server.listening.wait())
+    """Serve the app while the block runs, and leave signals alone. Raises RuntimeError if it cannot listen there."""
+    config = _config(app, host, port)
+    config.load()
+    server = uvicorn.Server(config)
+    server.server_state = Connections(app.state.settings)
+    server.lifespan = config.lifespan_class(config)
     try:
-        await asyncio.wait((task, listening), return_when=asyncio.FIRST_COMPLETED)
-        if not server.started:
-            raise RuntimeError(f"the API cannot listen on {host}:{port}")
+        await server.startup()
+    except SystemExit:
+        raise RuntimeError(f"the API cannot listen on {host}:{port}") from None
+    running = asyncio.create_task(server.main_loop())
+    try:
         yield
     finally:
-        listening.cancel()
         server.should_exit = True
-        with contextlib.suppress(SystemExit):
-            await task
+        await running
+        await server.shutdown()

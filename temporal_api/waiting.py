@@ -1,6 +1,6 @@
-"""The HTTP side of things that take time: `Prefer: wait`, how many may wait, and server-sent events.
+"""What takes time, over HTTP: `Prefer: wait`, ETags and server-sent events.
 
-Whatever waits here ends by itself when its caller goes away, when its time is over, or when the service is told to end.
+Every wait and stream ends by itself when the caller leaves, its time is over or the service shuts down.
 """
 
 import asyncio
@@ -16,9 +16,9 @@ from litestar.params import HeaderParameter
 from litestar.types import Receive, Scope, Send
 
 from temporal_api import deadline
-from temporal_api.auth import APIRequest
-from temporal_api.errors import Problem, ShuttingDown, TooManyWaits, invalid
-from temporal_api.problems import body
+from temporal_api.auth import APIRequest, User
+from temporal_api.errors import PreconditionFailed, Problem, ShuttingDown, TooManyWaits, invalid
+from temporal_api.problems import encode_problem
 from temporal_api.record import record_of
 from temporal_api.temporal.feeds import Feeds
 from temporal_api.temporal.run import Run
@@ -26,110 +26,171 @@ from temporal_api.temporal.workflow import Workflow
 
 T = TypeVar("T")
 
+LONGEST_HEADER = 4_000
 RETRY_AFTER_SECONDS = "2"
 """When to ask again for what has not ended yet."""
 KEEP_ALIVE_SECONDS = 15.0
 LAST_SEND_SECONDS = 1.0
-_A_DAY = 86_400.0
+_A_YEAR = 31_536_000.0  # event loops take no timer without end
 _RETRY = b"retry: 1000\n\n"
 _COMMENT = b": \n\n"
-_TAG = re.compile(r'"[^"]*"')
+_STREAM_HEADERS = [
+    (b"content-type", b"text/event-stream"),
+    (b"cache-control", b"no-cache"),
+    (b"x-accel-buffering", b"no"),
+]
+_TAG = re.compile(r'"([^"]*)"')
+# What a proxy appends to the tag of an answer that it compresses: `-gzip`, `--gzip`, `;br`.
+_PROXY_SUFFIX = re.compile(r"(?:--?|;)[a-z]{2,8}")
 _WAIT = re.compile(r"(?:^|[,;])\s*wait\s*=\s*\"?(\d+)\"?\s*(?=$|[,;])", re.IGNORECASE)
 
 
-Prefer = Annotated[str | None, HeaderParameter(name="Prefer", description="`wait=SECONDS` waits that long (RFC 7240).")]
-IfNoneMatch = Annotated[
-    str | None, HeaderParameter(name="If-None-Match", description="The `ETag` of the answer that you have.")
+def _header(name: str, description: str) -> HeaderParameter:
+    return HeaderParameter(name=name, description=description, schema_extra={"maxLength": LONGEST_HEADER})
+
+
+Prefer = Annotated[str | None, _header("Prefer", "`wait=SECONDS` waits that long (RFC 7240).")]
+IfNoneMatch = Annotated[str | None, _header("If-None-Match", "The `ETag` of the answer that you have.")]
+IfMatch = Annotated[
+    str | None,
+    _header("If-Match", "The `ETag` of the state that you mean to change; several, or `*`. Another state is a 412."),
 ]
-LastEventId = Annotated[
-    str | None, HeaderParameter(name="Last-Event-ID", description="Goes on after that `id` (WHATWG HTML 9.2).")
-]
+LastEventId = Annotated[str | None, _header("Last-Event-ID", "Continue after the event of this `id`.")]
 
 
 def preferred_wait(request: APIRequest, most: float) -> float | None:
-    """Seconds that the caller prefers to wait (RFC 7240), `most` at most; None without a preference."""
-    found = _WAIT.search(",".join(request.headers.getall("prefer", [])))
+    """Read how many seconds the caller prefers to wait, at most `most` (RFC 7240); None without a preference."""
+    found = _WAIT.search(_joined(request, "Prefer"))
     if found is None:
         return None
     record_of(request.scope).waited = True
     return min(float(found[1]), most)
 
 
-def preference_applied(seconds: float | None) -> dict[str, str]:
-    """The header that says which wait was honoured."""
-    return {"Preference-Applied": f"wait={seconds:g}"} if seconds else {}
+def preference_applied(request: APIRequest, seconds: float | None) -> dict[str, str]:
+    """Make the header that confirms the wait; there is none when no place was left to wait."""
+    applied = seconds and record_of(request.scope).waited
+    return {"Preference-Applied": f"wait={seconds:g}"} if applied else {}
 
 
 class Waits:
-    """The open waits and streams of this process: at most `limit`, and all of them end when `draining` is set."""
+    """The open waits and streams of this process, of all users and of each. Setting `draining` ends them all."""
 
-    def __init__(self, limit: int) -> None:
+    def __init__(self, limit: int, limit_per_user: int) -> None:
         self.draining = asyncio.Event()
+        self.open = 0
         self._limit = limit
-        self._open = 0
+        self._limit_per_user = limit_per_user
+        self._open_of: dict[str, int] = {}
 
-    @property
-    def full(self) -> bool:
-        """No more may wait now."""
-        return self._open >= self._limit
+    def _is_full(self, user: User) -> bool:
+        return self.open >= self._limit or self._open_of.get(user.sub, 0) >= self._limit_per_user
 
     @contextmanager
-    def slot(self) -> Iterator[None]:
-        """One place among the open waits. Raises TooManyWaits or ShuttingDown."""
+    def slot(self, user: User) -> Iterator[None]:
+        """Take one of the places. Raises TooManyWaits or ShuttingDown."""
         if self.draining.is_set():
             raise ShuttingDown
-        if self.full:
+        if self._is_full(user):
             raise TooManyWaits
-        self._open += 1
+        self.open += 1
+        self._open_of[user.sub] = self._open_of.get(user.sub, 0) + 1
         try:
             yield
         finally:
-            self._open -= 1
+            self.open -= 1
+            self._open_of[user.sub] -= 1
+            if not self._open_of[user.sub]:
+                del self._open_of[user.sub]
 
     async def within(
-        self,
-        request: Request[Any, Any, Any],
-        seconds: float | None,
-        work: Callable[[], Coroutine[Any, Any, T]],
-        *,
-        already_done: bool = False,
+        self, request: APIRequest, seconds: float | None, work: Callable[[], Coroutine[Any, Any, T]]
     ) -> T | None:
-        """What the work gives; None (and it is cancelled) when the time is over, the service ends or the caller goes.
+        """Run the work for at most `seconds`; return its result, or None when it was cut off.
 
-        Raises TooManyWaits, unless something was `already_done` that a refusal now would lose.
+        Without a place there is no wait: it was only preferred (RFC 7240 4.3).
         """
-        if not seconds or self.draining.is_set() or (already_done and self.full):
+        if not seconds or self.draining.is_set():
             return None
-        with self.slot(), deadline.paused():
-            task = asyncio.ensure_future(work())
-            ending = asyncio.ensure_future(self.draining.wait())
-            gone = asyncio.ensure_future(_gone(request.receive))
+        if self._is_full(request.user):
+            record_of(request.scope).waited = False
+            return None
+        with self.slot(request.user), deadline.paused():
+            working = asyncio.ensure_future(work())
+            over = asyncio.ensure_future(self.over(request.receive, seconds))
             try:
-                await asyncio.wait({task, ending, gone}, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
-                if gone.done():
-                    record_of(request.scope).client_gone = True
-                return task.result() if task.done() else None
+                await asyncio.wait({working, over}, return_when=asyncio.FIRST_COMPLETED)
+                record_of(request.scope).client_gone = over.done() and over.result()
+                return working.result() if working.done() else None
             finally:
-                await cancel(task, ending, gone)
+                await cancel(working, over)
+
+    async def over(self, receive: Receive, seconds: float) -> bool:
+        """Return when the caller leaves, the time is over or the service shuts down: whether the caller left."""
+        gone = asyncio.ensure_future(disconnect(receive))
+        draining = asyncio.ensure_future(self.draining.wait())
+        try:
+            timeout = max(0, min(_A_YEAR, seconds))
+            await asyncio.wait({gone, draining}, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
+            return gone.done()
+        finally:
+            await cancel(gone, draining)
+
+
+async def disconnect(receive: Receive) -> None:
+    """Return when the caller has left."""
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+async def cancel(*tasks: asyncio.Future[Any]) -> None:
+    """Cancel the tasks and wait until they have ended."""
+    for task in tasks:
+        task.cancel()
+    for task in tasks:
+        with suppress(asyncio.CancelledError, Exception):
+            await task
 
 
 def etag(run: Run) -> str:
-    """Weak: two answers with the same one mean the same, which is all that a conditional read asks (RFC 9110 8.8.1)."""
+    """Make a weak ETag: two answers with the same one mean the same (RFC 9110 8.8.1)."""
     return f'W/"{run.version}"'
 
 
 def is_known(request: APIRequest, run: Run) -> bool:
-    """Whether `If-None-Match` names the run as it is: in a list, as `*`, by weak comparison (RFC 9110 13.1.2)."""
-    known = ",".join(request.headers.getall("if-none-match", []))
-    return known.strip() == "*" or f'"{run.version}"' in _TAG.findall(known)
+    """Whether `If-None-Match` names the run's present state, by weak comparison (RFC 9110 13.1.2)."""
+    return _names(_joined(request, "If-None-Match"), run)
+
+
+def check_match(request: APIRequest, run: Run) -> None:
+    """Raise PreconditionFailed when `If-Match` names other states than the run's present one.
+
+    RFC 9110 13.1.1 compares strongly, by which no weak ETag ever matches, and all of ours are weak: the comparison here
+    is weak. Two answers with the same tag tell the same state, which is what a change depends on.
+    """
+    if not _names(_joined(request, "If-Match"), run):
+        raise PreconditionFailed(workflow_id=run.workflow_id, run_id=run.run_id)
+
+
+def _joined(request: APIRequest, header: str) -> str:
+    value = ",".join(request.headers.getall(header, []))
+    if len(value) > LONGEST_HEADER:
+        raise invalid(header, f"Expected at most {LONGEST_HEADER} characters")
+    return value
+
+
+def _names(tags: str, run: Run) -> bool:
+    """Whether one of the tags is the run's; a proxy may have put its suffix to it."""
+    found = (tag.removeprefix(run.version) for tag in _TAG.findall(tags) if tag.startswith(run.version))
+    return tags.strip() == "*" or any(not suffix or _PROXY_SUFFIX.fullmatch(suffix) for suffix in found)
 
 
 async def wait_for_change(
     request: APIRequest, waits: Waits, feeds: Feeds, workflow: Workflow, run: Run, seconds: float | None
 ) -> bool:
-    """Wait until a run that the caller knows as it is changes, or the time is over; False when there is no wait.
+    """Wait until the run is no longer as the caller knows it, or the time is over; False when there was no wait.
 
-    Afterwards read it again either way: an activity's next attempt changes the run, but is no event to be woken by.
+    Read the run again either way: an activity's next attempt changes it, but adds no event that could end the wait.
     """
     if not seconds or not run.is_open or not is_known(request, run):
         return False
@@ -138,25 +199,16 @@ async def wait_for_change(
     return True
 
 
-async def cancel(*tasks: asyncio.Future[Any]) -> None:
-    """Cancel, and see them end."""
-    for task in tasks:
-        task.cancel()
-    for task in tasks:
-        with suppress(asyncio.CancelledError, Exception):
-            await task
-
-
 def sse(data: object, *, event: str, event_id: str | None = None) -> bytes:
-    """One server-sent event (WHATWG HTML 9.2), its data on one line."""
+    """Encode a server-sent event (WHATWG HTML 9.2) with its data on one line."""
     head = b"" if event_id is None else f"id: {event_id}\n".encode()
-    # A caller's JSON has the line breaks it was sent with: never inside a string, so a space says the same.
+    # JSON that a caller sent has the caller's line breaks. They never stand inside a string: spaces mean the same.
     line = msgspec.json.encode(data).replace(b"\n", b" ").replace(b"\r", b" ")
     return head + f"event: {event}\ndata: ".encode() + line + b"\n\n"
 
 
 def resume(last_event_id: str | None) -> tuple[str, int]:
-    """The run and the event after which a stream goes on. Raises Problem."""
+    """Read the run and the number of the event after which a stream continues. Raises ValidationError."""
     if not last_event_id:
         return "", 0
     run_id, colon, number = last_event_id.rpartition(":")
@@ -166,82 +218,62 @@ def resume(last_event_id: str | None) -> tuple[str, int]:
 
 
 class EventStream(Response[bytes]):
-    """Server-sent events, until they end, the token ends, the service ends or the client goes: then all is freed."""
+    """Server-sent events. The stream ends with its events, the token, the service or the client."""
 
-    def __init__(self, waits: Waits, events: AsyncGenerator[bytes, None], expires_at: float) -> None:
+    def __init__(self, waits: Waits, events: AsyncGenerator[bytes, None], user: User) -> None:
         self._waits = waits
         self._events = events
-        self._expires_at = expires_at
+        self._user = user
 
     def to_asgi_response(self, app: object, request: Request[Any, Any, Any], **_: Any) -> Any:
-        """The stream as an ASGI application."""
+        """Make the ASGI application that sends the stream."""
         record = record_of(request.scope)
         record.waited = True
-        self._request_id, self._headers_only = record.request_id, record.is_head
-        return self._stream
 
-    async def _stream(self, scope: Scope, receive: Receive, send: Send) -> None:
-        with self._waits.slot(), deadline.paused():  # before the headers: who gets no place gets a plain 503
-            await self._send_events(receive, send)
+        async def stream(scope: Scope, receive: Receive, send: Send) -> None:
+            with self._waits.slot(self._user), deadline.paused():  # before the headers: without a place it is a 503
+                await send({"type": "http.response.start", "status": 200, "headers": _STREAM_HEADERS})
+                if record.is_head:
+                    await self._events.aclose()
+                    await send({"type": "http.response.body", "body": b"", "more_body": False})
+                else:
+                    await self._send_events(receive, send, record.request_id)
 
-    async def _send_events(self, receive: Receive, send: Send) -> None:
-        headers = [
-            (b"content-type", b"text/event-stream"),
-            (b"cache-control", b"no-cache"),
-            (b"x-accel-buffering", b"no"),
-        ]
-        await send({"type": "http.response.start", "status": 200, "headers": headers})
-        if self._headers_only:
-            await self._events.aclose()
-            await send({"type": "http.response.body", "body": b"", "more_body": False})
-            return
-        gone = asyncio.ensure_future(_gone(receive))
-        ending = asyncio.ensure_future(self._waits.draining.wait())
-        following = asyncio.ensure_future(anext(self._events, None))
+        return stream
+
+    async def _send_events(self, receive: Receive, send: Send, request_id: str) -> None:
+        over = asyncio.ensure_future(self._waits.over(receive, self._user.expires_at - time.time()))
+        upcoming = asyncio.ensure_future(self._next(request_id))
         chunk: bytes | None = _RETRY
         try:
-            while chunk is not None:
-                if not await self._sent(send, chunk, ending):
+            while chunk is not None and not over.done():
+                if not await _sent(send, chunk, over):
                     return
-                left = self._expires_at - time.time()
-                await asyncio.wait(
-                    {gone, ending, following},
-                    timeout=max(0, min(KEEP_ALIVE_SECONDS, left)),
-                    return_when=asyncio.FIRST_COMPLETED,
-                )
-                if gone.done():
-                    return
-                if ending.done() or time.time() >= self._expires_at:
-                    break
-                if following.done():
-                    chunk = self._result(following)
-                    following = asyncio.ensure_future(anext(self._events, None))
-                else:
-                    chunk = _COMMENT
-            # The client comes back by itself: to another replica, or with a new token.
-            await self._sent(send, _RETRY, ending, more=False)
+                await asyncio.wait({upcoming, over}, timeout=KEEP_ALIVE_SECONDS, return_when=asyncio.FIRST_COMPLETED)
+                chunk = _COMMENT
+                if upcoming.done():
+                    chunk = upcoming.result()
+                    upcoming = asyncio.ensure_future(self._next(request_id))
+            # The client reconnects by itself: to another replica, or with a new token.
+            await _sent(send, _RETRY, over, more=False)
         finally:
-            await cancel(gone, ending, following)
+            await cancel(over, upcoming)
             await self._events.aclose()
 
-    async def _sent(self, send: Send, content: bytes, ending: asyncio.Future[Any], *, more: bool = True) -> bool:
-        """Whether it went out: who does not read keeps no place beyond the token's end and the service's."""
-        sending = asyncio.ensure_future(send({"type": "http.response.body", "body": content, "more_body": more}))
+    async def _next(self, request_id: str) -> bytes | None:
+        """The next event; the stream's failure is its last one."""
         try:
-            left = max(0, min(_A_DAY, self._expires_at - time.time()))
-            await asyncio.wait({sending, ending}, timeout=left, return_when=asyncio.FIRST_COMPLETED)
-            await asyncio.wait({sending}, timeout=LAST_SEND_SECONDS)
-            return sending.done() and sending.result() is None
-        finally:
-            await cancel(sending)
-
-    def _result(self, following: asyncio.Future[bytes | None]) -> bytes | None:
-        try:
-            return following.result()
+            return await anext(self._events, None)
         except Problem as problem:
-            return sse(msgspec.Raw(body(problem, self._request_id)), event="error")
+            return sse(msgspec.Raw(encode_problem(problem, request_id)), event="error")
 
 
-async def _gone(receive: Receive) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
+async def _sent(send: Send, content: bytes, over: asyncio.Future[Any], *, more: bool = True) -> bool:
+    """Send a part; give up on a client that does not read it by the time the stream is over."""
+    sending = asyncio.ensure_future(send({"type": "http.response.body", "body": content, "more_body": more}))
+    try:
+        await asyncio.wait({sending, over}, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait({sending}, timeout=LAST_SEND_SECONDS)
+        return sending.done() and sending.result() is None
+    finally:
+        await cancel(sending)

@@ -1,10 +1,11 @@
-"""Runs the service's commands as the processes they are, and the README's curl lines as written."""
+"""Runs the service's commands as the processes they are, and what the README says in the shell it is meant for."""
 
 import asyncio
 import os
 import re
 import shlex
 import sys
+import uuid
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
@@ -12,9 +13,11 @@ from pathlib import Path
 import httpx
 import msgspec
 
-from temporal_api.settings import Settings
+from api import eventually
+from temporal_api.settings import ResourceSettings, Settings
 
 SETTINGS = {field.encode_name for field in msgspec.structs.fields(Settings)}
+OF_RESOURCES = tuple(f"_{field.encode_name}" for field in msgspec.structs.fields(ResourceSettings))
 
 
 class Process:
@@ -44,18 +47,26 @@ class Process:
             return await self.process.wait()
 
 
+def inherited() -> dict[str, str]:
+    """The environment of the tests without the service's settings."""
+    return {
+        name: value
+        for name, value in os.environ.items()
+        if name == "TEMPORAL_CLI"
+        or not (name in SETTINGS or name.startswith("TEMPORAL_") or name.endswith(OF_RESOURCES))
+    }
+
+
 @asynccontextmanager
-async def command(program: str, *arguments: str, **environ: str) -> AsyncIterator[Process]:
+async def command(program: str, *arguments: str, cwd: Path | None = None, **environ: str) -> AsyncIterator[Process]:
     """`PROGRAM ARGUMENTS`, as it is installed beside the service, with these settings and no other of the service's."""
-    inherited = {k: v for k, v in os.environ.items() if k not in SETTINGS and not k.startswith("TEMPORAL_")}
-    if "TEMPORAL_CLI" in os.environ:
-        inherited["TEMPORAL_CLI"] = os.environ["TEMPORAL_CLI"]
     process = await asyncio.create_subprocess_exec(
         Path(sys.executable).with_name(program),
         *arguments,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.STDOUT,
-        env={**inherited, "PYTHONUNBUFFERED": "1", **environ},
+        env={**inherited(), "PYTHONUNBUFFERED": "1", **environ},
+        cwd=cwd,
     )
     try:
         yield Process(process)
@@ -65,9 +76,22 @@ async def command(program: str, *arguments: str, **environ: str) -> AsyncIterato
             await process.communicate()
 
 
-def temporal_api(*arguments: str, **environ: str) -> AbstractAsyncContextManager[Process]:
+def temporal_api(*arguments: str, cwd: Path | None = None, **environ: str) -> AbstractAsyncContextManager[Process]:
     """`temporal-api ARGUMENTS` with these settings and no other of the service's."""
-    return command("temporal-api", *arguments, **environ)
+    return command("temporal-api", *arguments, cwd=cwd, **environ)
+
+
+async def until_ready(url: str) -> None:
+    """Wait until the service at that address takes requests."""
+    async with httpx.AsyncClient(base_url=url) as client:
+
+        async def ready() -> bool:
+            try:
+                return 200 == (await client.get("/health/ready")).status_code
+            except httpx.TransportError:
+                return False
+
+        await eventually(ready)
 
 
 async def curl(line: str, **variables: str) -> httpx.Response:
@@ -95,6 +119,67 @@ async def curl(line: str, **variables: str) -> httpx.Response:
                 url = word
     async with httpx.AsyncClient(timeout=30) as client:
         return await client.request(method or ("POST" if data else "GET"), url, content=data, headers=headers)
+
+
+class Shell:
+    """One bash, into which the README's blocks are pasted one after the other."""
+
+    def __init__(self, process: asyncio.subprocess.Process) -> None:
+        self._process = process
+
+    async def paste(self, text: str, seconds: float = 120) -> str:
+        """What the text prints, errors included. Fails when its last command fails."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        end = uuid.uuid4().hex
+        self._process.stdin.write(f"{text}\nprintf '%s %d\\n' {end} $?\n".encode())
+        output = ""
+        async with asyncio.timeout(seconds):
+            while not (found := re.search(rf"{end} (\d+)\n", output)):
+                line = await self._process.stdout.readline()
+                assert line, f"the shell ended: {output}"
+                output += line.decode()
+        output = output[: found.start()]
+        assert "0" == found[1], f"{text}\n{output}"
+        return output
+
+    async def follow(self, block: str) -> None:
+        """Paste a block of the README; each command must print the answer that the block tells below it."""
+        for commands, answer in told(block):
+            printed = await self.paste(commands)
+            assert answer.fullmatch("".join(printed.split())), f"{commands}\nprinted: {printed}"
+
+
+def told(block: str) -> list[tuple[str, re.Pattern[str]]]:
+    """The commands of a block, and the answer below each: lines that begin with #, with … for what is left out.
+
+    White space does not count. Commands with no answer below them print nothing.
+    """
+    steps = re.findall(r"((?:^(?!#).*\n)+)((?:^#.*\n)*)", block, re.MULTILINE)
+    answers = ("".join(re.sub("^#", "", answer, flags=re.MULTILINE).split()) for _, answer in steps)
+    patterns = (".*".join(map(re.escape, answer.split("…"))) for answer in answers)
+    return [(commands, re.compile(pattern)) for (commands, _), pattern in zip(steps, patterns, strict=True)]
+
+
+@asynccontextmanager
+async def bash(cwd: Path, **environ: str) -> AsyncIterator[Shell]:
+    """A shell in a folder that has this environment as its `.venv`, with no setting of the service but these."""
+    if not (cwd / ".venv").exists():
+        (cwd / ".venv").symlink_to(sys.prefix)
+    process = await asyncio.create_subprocess_exec(
+        *("bash", "--norc", "--noprofile"),
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+        env={**inherited(), **environ},
+        cwd=cwd,
+        limit=2**20,
+    )
+    try:
+        yield Shell(process)
+    finally:
+        process.kill()
+        await process.communicate()
 
 
 @asynccontextmanager

@@ -8,6 +8,7 @@ from typing import Any
 from google.protobuf.message import Message
 from temporalio.service import RPCError, RPCStatusCode
 
+from temporal_api.memory import Memory
 from temporal_api.temporal.client import Temporal
 from temporal_api.temporal.payloads import DATA_CONVERTER
 from temporal_api.temporal.workers import Workers
@@ -53,7 +54,7 @@ class Scripted:
         """A connection to it."""
         client: Any = SimpleNamespace(namespace="default", identity="test", data_converter=DATA_CONVERTER)
         service: Any = self
-        return Temporal(client, service, service, seconds)
+        return Temporal(client, service, service, seconds, Memory(2**28))
 
     def workflow(self, seconds: float = 5) -> Workflow:
         """A run that it knows."""

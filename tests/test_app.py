@@ -1,20 +1,19 @@
-"""What developers rely on: a resource is closed by default, and any ASGI server can run the app."""
+"""What developers rely on: no route lets a caller see what is not theirs, and any ASGI server can run the app."""
 
 import asyncio
 import json
 import signal
 import uuid
 from pkgutil import iter_modules
+from typing import Any
 
 import httpx
 import pytest
-from litestar import Controller, get
+from temporalio.client import Client
 
 import temporal_api
-from api import SECRET, assert_problem, bearer, eventually, service
+from api import SECRET, assert_problem, bearer, eventually, order
 from commands import command
-from temporal_api import app
-from temporal_api.auth import CurrentUser
 from temporal_api.dev.server import DevServer, free_port
 
 FACTORY = "temporal_api.app:create_app"
@@ -28,34 +27,39 @@ def test_the_map_names_every_module() -> None:
     assert [] == [name for name in sorted(names) if name not in str(temporal_api.__doc__)]
 
 
-class Refunds(Controller):
-    """A resource as somebody adds it."""
-
-    path = "/refunds"
-
-    @get("/mine", scope="refunds:read", operation_id="getRefund", summary="A refund")
-    async def read(self, user: CurrentUser) -> str:
-        """Whose it is."""
-        return user.sub
-
-    @get("/forgotten", operation_id="getForgotten", summary="A handler that names no scope")
-    async def forgotten(self) -> str:
-        """Nobody may have it."""
-        return "open"
-
-
 @pytest.mark.anyio
-async def test_an_added_resource_is_served_and_closed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A controller in RESOURCES is under /api/v1, needs a token and its scope, and is in the contract."""
-    monkeypatch.setattr(app, "RESOURCES", [*app.RESOURCES, Refunds])
-    async with service(TEMPORAL_ADDRESS="127.0.0.1:1") as client:
-        path = "/api/v1/refunds/mine"
-        assert_problem(await client.get(path, headers={"Authorization": ""}), 401, "missing_token")
-        assert_problem(await client.get(path), 403, "insufficient_scope")
-        mine = await client.get(path, headers=bearer("carol", "refunds:read"))
-        assert (200, "carol") == (mine.status_code, mine.json())
-        forgotten = await client.get("/api/v1/refunds/forgotten", headers=bearer(scope="refunds:read orders:admin"))
-        assert_problem(forgotten, 403, "insufficient_scope")
+async def test_no_call_reaches_an_order_of_another(
+    alice: httpx.AsyncClient, client: Client, contract: dict[str, Any]
+) -> None:
+    """Whatever the operation: with every other scope, Bob gets the 404 of an order that never was, and does nothing."""
+    placed = (await alice.post("/api/v1/orders", json=order())).json()
+    scopes = {way["bearer"][0] for operation in every(contract) for way in operation["security"]}
+    bob = bearer("bob", " ".join(scopes - {"orders:admin"}))
+    seen = 0
+    for path, item in contract["paths"].items():
+        for method, operation in item.items():
+            if "{" not in path:
+                continue
+            content = operation.get("requestBody", {}).get("content", {})
+            body = content["application/json"]["example"] if content else None
+            told = []
+            for order_id in (placed["id"], str(uuid.uuid4())):
+                ids = {"order_id": order_id, "workflow_id": f"order-{order_id}", "update_id": "x"}
+                answer = await alice.request(method, path.format_map(ids), json=body, headers=bob)
+                code = "order_not_found" if "order_id" in path else "workflow_not_found"
+                problem = assert_problem(answer, 404, code)
+                told.append(str([problem["message"], problem["details"]]).replace(order_id, "ID"))
+            assert told[0] == told[1]
+            seen += 1
+    history = await client.get_workflow_handle(placed["workflow_id"]).fetch_history()
+
+    assert seen >= 15
+    assert [1, 5] == [event.event_type for event in history.events]  # started, and a task for a worker
+
+
+def every(contract: dict[str, Any]) -> list[dict[str, Any]]:
+    """The operations that need a token."""
+    return [each for item in contract["paths"].values() for each in item.values() if each.get("security")]
 
 
 @pytest.mark.anyio

@@ -5,6 +5,7 @@ In parentheses: what Temporal answers.
 """
 
 import asyncio
+import re
 import uuid
 from collections.abc import AsyncIterator, Sequence
 from datetime import timedelta
@@ -22,7 +23,7 @@ from temporalio.worker import UnsandboxedWorkflowRunner, Worker
 
 from api import SOON, WORKFLOWS, assert_problem, bearer, eventually, service
 from temporal_api.dev.server import DevServer
-from temporal_api.temporal.failures import problem_of, start_subject
+from temporal_api.temporal.failures import problem_of, start_subject, workflow_subject
 
 pytestmark = pytest.mark.anyio
 
@@ -30,6 +31,7 @@ START = "/api/v1/workflows"
 JSON = {"Content-Type": "application/json"}
 WAIT = {"Prefer": "wait=20"}
 ADMIN = bearer("operator", f"{WORKFLOWS} workflows:admin")
+CLERK = bearer("clerk", f"{WORKFLOWS} orders:admin")
 REASON = {"reason": "the test says so"}
 UNINDEXED = {"Nowhere": {"type": "Int", "value": 1}}
 
@@ -72,6 +74,26 @@ class Contract:
         """After the signal `release`, give what JSON cannot carry."""
         await workflow.wait_condition(lambda: "release" in self.seen)
         return b"\x00\xff"
+
+
+@pytest.fixture(scope="module")
+async def alice(alice: AsyncClient, contract: dict[str, Any]) -> AsyncIterator[AsyncClient]:
+    """Alice, who gets no header that the contract does not declare for that answer."""
+    paths = {re.compile(re.sub("{.*?}", "[^/]+", path)): operations for path, operations in contract["paths"].items()}
+    names = {name.lower() for name in contract["components"]["headers"]}
+
+    async def check(response: Response) -> None:
+        path, method = response.request.url.raw_path.decode().partition("?")[0], response.request.method.lower()
+        for pattern, operations in paths.items():
+            answer = operations.get(method, {}).get("responses", {}).get(str(response.status_code))
+            if answer and pattern.fullmatch(path):
+                declared = {name.lower() for name in answer["headers"]}
+                assert names & set(response.headers) <= declared, (method, path, response.status_code)
+
+    async with AsyncClient(
+        base_url=alice.base_url, timeout=30, headers=alice.headers, event_hooks={"response": [check]}
+    ) as client:
+        yield client
 
 
 @pytest.fixture(scope="module")
@@ -256,7 +278,7 @@ async def test_waiting_for_what_happens(alice: AsyncClient, task_queue: str) -> 
 @pytest.mark.parametrize(
     ("method", "asked", "code", "named"),
     [
-        ("POST", {"content": "{", "headers": JSON}, "malformed_json", "truncated"),
+        ("POST", {"content": "{", "headers": JSON | CLERK}, "malformed_json", "truncated"),
         ("POST", {"json": {"workflow_type": "x", "typo": 1}}, "validation_error", "typo"),
         ("POST", {"json": {"workflow_type": "x", "task_queue": ""}}, "validation_error", "task_queue"),
         ("GET", {"params": {"query": "WorkflowId = 'x' OR"}}, "invalid_query", "syntax error"),
@@ -266,7 +288,8 @@ async def test_waiting_for_what_happens(alice: AsyncClient, task_queue: str) -> 
 )
 async def test_bad_requests(alice: AsyncClient, method: str, asked: dict[str, Any], code: str, named: str) -> None:
     """400, each with its code and what is wrong (Temporal: 400 code 3 for all of them)."""
-    assert named in assert_problem(await alice.request(method, START, **asked), 400, code)["message"]
+    response = await alice.request(method, START, **{"headers": CLERK, **asked})
+    assert named in assert_problem(response, 400, code)["message"]
 
 
 async def test_a_start_without_a_task_queue(alice: AsyncClient) -> None:
@@ -331,7 +354,8 @@ def test_grpc_as_http(status: RPCStatusCode) -> None:
     """What no caller can mend is 429 or 5xx, with Retry-After if it passes (Temporal: 400, 409, 501 too; no hint)."""
     # By gRPC's numbers: invalid argument, not found, exists, exhausted, unavailable, cancelled, deadline.
     http = {3: 400, 5: 404, 6: 409, 8: 429, 14: 503, 1: 504, 4: 504}.get(status.value, 502)
-    problem = problem_of(RPCError("it says so", status, b""), start_subject("x"))
+    subject = start_subject("x") if status is RPCStatusCode.ALREADY_EXISTS else workflow_subject("x")
+    problem = problem_of(RPCError("it says so", status, b""), subject)
     assert (http, http in (429, 503)) == (problem.status, "Retry-After" in problem.headers)
 
 

@@ -1,6 +1,5 @@
 """Whatever goes wrong: one body, a stable code, and nothing of the service's inside."""
 
-import asyncio
 import json
 import logging
 import re
@@ -26,16 +25,43 @@ from temporalio.worker import UnsandboxedWorkflowRunner, Worker
 
 from api import ORDERS, WORKFLOWS, assert_problem, bearer, order, service
 from temporal_api import app as app_module
-from temporal_api.app import create_app
+from temporal_api import errors
+from temporal_api.app import RESOURCES, create_app
 from temporal_api.dev.server import DevServer
-from temporal_api.errors import EXCEPTION_HANDLERS, RETRY_AFTER, STATUS, Problem, body
+from temporal_api.errors import Problem
 from temporal_api.logs import JSONFormatter
+from temporal_api.problems import EXCEPTION_HANDLERS, encode_problem
 from temporal_api.settings import Settings
 
 pytestmark = pytest.mark.anyio
 
 JSON = {"Content-Type": "application/json"}
 START = {"workflow_type": "none", "task_queue": "nobody"}
+CODES = {
+    400: ["validation_error", "malformed_json", "invalid_query", "invalid_page_token", "workflow_start_error"],
+    401: ["missing_token", "invalid_token", "expired_token"],
+    403: ["insufficient_scope", "not_allowed"],
+    404: ["not_found", "order_not_found", "workflow_not_found", "update_not_found"],
+    405: ["method_not_allowed"],
+    408: ["request_timeout"],
+    409: ["workflow_already_exists", "workflow_completed", "order_not_cancellable", "reserved_id"],
+    412: ["precondition_failed"],
+    413: ["payload_too_large"],
+    414: ["uri_too_long"],
+    415: ["unsupported_media_type"],
+    422: ["idempotency_key_reused", "update_rejected", "query_failed"],
+    429: ["temporal_overloaded"],
+    431: ["header_fields_too_large"],
+    500: ["internal_server_error"],
+    501: ["search_attributes_missing", "not_supported"],
+    502: ["temporal_error", "payload_undecodable"],
+    503: [
+        *("temporal_connection_error", "no_worker", "workflow_task_failing", "too_many_waits", "auth_unavailable"),
+        *("shutting_down", "overloaded"),
+    ],
+    504: ["temporal_timeout"],
+}
+STATUS = {code: status for status, codes in CODES.items() for code in codes}
 INSIDE = re.compile(r"Traceback|\.py\b|temporal_api\.|temporalio|litestar|msgspec|grpc|Exception|<class|0x[0-9a-f]{6}")
 
 
@@ -84,6 +110,12 @@ async def signalled_late(world: World) -> httpx.Response:
     return await world.post(f"/workflows/{workflow_id}/signal", {"signal_name": "s"})
 
 
+async def changed_meanwhile(world: World) -> httpx.Response:
+    """A workflow cancelled for a state that it has no longer."""
+    started = await world.post("/workflows", START)
+    return await world.alice.post(f"{started.headers['location']}/cancel", headers={"If-Match": '"before"'})
+
+
 async def twice(world: World) -> httpx.Response:
     """The same id started again."""
     body = {**START, "workflow_id": str(uuid.uuid4())}
@@ -125,13 +157,17 @@ CAUSES: dict[str, tuple[str, Callable[[World], Awaitable[httpx.Response]]]] = {
     "a run id that is none": ("validation_error", lambda w: w.get("/workflows/x", params={"run_id": "x"})),
     "two kinds of arguments": (
         "validation_error",
-        lambda w: w.post("/workflows", {**START, "args": [], "input_data": 1}),
+        lambda w: w.post("/workflows", {**START, "args": [1], "input_data": 1}),
     ),
     "an id for no URL": ("validation_error", lambda w: w.post("/workflows", {**START, "workflow_id": "."})),
     "bad JSON": ("malformed_json", lambda w: w.post("/orders", headers=JSON, content=b"{")),
     "a name too long for Temporal": (
-        "workflow_start_error",
+        "validation_error",
         lambda w: w.post("/workflows", {**START, "workflow_type": "é" * 900}),
+    ),
+    "a search attribute that is not there": (
+        "workflow_start_error",
+        lambda w: w.post("/workflows", {**START, "search_attributes": {"Nobody": {"type": "Int", "value": 1}}}),
     ),
     "no token": ("missing_token", lambda w: w.http.get("/api/v1/workflows/x")),
     "a wrong token": ("invalid_token", lambda w: w.get("/workflows/x", headers={"Authorization": "Bearer x"})),
@@ -157,6 +193,7 @@ CAUSES: dict[str, tuple[str, Callable[[World], Awaitable[httpx.Response]]]] = {
     "an id of an order": ("reserved_id", lambda w: w.post("/workflows", {**START, "workflow_id": "order-x"})),
     "a signal too late": ("workflow_completed", signalled_late),
     "an order that is over": ("order_not_cancellable", cancelled_late),
+    "a state that has changed": ("precondition_failed", changed_meanwhile),
     "too large a body": ("payload_too_large", lambda w: w.post("/orders", headers=JSON, content=b" " * 3_000_000)),
     "a form": ("unsupported_media_type", lambda w: w.alice.post("/api/v1/orders", data={"a": "b"})),
     "an unknown query": ("query_failed", asked_in_vain),
@@ -184,23 +221,62 @@ async def test_every_failure_has_the_one_body(
         assert "retry-after" in response.headers
 
 
-@pytest.mark.parametrize("code", STATUS)
-def test_every_code_of_the_table_can_be_told(code: str) -> None:
-    """Each is snake_case with a known status, and says whether and when to try again."""
-    problem = Problem(code, "Why.", workflow_id="w", run_id=None, source="")
-    told = json.loads(body(problem, "r-1"))
+def failures() -> list[type[Problem]]:
+    """Every class of failure of the service, those of its resources too."""
+    ours = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, Problem)]
+    return [*ours[1:], *(kind for each in RESOURCES for kind in (each.resource.NotFound, each.resource.NotCancellable))]
 
-    assert re.fullmatch(r"[a-z]+(_[a-z]+)*", code)
+
+def test_every_code_of_the_contract_is_one_class() -> None:
+    """Each code has one class, which has its status; no class has a code beside them."""
+    named = [failure for failure in failures() if "code" in vars(failure)]
+
+    assert STATUS == {failure.code: failure.status for failure in named}
+    assert len(STATUS) == len(named)
+
+
+@pytest.mark.parametrize("failure", [f for f in failures() if hasattr(f, "code")], ids=lambda f: f.__name__)
+def test_every_failure_can_be_answered(failure: type[Problem]) -> None:
+    """Its body has the code, the status and the details, and says whether and when to try again."""
+    problem = failure("Why.").adding(workflow_id="w")
+    retried = failure.status in (429, 503)
+
+    assert re.fullmatch(r"[a-z]+(_[a-z]+)*", failure.code)
     assert {
-        "title": HTTPStatus(STATUS[code]).phrase,
-        "status": STATUS[code],
-        "error": code,
+        "title": HTTPStatus(failure.status).phrase,
+        "status": failure.status,
+        "error": failure.code,
         "message": "Why.",
-        "details": {"workflow_id": "w", **({"retryable": True} if code in RETRY_AFTER else {})},
+        "details": {"workflow_id": "w", **({"retryable": True} if retried else {})},
         "request_id": "r-1",
-    } == told
-    assert ({"Retry-After": str(RETRY_AFTER[code])} if code in RETRY_AFTER else {}) == problem.headers
-    assert (code in RETRY_AFTER) == (STATUS[code] in (429, 503))
+    } == json.loads(encode_problem(problem, "r-1"))
+    assert (str(failure.retry_after) if retried else None) == problem.headers.get("Retry-After")
+    assert retried == (failure.retry_after > 0)
+
+
+ADVICE = "Add|Ask|Check|Choose|Correct|Fix|Get|Quote|Read|Send|Start|Try|Use"
+
+
+@pytest.mark.parametrize(
+    "failure", [f for f in failures() if f.__module__ == errors.__name__], ids=lambda f: f.__name__
+)
+def test_every_message_says_what_to_do(failure: type[Problem]) -> None:
+    """A message tells the caller, in whole sentences, what is wrong and what to do about it."""
+    message = failure.__doc__ or ""
+
+    assert re.search(rf"(^|[.] )({ADVICE})\b", message) or "header says" in message, message
+    assert re.fullmatch(r"[A-Z].*\.|Send a token: .*\.", message)
+    assert not INSIDE.search(message)
+
+
+def test_what_is_not_known_is_left_out() -> None:
+    """Details without a value are not sent, and what is added to a failure replaces nothing."""
+    problem = errors.NotFound("Why.", {"X-A": "1"}, workflow_id="w", run_id=None, source="")
+    more = problem.adding("Look.", {"X-A": "2", "X-B": "2"}, workflow_id="x", run_id="r")
+
+    assert {"workflow_id": "w"} == problem.details
+    assert ("Why. Look.", {"X-A": "1", "X-B": "2"}) == (more.message, more.headers)
+    assert {"workflow_id": "w", "run_id": "r"} == more.details
 
 
 # Unknown paths, wrong methods
@@ -283,62 +359,6 @@ async def test_options_lists_the_methods_of_all_controllers(alice: httpx.AsyncCl
         assert (204, methods) == (response.status_code, set(response.headers["allow"].split(", "))), path
 
 
-async def raw(base_url: str, text: str) -> bytes:
-    """All that the service sends in answer to these bytes, until it closes."""
-    url = httpx.URL(base_url)
-    reader, writer = await asyncio.open_connection(url.host, url.port)
-    writer.write(text.encode())
-    async with asyncio.timeout(60):
-        answers = await reader.read()
-    writer.close()
-    await writer.wait_closed()
-    return answers
-
-
-@pytest.mark.parametrize(
-    ("path", "status"),
-    [("/", 200), ("/openapi.json", 200), ("/health/ready", 200), ("/api/v1/workflows/x", 404), ("/nope", 404)],
-)
-async def test_head_is_get_without_the_content(base_url: str, path: str, status: int) -> None:
-    """Errors too: the head is GET's, no byte follows it, and the connection is good for the next request."""
-    rest = f"{path} HTTP/1.1\r\nHost: x\r\nAuthorization: {bearer()['Authorization']}\r\nConnection: close\r\n\r\n"
-    head, _, content = (await raw(base_url, f"HEAD {rest}")).partition(b"\r\n\r\n")
-    _, _, got = (await raw(base_url, f"GET {rest}")).partition(b"\r\n\r\n")
-
-    assert head.startswith(f"HTTP/1.1 {status} ".encode())
-    assert f"\r\ncontent-length: {len(got)}\r\n".encode() in head
-    assert b"" == content
-
-
-async def test_head_leaves_the_connection_in_order(base_url: str) -> None:
-    """Two HEADs and a GET on one connection: three heads, and one body at the end."""
-    head = "HEAD / HTTP/1.1\r\nHost: x\r\n\r\n"
-    answers = await raw(base_url, head * 2 + "GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
-
-    assert ["", "", "", "{"] == [
-        part.partition("\r\n\r\n")[2][:1] for part in answers.decode().split("HTTP/1.1 200 OK")
-    ]
-
-
-async def test_errors_carry_the_request_id_of_the_caller(http: httpx.AsyncClient) -> None:
-    """So that a caller finds its own request again; what could not be an id is replaced."""
-    mine = await http.get("/nope", headers={"X-Request-ID": "order-7.a_b"})
-    bad = await http.get("/nope", headers={"X-Request-ID": 'x", "status": 200'})
-
-    assert "order-7.a_b" == assert_problem(mine, 404, "not_found")["request_id"]
-    assert re.fullmatch("[0-9a-f]{32}", assert_problem(bad, 404, "not_found")["request_id"])
-
-
-async def test_pages_of_an_allowed_origin_may_read_errors(http: httpx.AsyncClient) -> None:
-    """A browser shows a page no error without these headers; another origin's page gets none."""
-    for path, status in (("/nope", 404), ("/api/v1/orders/x", 401)):
-        ours = await http.get(path, headers={"Origin": "https://shop.example"})
-        other = await http.get(path, headers={"Origin": "https://evil.example"})
-
-        assert (status, "https://shop.example") == (ours.status_code, ours.headers["access-control-allow-origin"])
-        assert "access-control-allow-origin" not in other.headers
-
-
 # Defects
 
 
@@ -367,8 +387,8 @@ def fail(how: str) -> Any:
             return fail(how)
         case "an assertion":
             raise AssertionError(SECRET)
-        case "an unknown code":
-            raise Problem(SECRET, SECRET)
+        case "a failure of no code":
+            raise Problem(SECRET)
     return object()  # which no encoder knows
 
 
@@ -385,7 +405,7 @@ class Broken(Controller):
 
 DEFECTS = (
     *("a deep error", "Litestar's own 403", "a status of no code", "a gRPC error", "a timeout", "a group", "recursion"),
-    *("an assertion", "an unknown code", "an answer that is no JSON"),
+    *("an assertion", "a failure of no code", "an answer that is no JSON"),
 )
 
 
@@ -394,7 +414,7 @@ async def broken(anyio_backend: str) -> AsyncIterator[httpx.AsyncClient]:
     """A client of a service with that resource."""
     async with AsyncExitStack() as stack:
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(app_module, "RESOURCES", [Broken])
+            patch.setattr(app_module, "CONTROLLERS", [Broken])
             client = await stack.enter_async_context(service(TEMPORAL_ADDRESS="127.0.0.1:1"))
         yield client
 

@@ -105,7 +105,7 @@ async def test_streams_burden_nobody(dev_server: DevServer, client: Client, task
     """With 200 open streams: below 200 MiB, and as quick as a process that has none; closed, all is given back."""
     start = {"workflow_type": "brief", "task_queue": task_queue}
     async with (
-        served(dev_server, MAX_OPEN_WAITS=str(count + 1)) as alice,
+        served(dev_server, MAX_OPEN_WAITS=str(count + 1), MAX_OPEN_WAITS_PER_USER=str(count + 1)) as alice,
         served(dev_server) as idle,
         Worker(client, task_queue=task_queue, workflows=[Brief], workflow_runner=UnsandboxedWorkflowRunner()),
     ):

@@ -3,9 +3,10 @@
 import json
 import re
 import shlex
-import shutil
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,14 @@ import msgspec
 import pytest
 import yaml
 
-from api import assert_problem, bearer, order, token
-from commands import Process, curl, javascript, temporal_api
-from temporal_api.settings import Settings, from_env
+from api import SECRET, assert_problem, bearer, order, token
+from commands import Process, bash, inherited, javascript, until_ready
+from temporal_api import errors
+from temporal_api.app import RESOURCES
+from temporal_api.controllers.orders import ORDERS
+from temporal_api.dev import processes
+from temporal_api.dev.server import DevServer, free_port
+from temporal_api.settings import ResourceSettings, Settings, from_env
 
 pytestmark = pytest.mark.anyio
 
@@ -24,8 +30,21 @@ ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
 BASH = [block for language, block in BLOCKS if language == "bash"]
-CURL = re.compile(r"^curl (?:.*\\\n|[^\n]*'\{[^']*\n)*.*$", re.MULTILINE)
-VARIABLE = re.compile(r'(?:^| )([A-Z])=(?:"([^"]*)"|(\S+))', re.MULTILINE)
+ADDRESS = "http://127.0.0.1:8000"
+
+# What is not pasted into the shell, by how the block begins, and why.
+ELSEWHERE = {
+    "python3 -m venv": "the first is the `dev` that the others are pasted against, the second is this test run itself",
+    ".venv/bin/pip install openapi-python-client": "downloads packages",
+    "npx openapi-typescript": "downloads packages",
+    ".venv/bin/uvicorn": "serves until it is told to end: see test_other_servers_run_as_written",
+    "podman build": "downloads images: see test_the_image_commands_name_what_there_is",
+    ".venv/bin/temporal-api dev\n": "the same `dev`, with the README's own resource: see test_refunds.py",
+    ".venv/bin/python -m temporal_api.worker.refund_processing": "likewise",
+    "REFUND_ID=": "likewise",
+}
+OPERATION = re.compile(r"^\| `(GET|POST|DELETE) (/\S+)` \| `([\w:]+)` \| (.*) \|$", re.MULTILINE)
+ERROR = re.compile(r"^\| `(\w+)` \| (\d{3}) \| .+ \| .+ \|$", re.MULTILINE)
 
 
 def only_block(language: str) -> str:
@@ -35,44 +54,109 @@ def only_block(language: str) -> str:
 
 
 def test_no_block_is_left_out() -> None:
-    """Each block is in a language, and each shell line one of those, that the tests below run or check."""
-    others = [line for block in BASH for line in VARIABLE.sub("", CURL.sub("", block)).splitlines() if line]
-    known = (
-        r"python3 -m venv |podman build |JWT_SECRET=\S+ (\.venv/bin/temporal-api token|podman-compose up) "
-        r"|for file in |  sed |    > |done$"
-    )
-
-    assert {"bash", "js", "json", "yaml"} == {language for language, _ in BLOCKS}
-    assert 2 * len(BLOCKS) == README.count("```")
-    assert [] == [line for line in others if not re.match(known, line)]
+    """Each block is in a language that a test here or in test_refunds.py runs or checks."""
+    assert {"bash", "diff", "js", "json", "python", "text", "yaml"} == {language for language, _ in BLOCKS}
+    assert 2 * len(BLOCKS) == len(re.findall("^```", README, re.MULTILINE))
+    assert [] == [start for start in ELSEWHERE if not any(block.startswith(start) for block in BASH)]
 
 
-async def test_every_curl_line_works_as_written(dev: Process) -> None:
-    """Pasted one after the other into a shell with the token that `dev` printed, each does what the text says."""
-    bearer = (await dev.until(r"export TOKEN=(\S+)"))[1]
-    api = (await dev.until(r"API +(\S+)"))[1]
-    text = "\n".join(BASH).replace("http://127.0.0.1:8000", api)
-    variables = {"TOKEN": bearer, **{name: quoted or bare for name, quoted, bare in VARIABLE.findall(text)}}
-    statuses = []
+def test_every_block_is_correct_bash() -> None:
+    """Also those that are not run here: bash parses each of them."""
+    for block in BASH:
+        subprocess.run(["/bin/bash", "-n"], input=block.encode(), check=True)
 
-    for line in CURL.findall(text):
-        response = await curl(line, **variables)
-        statuses.append(response.status_code)
-        if "ORDER_ID" not in variables:
-            variables["ORDER_ID"] = response.json()["id"]
-            assert "39.98" == response.json()["total_amount"]
-            assert f"/api/v1/orders/{variables['ORDER_ID']}" == response.headers["location"]
-        elif "/update" in line:
-            assert_problem(response, 503, "no_worker")
-        elif "$ETAG" in line:
-            assert "wait=10" == response.headers["preference-applied"]
-            assert variables["ETAG"] != response.headers["etag"]
-        variables["ETAG"] = response.headers.get("etag", variables.get("ETAG", ""))
 
-    orders = [201, 200, 204, 200, 200]
-    running = [201, 200, 200, 202, 200, 200, 200, 200, 200, 200, 200]
-    steering = [201, 200, 201, 503, 503, 202, 204, 204]
-    assert [*orders, *running, *steering] == statuses
+async def test_pasting_works(dev: Process, tmp_path: Path) -> None:
+    """Pasted in order into one shell after the lines that `dev` prints, each call answers what the README tells."""
+    await dev.until("Running until Ctrl-C")
+    api = re.search(r"^API +(\S+)$", dev.output, re.MULTILINE)[1]
+    blocks = [block.replace(ADDRESS, api) for block in BASH if not block.startswith(tuple(ELSEWHERE))]
+
+    async with bash(tmp_path) as shell:
+        await shell.paste("\n".join(re.findall(r"^export .*$", dev.output, re.MULTILINE)))
+        for block in blocks:
+            await shell.follow(block)
+
+
+@pytest.mark.parametrize(
+    "line", re.findall(r"^\.venv/bin/(\S+ .*temporal_api\.app:create_app.*)$", README, re.MULTILINE)
+)
+async def test_other_servers_run_as_written(line: str, dev_server: DevServer) -> None:
+    """Each line serves the API; only the port is added."""
+    server, *arguments = shlex.split(line)
+    port = str(free_port())
+    words = [Path(sys.executable).with_name(server), *arguments, "--port", port]
+    environ = {**inherited(), "JWT_SECRET": SECRET, "TEMPORAL_ADDRESS": dev_server.address}
+    with tempfile.TemporaryFile() as output:
+        # `--reload` makes children of its own, which end with this context too.
+        async with processes.process(words, output, environ):
+            await until_ready(f"http://127.0.0.1:{port}")
+
+
+def test_the_table_of_operations_is_the_contract(contract: dict[str, Any]) -> None:
+    """Every operation is in it with its scope, and with every answer but those that every operation can give."""
+    operations = {
+        (method.upper(), path.removeprefix("/api/v1")): operation
+        for path, methods in contract["paths"].items()
+        for method, operation in methods.items()
+        if "security" in operation
+    }
+    told = {(method, path): (scope, answers) for method, path, scope, answers in OPERATION.findall(README)}
+    codes = {key: set(_codes(operation)) for key, operation in operations.items()}
+    common = set.intersection(*codes.values()) | {
+        ("400", "malformed_json"),
+        ("413", "payload_too_large"),
+        ("415", "unsupported_media_type"),
+    }
+
+    assert operations.keys() == told.keys()
+    for key, operation in operations.items():
+        scope, answers = told[key]
+        real = {(status, "") for status in operation["responses"] if status < "400"} | (codes[key] - common)
+        assert {scope, f"{scope.partition(':')[0]}:admin"} >= {each["bearer"][0] for each in operation["security"]}
+        assert {"bearer": [scope]} in operation["security"]
+        assert real == set(_answers(answers)), key
+
+
+def _codes(operation: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """The errors of an operation in the contract: status and code."""
+    for status, response in operation["responses"].items():
+        if status >= "400":
+            yield from ((status, code) for code in re.findall(r"`(\w+)`", response["description"]))
+
+
+def _answers(cell: str) -> Iterator[tuple[str, str]]:
+    """The answers in the table: `200; 404 `a`, `b``."""
+    for answer in cell.split("; "):
+        status = answer[:3]
+        yield from (
+            ((status, code) for code in re.findall(r"`([a-z_]+)`", answer)) if status >= "400" else [(status, "")]
+        )
+
+
+def test_every_error_is_explained(contract: dict[str, Any]) -> None:
+    """The table of errors has every code of the service with its status, and no other."""
+    classes = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, errors.Problem)]
+    classes += [kind for each in RESOURCES for kind in (each.resource.NotFound, each.resource.NotCancellable)]
+    real = {(kind.code, str(kind.status)) for kind in classes if hasattr(kind, "code")}
+    in_contract = {
+        (code, status)
+        for methods in contract["paths"].values()
+        for operation in methods.values()
+        for status, code in _codes(operation)
+    }
+    told = ERROR.findall(README)
+
+    assert real | in_contract == set(told)
+    assert len(told) == len(set(told))
+
+
+def test_the_picture_names_what_there_is() -> None:
+    """The files and folders in the picture of a request's way are those of the package."""
+    names = re.findall(r"^(\w+\.py|\w+/)", only_block("text"), re.MULTILINE)
+
+    assert 5 == len(names)
+    assert [] == [name for name in names if not (ROOT / "temporal_api" / name).exists()]
 
 
 async def test_the_stream_reader_works_as_written(alice: httpx.AsyncClient, task_queue: str, tmp_path: Path) -> None:
@@ -114,52 +198,6 @@ async def test_the_stream_reader_works_as_written(alice: httpx.AsyncClient, task
     assert (await alice.get(path, headers={"Authorization": "Bearer x"})).json()["message"] in process.output
 
 
-async def test_the_token_command_works_as_written() -> None:
-    """The line that signs a token prints one."""
-    (line,) = re.findall(r"^(JWT_SECRET=\S+) \.venv/bin/temporal-api (token .*)$", README, re.MULTILINE)
-    arguments = re.findall(r'"([^"]*)"|(\S+)', line[1])
-    async with temporal_api(*(a or b for a, b in arguments), JWT_SECRET=line[0].partition("=")[2]) as process:
-        assert 0 == await process.end(), process.output
-    assert 3 == len(process.output.strip().split("."))
-
-
-ADDED = """
-import asyncio, httpx
-from temporal_api.app import create_app
-from temporal_api.settings import from_env
-
-async def main():
-    app = create_app(from_env({"JWT_SECRET": "s" * 32}))
-    transport = httpx.ASGITransport(app)
-    async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as http:
-        contract = (await http.get("/openapi.json")).json()
-        print(*[path.removeprefix("/api/v1") for path in contract["paths"] if "refund" in path])
-        print((await http.post("/api/v1/refunds", json={})).status_code)
-
-asyncio.run(main())
-"""
-
-
-def test_a_resource_is_added_as_it_says(tmp_path: Path) -> None:
-    """The commands make a resource, closed and in the contract; no file of before is edited but the line in app.py."""
-    shutil.copytree(ROOT / "temporal_api", tmp_path / "temporal_api", ignore=shutil.ignore_patterns("__pycache__"))
-    (commands,) = (block for block in BASH if block.startswith("for file in "))
-    subprocess.run(["/bin/bash", "-ec", commands], cwd=tmp_path, check=True)
-    controllers, app = tmp_path / "temporal_api/controllers", tmp_path / "temporal_api/app.py"
-    refunds = (controllers / "refunds.py").read_text()
-    for setting, value in (("task_queue", '"refunds"'), ("execution_timeout_seconds", "7200")):
-        refunds = refunds.replace(f"state.settings.refunds_{setting}", value)
-    (controllers / "refunds.py").write_text(refunds)
-    imported = "from temporal_api.controllers.refunds import RefundController\n\nRESOURCES = [\n    RefundController,\n"
-    app.write_text(app.read_text().replace("RESOURCES = [\n", imported))
-    served = subprocess.run([sys.executable, "-c", ADDED], cwd=tmp_path, capture_output=True, text=True, check=True)
-
-    paths = ("/refunds", "/refunds/{refund_id}", "/refunds/{refund_id}/cancel", "/refunds/{refund_id}/events")
-    assert [" ".join(paths), "401"] == served.stdout.splitlines()
-    assert "settings.refunds" not in refunds
-    assert len(refunds.splitlines()) < 250
-
-
 async def test_the_error_is_shown_as_it_is(http: httpx.AsyncClient) -> None:
     """The error body in the README is the one that the service gives for that mistake."""
     expected = msgspec.json.decode(only_block("json"))
@@ -175,18 +213,30 @@ async def test_the_error_is_shown_as_it_is(http: httpx.AsyncClient) -> None:
 
 def test_every_setting_is_in_the_readme_with_its_default() -> None:
     """The settings table and the service's settings are the same, defaults included."""
-    rows = re.findall(r"^\| (`[A-Z].*?) \| (.*?) \|", README, re.MULTILINE)
+    rows = re.findall(r"^\| (`[A-Z]+_?[A-Z].*?) \| (.*?) \|", README, re.MULTILINE)
     documented = {}
     for names, defaults in rows:
         values = defaults.split(", ")
         for position, name in enumerate(re.findall(r"`(\w+)`", names)):
             documented[name] = values[min(position, len(values) - 1)]
+    fields = [field for field in msgspec.structs.fields(Settings) if field.encode_name.strip()]
+    for field in msgspec.structs.fields(ResourceSettings):
+        fields.append(msgspec.structs.replace(field, encode_name=f"ORDERS_{field.encode_name}"))
     real = {
-        field.encode_name: "none" if field.default in (None, ()) else str(field.default)
-        for field in msgspec.structs.fields(Settings)
-        if field.encode_name
+        field.encode_name: "none"
+        if field.default in (None, ())
+        else ",".join(field.default)
+        if isinstance(field.default, tuple)
+        else str(field.default)
+        for field in fields
     }
-    words = {"JWT_ALGORITHMS": "by key kind", "ALLOWED_WORKFLOW_TYPES": "none: all", "ALLOWED_TASK_QUEUES": "none: all"}
+    words = {
+        "ORDERS_TASK_QUEUE": ORDERS.task_queue,
+        "JWT_ALGORITHMS": "by key kind",
+        "SECRET_KEY": "from `JWT_SECRET`",
+        "ALLOWED_WORKFLOW_TYPES": "none: all",
+        "ALLOWED_TASK_QUEUES": "none: all",
+    }
 
     assert {**real, **words} == documented
 

@@ -10,12 +10,16 @@ import pytest
 from litestar import Request
 
 from api import eventually, service
-from temporal_api import record, waiting
+from temporal_api import waiting
+from temporal_api.auth import User
 from temporal_api.dev.server import DevServer
 from temporal_api.errors import Problem
+from temporal_api.record import Record, begin
 from temporal_api.waiting import EventStream, Waits
 
 pytestmark = pytest.mark.anyio
+
+ALICE = User("alice", frozenset(), 0)
 
 
 async def test_who_goes_away_waits_no_longer(dev_server: DevServer) -> None:
@@ -33,7 +37,8 @@ async def test_who_goes_away_waits_no_longer(dev_server: DevServer) -> None:
                 return "http_requests_in_progress 2.0" in (await alice.get("/metrics")).text
 
             async def answered() -> bool:
-                return (await alice.get(f"{path}/result", headers={"Prefer": "wait=1"})).status_code == 202
+                answer = await alice.get(f"{path}/result", headers={"Prefer": "wait=1"})
+                return "preference-applied" in answer.headers
 
             patient = asyncio.create_task(alice.get(**wait))
             await eventually(under_way)
@@ -92,8 +97,10 @@ async def endless() -> AsyncGenerator[bytes, None]:
 async def stream(waits: Waits, caller: Caller, expires_at: float) -> None:
     """Serve an endless stream to the caller."""
     scope: Any = {"type": "http"}
-    record.begin(scope, record.Record("x"))
-    answer = EventStream(waits, endless(), expires_at).to_asgi_response(None, Request(scope))
+    begin(scope, Record("x"))
+    answer = EventStream(waits, endless(), User("alice", frozenset(), expires_at)).to_asgi_response(
+        None, Request(scope)
+    )
     async with asyncio.timeout(30):
         await answer(scope, caller.receive, caller.send)
 
@@ -101,7 +108,7 @@ async def stream(waits: Waits, caller: Caller, expires_at: float) -> None:
 @pytest.mark.parametrize("end", ["the token", "the service"])
 async def test_a_stream_that_never_rests_ends_too(end: str) -> None:
     """With its token, and with the service: at once, however much there would be to say, and asking to come back."""
-    waits = Waits(1)
+    waits = Waits(1, 1)
     caller = Caller(waits.draining.set if end == "the service" else lambda: None)
 
     await stream(waits, caller, time.time() + (0.2 if end == "the token" else 3600))
@@ -109,7 +116,7 @@ async def test_a_stream_that_never_rests_ends_too(end: str) -> None:
     assert b"retry: 1000\n\n" == caller.received[-1]["body"]
     assert not caller.received[-1]["more_body"]
     assert len(caller.received) > 5
-    assert not waits.full
+    assert not waits.open
 
 
 @pytest.mark.parametrize("end", ["the token", "the service"])
@@ -122,19 +129,19 @@ async def test_who_does_not_read_keeps_no_place(end: str) -> None:
             if len(self.received) > 5:
                 await asyncio.Event().wait()
 
-    waits = Waits(1)
+    waits = Waits(1, 1)
     caller = Deaf(waits.draining.set if end == "the service" else lambda: None)
 
     await stream(waits, caller, time.time() + (0.2 if end == "the token" else 3600))
 
-    assert not waits.full
+    assert not waits.open
 
 
 async def test_a_place_is_taken_before_the_headers() -> None:
     """Streams that begin together cannot take more places than there are; who gets none hears it as a plain answer."""
-    waits, caller = Waits(1), Caller()
+    waits, caller = Waits(1, 1), Caller()
 
-    with waits.slot(), pytest.raises(Problem, match="Too many callers wait here"):
+    with waits.slot(ALICE), pytest.raises(Problem, match="Too many callers wait here"):
         await stream(waits, caller, time.time() + 3600)
 
     assert [] == caller.received

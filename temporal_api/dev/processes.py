@@ -1,4 +1,4 @@
-"""Runs programs that end with this process, whatever ends it."""
+"""Runs programs that end when this process ends, however it ends."""
 
 import asyncio
 import os
@@ -11,8 +11,8 @@ from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
-# Runs in the new process. It leaves a watcher behind, which reads from a pipe that only we hold the other end of: when
-# we end, even by SIGKILL, the watcher removes the folder it was given and kills the whole group.
+# Runs in the new process. It forks: the parent becomes the program, the child watches a pipe whose other end only we
+# hold. When we end, even by SIGKILL, the child removes the folder and kills the whole process group.
 _DIE_WITH_US = """
 import os, shutil, sys
 folder, *command = sys.argv[1:]
@@ -29,7 +29,7 @@ os.killpg(0, 9)
 async def process(
     command: list[str | Path], output: BinaryIO, env: Mapping[str, str], *, folder: str = ""
 ) -> AsyncIterator[Process]:
-    """A process that a terminal's Ctrl-C does not reach; it and all its children end with this context, or with us.
+    """Run a process out of reach of the terminal's Ctrl-C. It ends with its children when this block ends, or we do.
 
     The caller removes the `folder`; if we are killed, the watcher does.
     """
@@ -55,7 +55,7 @@ async def process(
 
 
 async def run(*command: str | Path, seconds: float, **env: str) -> tuple[int, str]:
-    """Run to the end; the exit code and the last lines of the output."""
+    """Run a program to its end; return its exit code and the last lines of its output."""
     with tempfile.TemporaryFile() as output:
         async with process([*command], output, {**os.environ, **env}) as started:
             try:
@@ -65,8 +65,8 @@ async def run(*command: str | Path, seconds: float, **env: str) -> tuple[int, st
 
 
 def last_lines(output: BinaryIO) -> str:
-    """The end of what a process wrote so far."""
-    # pread: the process goes on writing at the position that we share with it.
+    """Read the end of what a process has written."""
+    # pread leaves the position alone, which the process shares with us.
     size = os.fstat(output.fileno()).st_size
     text = os.pread(output.fileno(), 4096, max(0, size - 4096)).decode(errors="replace")
     return "\n".join(text.strip().splitlines()[-10:])

@@ -1,7 +1,7 @@
-"""A Temporal dev server for `temporal-api dev` and the tests.
+"""Runs a Temporal dev server for `temporal-api dev` and the tests.
 
-The SDK's `WorkflowEnvironment.start_local` is not enough here: its server stays behind when its owner is killed, gets a
-terminal's Ctrl-C before the worker has ended, and does not say why it could not start.
+The server of the SDK's `WorkflowEnvironment.start_local` keeps running when its owner is killed, gets the terminal's
+Ctrl-C before the worker has ended, and does not say why it could not start.
 """
 
 import asyncio
@@ -30,7 +30,7 @@ _STOP_SECONDS = 8
 
 
 class DevServerError(RuntimeError):
-    """The dev server could not be had, or died; the message is meant for people."""
+    """The dev server did not start. The message is meant for people."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class DevServer:
 
 
 def free_port(preferred: int = 0, host: str = "127.0.0.1") -> int:
-    """`preferred` when it can be listened on, else the next one that can; 0: any."""
+    """Find a port to listen on: `preferred`, or the next one that is free; 0 finds any."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     for port in range(preferred, 65536):
         with suppress(OSError), socket.create_server((host, port), family=family) as listener:
@@ -60,27 +60,30 @@ async def dev_server(
     db_filename: str | None = None,
     say: Say = say_to_stderr,
 ) -> AsyncIterator[DevServer]:
-    """Run a dev server that answers, with namespace `default` and these keyword search attributes; stop it at the end.
+    """Run a dev server while the block runs; its namespace `default` has these keyword search attributes.
 
-    No `port`: it takes any free one. No `ui_port`: it has no UI. No `db_filename`: nothing outlives it.
+    Without `port` it takes any free one, without `ui_port` it has no UI, without `db_filename` it keeps nothing.
     """
-    cli = await find_temporal(say)
+    command: list[str | Path] = [await find_temporal(say), "server", "start-dev", "--ip", "127.0.0.1"]
+    command += ["--log-level", "error", *(["--ui-port", str(ui_port)] if ui_port else ["--headless"])]
+    for name in search_attributes:
+        command += ["--search-attribute", f"{name}=Keyword"]
     async with AsyncExitStack() as stack:
-        folder = "" if db_filename else stack.enter_context(tempfile.TemporaryDirectory(prefix="temporal-"))
-        options = ["--db-filename", db_filename or f"{folder}/temporal.db"]
-        if folder:
-            # In memory, the server loses its state when a connection breaks in the middle of a transaction. A file
-            # keeps it, and costs no more than memory when it does not have to survive a crash.
-            options += ["--sqlite-pragma", "synchronous=0", "--sqlite-pragma", "journal_mode=memory"]
-        options += ["--ui-port", str(ui_port)] if ui_port else ["--headless"]
+        folder = ""
+        if not db_filename:
+            # In memory, the server loses its state when a connection breaks in the middle of a transaction. A file that
+            # need not survive a crash of the machine is as fast.
+            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="temporal-"))
+            command += ["--sqlite-pragma", "synchronous=0", "--sqlite-pragma", "journal_mode=memory"]
+        command += ["--db-filename", db_filename or f"{folder}/temporal.db"]
         deadline = time.monotonic() + _RELEASE_SECONDS
         while True:
             try:
-                server = _started(cli, port or free_port(), options, search_attributes, folder)
+                server = _started(command, port or free_port(), search_attributes, folder)
                 address, pid = await stack.enter_async_context(server)
                 break
             except DevServerError as error:
-                # Another process took the port that we chose, or one that was killed just now still holds ours.
+                # Another process took the port that we chose, or a killed one has not released ours yet.
                 if "address already in use" not in str(error) or time.monotonic() > deadline:
                     raise
                 await asyncio.sleep(0.1)
@@ -89,18 +92,14 @@ async def dev_server(
 
 @asynccontextmanager
 async def _started(
-    cli: Path, port: int, options: Sequence[str], search_attributes: Sequence[str], folder: str
+    command: Sequence[str | Path], port: int, search_attributes: Sequence[str], folder: str
 ) -> AsyncIterator[tuple[str, int]]:
-    """The address and process id of a server that is ready."""
-    command: list[str | Path] = [cli]
-    command += ["server", "start-dev", "--ip", "127.0.0.1", "--port", str(port), "--log-level", "error", *options]
-    for name in search_attributes:
-        command += ["--search-attribute", f"{name}=Keyword"]
-    # The service's own connection settings are not for the server.
+    """Start a server; give its address and process id once it is ready."""
+    address = f"127.0.0.1:{port}"
+    # These are the connection settings of the service, not of the server.
     env = {name: value for name, value in os.environ.items() if not name.startswith("TEMPORAL_")}
     with tempfile.TemporaryFile() as log:
-        async with process(command, log, env, folder=folder) as server:
-            address = f"127.0.0.1:{port}"
+        async with process([*command, "--port", str(port)], log, env, folder=folder) as server:
             await _ready(address, search_attributes, server, log)
             try:
                 yield address, server.pid
@@ -112,7 +111,7 @@ async def _started(
 
 
 async def _ready(address: str, search_attributes: Sequence[str], server: Process, log: BinaryIO) -> None:
-    # Both at once: another's listener on our port may take a connection and never answer, while our process has ended.
+    # Watch our process too: it ends when another one has the port, which may take connections and never answer.
     asking, ending = asyncio.create_task(_answers(address, search_attributes)), asyncio.create_task(server.wait())
     try:
         await asyncio.wait((asking, ending), timeout=_READY_SECONDS, return_when=asyncio.FIRST_COMPLETED)
@@ -127,11 +126,11 @@ async def _ready(address: str, search_attributes: Sequence[str], server: Process
 
 
 async def _answers(address: str, search_attributes: Sequence[str]) -> None:
-    """Return once the server answers and takes the search attributes."""
+    """Wait until the server answers and knows the search attributes."""
     while True:
         with suppress(RuntimeError, RPCError):
             client = await Client.connect(address)
-            # For a database from before: the server's own flag changes no namespace that exists.
+            # The server's own flag does not change the namespace of an older database.
             await add_search_attributes(client, search_attributes)
             await client.count_workflows(" AND ".join(f"{name} = ''" for name in search_attributes))
             return

@@ -1,10 +1,11 @@
 """What a resource is: its declaration, its memo, its status; how one is placed, read and found."""
 
 import logging
+import re
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from datetime import UTC, datetime
-from typing import Annotated, Any, Generic, TypeVar, get_args, get_origin
+from typing import Annotated, Any, Generic, TypeVar, get_args, get_type_hints
 
 import msgspec
 from litestar import post
@@ -12,13 +13,14 @@ from litestar.handlers import HTTPRouteHandler
 from msgspec import Meta, Raw
 
 from temporal_api import errors, idempotency
-from temporal_api.auth import APIRequest, User
-from temporal_api.errors import Problem
+from temporal_api.auth import APIRequest
+from temporal_api.errors import Problem, shown
 from temporal_api.idempotency import REPLAYED, check_key, check_same, derived_id, fingerprint
 from temporal_api.problems import responses
 from temporal_api.record import record_of
 from temporal_api.requests import JSONResponse
 from temporal_api.services import Services
+from temporal_api.settings import ResourceSettings, Settings
 from temporal_api.temporal.client import Temporal
 from temporal_api.temporal.run import Run
 from temporal_api.temporal.visibility import compare, index_value, latest_runs, list_runs
@@ -29,9 +31,13 @@ EXAMPLE_ID = "0b9f3c1e-5d3c-4c56-9d0a-1f2f6b8f7a55"
 
 Kept = TypeVar("Kept", bound=msgspec.Struct)
 Answer = TypeVar("Answer", bound=msgspec.Struct)
-Handler = Callable[..., Any]
 
 log = logging.getLogger(__name__)
+
+_NOUN = re.compile(r"[a-z][a-z0-9]*(_[a-z][a-z0-9]*)*")
+# Names whose scopes, paths, memo keys or fields this service has itself.
+_TAKEN = {"workflow", "workflows", "codec", "status", "idempotency", "result"}
+_TAKEN |= {"workflow_id", "run_id", "history_length", "execution_time_seconds"}
 
 
 class StatusMemo(msgspec.Struct):
@@ -44,13 +50,21 @@ class StatusMemo(msgspec.Struct):
 class Resource(Generic[Kept, Answer]):
     """A business resource, declared once; everything else follows from it.
 
-    `name` is a singular noun ("order", "gift_card"). `kept` is what the memo keeps of it for good. `answer` is what
-    callers see: the fields of `kept`, and `id`, `status`, `created_at`, `workflow_id` and `reason`. Its `status` is a
-    Literal that begins with the status of a new one.
+    `name` is a singular noun ("order", "gift_card"); give `plural` and `article` where English has another than the
+    usual one. `kept` is what the memo keeps of it for good. `answer` is what callers see: the fields of `kept`, and
+    `id`, `status`, `created_at`, `workflow_id` and `reason`. Its `status` is a Literal that begins with the status of
+    a new one.
 
-    A run that completes without setting a status that ends it counts as `completed`; one that fails, or is terminated,
-    as `cancelled`. Name further statuses that end it in `other_ends`, and those in which cancelling comes too late,
-    though it goes on, in `too_late_to_cancel`.
+    `completed`, `cancelled` and `other_ends` are the statuses that end it. A run that completes without writing one of
+    them counts as `completed`; a run that fails, times out or is terminated, as `cancelled`. `too_late_to_cancel` names
+    the statuses in which the workflow goes on, but can no longer be cancelled.
+
+    The workflow gets one argument: the request's fields and the new `id`. It writes its status into the memo
+    `temporal_api.status` as `{"status": ..., "reason": ...}`, and into the search attribute, such as `OrderStatus`, if
+    the run was started with it. The signal `cancel` with `{"reason": ...}` asks it to stop. Its task queue is the one
+    that a setting such as `ORDERS_TASK_QUEUE` names; without one `task_queue`, and without that the plural.
+
+    Raises TypeError for a declaration that does not hold together.
     """
 
     def __init__(
@@ -65,32 +79,34 @@ class Resource(Generic[Kept, Answer]):
         cancelled: str = "cancelled",
         other_ends: Sequence[str] = (),
         too_late_to_cancel: Sequence[str] = (),
+        task_queue: str = "",
         plural: str = "",
+        article: str = "",
     ) -> None:
-        self.name = name
-        self.plural = plural or f"{name}s"
-        self.words, self.plural_words = name.replace("_", " "), self.plural.replace("_", " ")
-        self.title = self.words.title().replace(" ", "")
-        self.a_name = f"{'an' if name[0] in 'aeiou' else 'a'} {self.words}"
+        self.name, self.plural = name, plural or _plural(name)
+        for noun in (self.name, self.plural):
+            if not _NOUN.fullmatch(noun) or noun in _TAKEN:
+                raise TypeError(f"a resource cannot be called {noun!r}: expected lower case, such as gift_card")
+        self.words, self.plural_words = self.name.replace("_", " "), self.plural.replace("_", " ")
+        self.title, self.plural_title = (words.title().replace(" ", "") for words in (self.words, self.plural_words))
+        self.a_name = f"{article or ('an' if name[0] in 'aeiou' else 'a')} {self.words}"
         self.description = description
         self.workflow_type = workflow_type
+        self.task_queue = task_queue
         self.kept, self.answer = kept, answer
-        fields = {field.name: field for field in msgspec.structs.fields(answer)}
-        self._check_fields(set(fields))
-        status = fields["status"].type
-        self.status_type = get_args(status)[0] if get_origin(status) is Annotated else status
+        self.status_type = self._checked_status_type()
         self.statuses: tuple[str, ...] = get_args(self.status_type)
         self.completed, self.cancelled, self.ends = completed, cancelled, {completed, cancelled, *other_ends}
         self.too_late = {*too_late_to_cancel, *self.ends}
         if unknown := self.too_late.difference(self.statuses):
             raise TypeError(f"{answer.__name__}.status has no {', '.join(sorted(unknown))}")
+        if self.statuses[0] in self.ends:
+            raise TypeError(f"{answer.__name__}.status begins with {self.statuses[0]}, which ends it")
 
         self.path = f"/{self.plural.replace('_', '-')}"
         self.id_prefix = f"{name}-"
-        self.read_scope, self.write_scope, self.admin_scope = (
-            f"{self.plural}:{may}" for may in ("read", "write", "admin")
-        )
-        self.scopes = (self.read_scope, self.write_scope, self.admin_scope)
+        self.scopes = [f"{self.plural}:{may}" for may in ("read", "write", "admin")]
+        self.read_scope, self.write_scope, self.admin_scope = self.scopes
         self.memo_key = f"temporal_api.{name}"
         self.owner_attribute, self.status_attribute = f"{self.title}Owner", f"{self.title}Status"
         self.search_attributes = (self.owner_attribute, self.status_attribute)
@@ -101,25 +117,39 @@ class Resource(Generic[Kept, Answer]):
             errors.Conflict, f"{name}_not_cancellable", f"The {self.words} can no longer be cancelled."
         )
         # The owner and the time come from us, never from the handler.
-        self.memo: Any = msgspec.defstruct(
+        self.memo_type: Any = msgspec.defstruct(
             f"{self.title}Memo", [("owner", str), ("created_at", datetime)], bases=(kept,), kw_only=True
         )
-
         self.cancel_request, self.status_response, self.list_response = _structs(self)
 
-    def _check_fields(self, found: set[str]) -> None:
-        needed = {"id", "status", "created_at", "workflow_id", "reason", *self.kept.__struct_fields__}
-        if found != needed:
-            raise TypeError(f"{self.answer.__name__} has the fields {sorted(found)}, expected {sorted(needed)}")
+    def _checked_status_type(self) -> Any:
+        """The Literal of statuses. Raises TypeError unless the answer has what `_answer` fills in, of its types."""
+        kept, found = get_type_hints(self.kept), get_type_hints(self.answer)
+        ours: dict[str, Any] = {"id": str, "workflow_id": str, "created_at": datetime, "reason": str | None}
+        if own := kept.keys() & {*ours, "status", "owner"}:
+            raise TypeError(f"{self.kept.__name__} cannot have {', '.join(sorted(own))}: this service keeps it itself")
+        needed = {**ours, **kept, "status": found.get("status", "a Literal")}
+        for name in sorted({*found, *needed}):
+            if found.get(name) != needed.get(name):
+                has, expected = found.get(name, "nothing"), needed.get(name, "nothing")
+                raise TypeError(f"{self.answer.__name__}.{name}: expected {expected}, found {has}")
+        return needed["status"]
 
-    def create(self) -> Callable[[Handler], HTTPRouteHandler]:
-        """Mark the handler that places one; it answers with `place`."""
+    def create(
+        self, verb: str = "Place"
+    ) -> Callable[[Callable[..., Awaitable[JSONResponse[Answer]]]], HTTPRouteHandler]:
+        """Mark the handler that places one; it answers with `place`. `verb` is for the contract: "Place an order"."""
         return post(
             scope=(self.write_scope, self.admin_scope),
             operation_id=f"create{self.title}",
-            summary=f"Place {self.a_name}",
+            summary=f"{verb} {self.a_name}",
+            headers={201: ("Location", "Idempotent-Replayed")},
             responses=responses(errors.WorkflowStartError, errors.IdempotencyKeyReused, body=True),
         )
+
+    def settings(self, settings: Settings) -> ResourceSettings:
+        """Its own settings: those that are set, and what it declares."""
+        return settings.resource(self.plural, self.task_queue)
 
     async def place(
         self,
@@ -129,12 +159,12 @@ class Resource(Generic[Kept, Answer]):
         kept: Kept,
         idempotency_key: str | None,
     ) -> JSONResponse[Answer]:
-        """Start the workflow; its argument is `data` and the new id. A key that came before gets what it started."""
-        user, key = request.user, check_key(idempotency_key)
+        """Start the workflow with `data` and a new id as its argument; the same key again gets what it started."""
+        user, key = request.user, check_key(request, idempotency_key)
         new_id = derived_id(self.plural, user, key) if key else str(uuid.uuid4())
         workflow_id = record_of(request.scope).workflow_id = self.id_prefix + new_id
-        own = services.settings.resource(self.plural)
-        memo = self.memo(owner=user.sub, created_at=datetime.now(UTC), **msgspec.structs.asdict(kept))
+        own = self.settings(services.settings)
+        memo = self.memo_type(owner=user.sub, created_at=datetime.now(UTC), **msgspec.structs.asdict(kept))
         status = StatusMemo(self.statuses[0])
         memos = {self.memo_key: memo, STATUS_MEMO: status}
         start = await services.starts.request(
@@ -153,16 +183,17 @@ class Resource(Generic[Kept, Answer]):
         except errors.WorkflowAlreadyExists:
             if key is None:
                 raise
-            placed, run = await self.read(services, user, new_id)
+            placed, run = await self.read(request, services, new_id)
             check_same(key, data, await services.temporal.memo(run.memo, idempotency.MEMO, str))
             return JSONResponse(placed, headers=headers | REPLAYED)
         return JSONResponse(self._answer(workflow_id, memo, status), headers=headers)
 
-    async def read(self, services: Services, user: User, resource_id: str) -> tuple[Answer, Run]:
-        """The resource and its run. Raises its NotFound, for another caller's too."""
-        missing = self.NotFound(f"There is no {self.words} {resource_id!r}.")
+    async def read(self, request: APIRequest, services: Services, resource_id: str) -> tuple[Answer, Run]:
+        """The resource and its run, if the caller may see it; else raise its NotFound."""
+        user, missing = request.user, self.NotFound(f"There is no {self.words} {shown(resource_id)!r}.")
+        workflow_id = record_of(request.scope).workflow_id = self.id_prefix + resource_id
         try:
-            run = await services.workflow(self.id_prefix + resource_id).describe()
+            run = await services.workflow(workflow_id).describe()
         except (errors.ValidationError, errors.NotFound):  # an id that Temporal does not take is the id of none
             raise missing from None
         match await self.found_in(services.temporal, run):
@@ -171,11 +202,12 @@ class Resource(Generic[Kept, Answer]):
         raise missing
 
     async def found_in(self, temporal: Temporal, run: Run) -> tuple[Answer, str] | None:
-        """The resource that the run is, and its owner; None when it is none of ours."""
-        memo = await temporal.memo(run.memo, self.memo_key, self.memo)
+        """The resource that this run is, and its owner; None if the run is no such resource."""
+        memo = await temporal.memo(run.memo, self.memo_key, self.memo_type)
         if memo is None:
             return None
-        return self._answer(run.workflow_id, memo, await self.status(temporal, run)), memo.owner
+        status, _ = await self.status(temporal, run)
+        return self._answer(run.workflow_id, memo, status), memo.owner
 
     def _answer(self, workflow_id: str, memo: Any, status: StatusMemo) -> Answer:
         return self.answer(
@@ -187,36 +219,39 @@ class Resource(Generic[Kept, Answer]):
             **{name: getattr(memo, name) for name in self.kept.__struct_fields__},
         )
 
-    async def status(self, temporal: Temporal, run: Run) -> StatusMemo:
-        """The status that the workflow keeps, or the one that its end implies."""
+    async def status(self, temporal: Temporal, run: Run) -> tuple[StatusMemo, bool]:
+        """The status, and whether the workflow wrote it; if not, the way in which the run ended implies it."""
         kept = await temporal.memo(run.memo, STATUS_MEMO, StatusMemo) or StatusMemo(self.statuses[0])
-        return self.implied_status(run, kept) or kept
-
-    def implied_status(self, run: Run, kept: StatusMemo) -> StatusMemo | None:
-        """The status of a run that ended without a word: terminated, timed out, or of a worker that keeps no memo."""
         if run.is_open or kept.status in self.ends:
-            return None
-        return StatusMemo(self.completed) if run.is_completed else StatusMemo(self.cancelled, run.status)
+            return kept, True
+        return StatusMemo(self.completed) if run.is_completed else StatusMemo(self.cancelled, run.status), False
 
     def query(self, owner: str | None, status: str | None) -> str:
         """The visibility query for those of an owner (None: of everyone) with a status (None: any)."""
-        # Operators may write any search attribute, but not start a workflow with an id that is reserved.
-        terms = [compare("WorkflowId", self.id_prefix, "STARTS_WITH")]
-        terms += [compare("WorkflowType", self.workflow_type), f"{self.owner_attribute} IS NOT NULL"]
-        terms += [compare(self.owner_attribute, index_value(owner))] if owner is not None else []
+        # Operators may write any search attribute, but not start a workflow with an id that is reserved. A run that
+        # went on as another is not the resource: the other is.
+        terms = [compare("WorkflowId", self.id_prefix, "STARTS_WITH"), compare("WorkflowType", self.workflow_type)]
+        terms.append("ExecutionStatus != 'ContinuedAsNew'")
+        terms.append(
+            f"{self.owner_attribute} IS NOT NULL"
+            if owner is None
+            else compare(self.owner_attribute, index_value(owner))
+        )
         if status is not None:
             terms.append(self._status_query(status))
         return " AND ".join(terms)
 
     def _status_query(self, status: str) -> str:
-        # A run that ended without a word has the status that this implies, whatever its search attribute still says.
-        said = f"{self.status_attribute} = '{status}'"
-        silent = " AND ".join(f"{self.status_attribute} != '{end}'" for end in sorted(self.ends - {status}))
+        # A run that ended before its workflow wrote an end has the status that its ending implies, as in `status`: its
+        # search attribute is out of date.
+        written = f"{self.status_attribute} = '{status}'"
+        no_other_end = " AND ".join(f"{self.status_attribute} != '{end}'" for end in sorted(self.ends - {status}))
         if status == self.completed:
-            return f"({said} OR (ExecutionStatus = 'Completed' AND {silent}))"
+            return f"({written} OR (ExecutionStatus = 'Completed' AND {no_other_end}))"
         if status == self.cancelled:
-            return f"({said} OR (ExecutionStatus IN ('Failed', 'Canceled', 'Terminated', 'TimedOut') AND {silent}))"
-        return said if status in self.ends else f"{said} AND ExecutionStatus = 'Running'"
+            failed = "ExecutionStatus IN ('Failed', 'Canceled', 'Terminated', 'TimedOut')"
+            return f"({written} OR ({failed} AND {no_other_end}))"
+        return written if status in self.ends else f"{written} AND CloseTime IS NULL"
 
     async def page(
         self, temporal: Temporal, owner: str | None, status: str | None, size: int, token: bytes
@@ -245,10 +280,11 @@ class Resource(Generic[Kept, Answer]):
                 break
         return found, token
 
-    def not_cancellable(self, workflow_id: str, status: str) -> Problem:
-        """Too late to cancel."""
-        message = f"The {self.words} can no longer be cancelled: it is {status}."
-        return self.NotCancellable(message, workflow_id=workflow_id, status=status)
+
+def _plural(noun: str) -> str:
+    if re.search("(s|x|z|ch|sh)$", noun):
+        return f"{noun}es"
+    return re.sub("(?<![aeiou])y$", "ie", noun) + "s"
 
 
 def _problem(kind: type[Problem], code: str, meaning: str) -> type[Problem]:
@@ -278,9 +314,7 @@ def _structs(resource: Resource[Any, Any]) -> tuple[Any, Any, Any]:
             ),
             (resource.name, resource.answer),
         ],
-        namespace={
-            "__doc__": f"{resource.a_name.capitalize()} and its run. `execution_time_seconds` is null while it runs."
-        },
+        namespace={"__doc__": f"{resource.a_name.capitalize()} and its run."},
     )
     page = msgspec.defstruct(
         f"{resource.title}ListResponse",

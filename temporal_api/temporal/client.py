@@ -2,7 +2,7 @@
 
 import asyncio
 import functools
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from datetime import timedelta
 from typing import TypeVar
@@ -19,6 +19,7 @@ from temporalio.service import GrpcCompression, KeepAliveConfig, RetryConfig, RP
 from temporal_api import deadline
 from temporal_api.encryption import ENCODING as ENCRYPTED
 from temporal_api.errors import PayloadUndecodable, ShuttingDown, TemporalConnectionError, TemporalTimeout
+from temporal_api.memory import Memory
 from temporal_api.settings import Settings
 from temporal_api.temporal.connections import Connections
 from temporal_api.temporal.failures import (
@@ -30,13 +31,13 @@ from temporal_api.temporal.failures import (
     is_passing,
     problem_of,
 )
-from temporal_api.temporal.payloads import data_converter, raw_json
+from temporal_api.temporal.payloads import OWN_MEMO, data_converter, raw_json
 
 Response = TypeVar("Response", bound=Message)
 Value = TypeVar("Value")
 
 
-async def connect(settings: Settings, runtime: Runtime) -> "Temporal":
+async def connect(settings: Settings, runtime: Runtime, memory: Memory) -> "Temporal":
     """Temporal, connected to when first used: the service starts, and recovers, whether it is there or not."""
     connect = functools.partial(
         Client.connect,
@@ -53,7 +54,7 @@ async def connect(settings: Settings, runtime: Runtime) -> "Temporal":
     )
     waits = Connections(connect)
     calls = Connections(connect, waits)
-    return Temporal(await connect(), calls.service, waits.service, settings.rpc_timeout_seconds)
+    return Temporal(await connect(), calls.service, waits.service, settings.rpc_timeout_seconds, memory)
 
 
 async def _attempt(rpc: Callable[..., Awaitable[Response]], request: Message, now: float, ending_at: float) -> Response:
@@ -83,8 +84,14 @@ class Temporal:
     """Temporal's services as this gateway uses them."""
 
     def __init__(
-        self, client: Client, service: WorkflowService, waits: WorkflowService, rpc_timeout_seconds: float
+        self,
+        client: Client,
+        service: WorkflowService,
+        waits: WorkflowService,
+        rpc_timeout_seconds: float,
+        memory: Memory,
     ) -> None:
+        self.memory = memory
         self.service = service
         self.waits = waits
         """For calls that wait for news, or for a worker: they take no room from the others."""
@@ -148,13 +155,19 @@ class Temporal:
         encoded = await self.encode(fields.values())
         return Memo(fields=dict(zip(fields, encoded.payloads, strict=True)))
 
-    async def decode(self, payloads: Iterable[Payload]) -> Iterable[Payload]:
-        """Decrypt payloads, if there are keys. Raises PayloadUndecodable."""
-        return await self.codec.decode(list(payloads)) if self.codec else payloads
+    async def decode(self, payloads: Iterable[Payload]) -> Sequence[Payload]:
+        """Decrypt payloads, if there are keys. One that cannot be decrypted stays as it is, and hides no other."""
+        encoded = list(payloads)
+        if self.codec is None:
+            return encoded
+        try:
+            return await self.codec.decode(encoded)
+        except PayloadUndecodable:
+            return encoded if len(encoded) == 1 else [one for each in encoded for one in await self.decode([each])]
 
     async def values(self, fields: Mapping[str, Payload]) -> dict[str, msgspec.Raw]:
-        """A memo or search attributes as JSON, in the order of their names."""
-        names = sorted(fields)
+        """A memo or search attributes as JSON, in the order of their names; without this service's own memo."""
+        names = sorted(name for name in fields if not name.startswith(OWN_MEMO))
         decoded = await self.decode(fields[name] for name in names)
         return {name: raw_json(payload) for name, payload in zip(names, decoded, strict=True)}
 
@@ -169,8 +182,10 @@ class Temporal:
         """One memo field as that type; None when it is missing or is something else. Raises PayloadUndecodable."""
         if key not in memo.fields:
             return None
-        (payload,) = await self.decode([memo.fields[key]])
-        if payload.metadata.get("encoding") == ENCRYPTED:
+        payload = memo.fields[key]
+        if self.codec:
+            (payload,) = await self.codec.decode([payload])
+        elif payload.metadata.get("encoding") == ENCRYPTED:
             raise PayloadUndecodable("What Temporal keeps here is encrypted, and this service has no key.")
         try:
             return msgspec.json.decode(payload.data, type=kind)

@@ -13,7 +13,7 @@ from temporalio.api.failure.v1 import Failure, MultiOperationExecutionAborted
 from temporalio.service import RPCError, RPCStatusCode
 
 from temporal_api import errors
-from temporal_api.errors import Problem
+from temporal_api.errors import Problem, shown
 
 Detail = TypeVar("Detail", bound=Message)
 
@@ -46,7 +46,7 @@ NOTHING = Subject()
 def workflow_subject(workflow_id: str, run_id: str = "") -> Subject:
     """A workflow, or one run of it."""
     return Subject(
-        f"workflow {workflow_id!r}" + (f" with the run {run_id!r}" if run_id else ""),
+        f"workflow {shown(workflow_id)!r}" + (f" with the run {run_id!r}" if run_id else ""),
         missing=errors.WorkflowNotFound,
         details={"workflow_id": workflow_id, "run_id": run_id},
     )
@@ -55,7 +55,7 @@ def workflow_subject(workflow_id: str, run_id: str = "") -> Subject:
 def start_subject(workflow_id: str) -> Subject:
     """A workflow that is to be started; it may be closed, or gone, before an update that comes along reaches it."""
     return Subject(
-        f"workflow {workflow_id!r}",
+        f"workflow {shown(workflow_id)!r}",
         missing=errors.WorkflowNotFound,
         exists=errors.WorkflowAlreadyExists,
         invalid=errors.WorkflowStartError,

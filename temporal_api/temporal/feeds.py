@@ -8,11 +8,12 @@ from contextlib import aclosing
 from temporalio.api.history.v1 import HistoryEvent
 
 from temporal_api.temporal.events import CLOSING, in_parts
-from temporal_api.temporal.history import read_pages, retry_while_away
+from temporal_api.temporal.history import FIRST_BATCHES, fitting, read_pages, retry_while_away
 from temporal_api.temporal.polls import Polls
 from temporal_api.temporal.workflow import Workflow
 
 PAGES_HELD = 32
+BYTES_HELD = 256 * 1024
 """A watcher that is further behind reads the history again instead."""
 
 
@@ -22,9 +23,15 @@ class _Watcher:
     def __init__(self) -> None:
         self._pages: asyncio.Queue[list[HistoryEvent] | Exception] = asyncio.Queue()
         self._behind = False
+        self._bytes = 0
 
     def put(self, news: list[HistoryEvent] | Exception) -> None:
-        if isinstance(news, Exception) or (self._pages.qsize() < PAGES_HELD and not self._behind):
+        if self._pages.empty():
+            self._bytes = 0
+        if isinstance(news, Exception):
+            self._pages.put_nowait(news)
+        elif self._pages.qsize() < PAGES_HELD and self._bytes < BYTES_HELD and not self._behind:
+            self._bytes += sum(event.ByteSize() for event in news)
             self._pages.put_nowait(news)
         else:
             self._behind = True  # until the history is read again, which has this page and those that follow it
@@ -33,8 +40,9 @@ class _Watcher:
         """The whole history, then what is new; some events come twice."""
         while True:
             self._behind = False
-            async for page in read_pages(run, while_away=True):
-                yield page.events
+            async with aclosing(read_pages(run, while_away=True)) as pages:
+                async for page in pages:
+                    yield page.events
             while not (self._behind and self._pages.empty()):
                 news = await self._pages.get()
                 if isinstance(news, Exception):
@@ -79,10 +87,11 @@ class Feeds:
 
 async def _poll(run: Workflow, after: int, watchers: set[_Watcher]) -> None:
     # There is no way to begin a long poll at an event: read from the start, and tell only what is new.
-    token = b""
+    token, batches = b"", FIRST_BATCHES
     try:
         while True:
-            page = await retry_while_away(functools.partial(run.read_page, token=token, wait=True))
+            page = await retry_while_away(functools.partial(run.read_page, token=token, batches=batches, wait=True))
+            batches = fitting(batches, page)
             fresh = [event for event in page.events if event.event_id > after]
             if fresh:
                 after = fresh[-1].event_id

@@ -6,6 +6,7 @@ Callers never get Temporal's own page tokens: one workflow's token opens the his
 import asyncio
 import functools
 from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import aclosing
 from typing import TypeVar
 
 import msgspec
@@ -13,68 +14,96 @@ from temporalio.api.enums.v1 import EventType
 from temporalio.api.history.v1 import HistoryEvent
 
 from temporal_api.errors import TEMPORAL_AWAY
+from temporal_api.memory import WAIT_SECONDS
 from temporal_api.temporal.workflow import PAGE_BATCHES, Page, Workflow
 
 Answer = TypeVar("Answer")
 
 RETRY_SECONDS = 1.0
 PAGE_EVENTS = 200
+PAGE_BYTES = 512 * 1024
 """What a page should hold. Temporal counts batches instead: the events that it recorded at once."""
+FIRST_BATCHES = 2
+"""The first page's, of a history whose size is not known: an event may have 2 MB."""
+HELD = 3
+"""A page's bytes come to so many times their number while it is read and told."""
+ROOM_SECONDS = 15.0
+"""How long a history that is being told waits for room for its next page."""
 
 
 async def read_pages(
-    run: Workflow, *, token: bytes = b"", reverse: bool = False, while_away: bool = False
+    run: Workflow, *, token: bytes = b"", reverse: bool = False, while_away: bool = False, history_bytes: int = 0
 ) -> AsyncGenerator[Page, None]:
-    """Every page to the end, each small enough to hold. With `while_away`, wait while Temporal cannot be reached."""
-    batches = PAGE_BATCHES
-    while True:
-        read = functools.partial(run.read_page, token=token, batches=batches, reverse=reverse)
-        found = await (retry_while_away(read) if while_away else read())
-        yield found
-        if not (token := found.token):
-            return
-        fitting = batches * PAGE_EVENTS // max(1, len(found.events))
-        batches = max(1, min(fitting, 2 * batches, PAGE_BATCHES))
+    """Page after page to the end, each small enough to be held; `while_away`: Temporal's absences are waited out.
+
+    A page is read when there is room for one as large as the last, or for all of `history_bytes`. Raises Overloaded.
+    """
+    batches = PAGE_BATCHES if 0 < history_bytes <= PAGE_BYTES else FIRST_BATCHES
+    size, seconds = history_bytes, ROOM_SECONDS if while_away else WAIT_SECONDS
+    with run.temporal.memory.share() as share:
+        while True:
+            if size > PAGE_BYTES:
+                await share.grow(HELD * size, seconds=seconds)
+            read = functools.partial(run.read_page, token=token, batches=batches, reverse=reverse)
+            found = await (retry_while_away(read) if while_away else read())
+            share.size = HELD * found.size
+            yield found
+            if not (token := found.token):
+                return
+            batches, size, seconds = fitting(batches, found), found.size, ROOM_SECONDS
+
+
+def fitting(batches: int, last: Page) -> int:
+    """How many batches to ask for after a page of so many."""
+    fit = batches * min(PAGE_EVENTS / max(1, len(last.events)), PAGE_BYTES / max(1, last.size))
+    return max(1, min(int(fit), 8 * batches, PAGE_BATCHES))
+
+
+Listing = AsyncGenerator[tuple[list[HistoryEvent], bytes], None]
+"""Events, each time with the cursor of what follows them; empty at the end."""
 
 
 class _Cursor(msgspec.Struct, array_like=True):
-    """Where the next page begins: `skip` events into the page of Temporal's token."""
+    """Where a listing goes on: so many events into the page of Temporal's token."""
 
     run_id: str
     token: bytes
     skip: int
+    history_bytes: int = 0
 
 
-async def list_events(
-    workflow: Workflow, *, cursor: bytes, size: int, reverse: bool
-) -> tuple[list[HistoryEvent], bytes]:
-    """At most `size` events from the cursor on, and the cursor of what follows; empty at the end.
+async def list_events(workflow: Workflow, *, cursor: bytes, size: int, reverse: bool) -> Listing:
+    """At most `size` events from the cursor on, as they are read.
 
     What Temporal gives beyond `size` is left to the next page, which reads it again.
     """
     if cursor:
         at = msgspec.msgpack.decode(cursor, type=_Cursor)
     else:  # all pages are of one run, also when another one begins meanwhile
-        at = _Cursor((await workflow.current_run()).run_id, b"", 0)
-    events: list[HistoryEvent] = []
-    async for found in read_pages(workflow.run(at.run_id), token=at.token, reverse=reverse):
-        fresh, room = found.events[at.skip :], size - len(events)
-        events += fresh[:room]
-        if len(fresh) > room:
-            at.skip += room
-            return events, msgspec.msgpack.encode(at)
-        at = _Cursor(at.run_id, found.token, 0)
-        if len(events) == size:
-            break
-    return events, msgspec.msgpack.encode(at) if at.token else b""
+        run = await workflow.describe()
+        at = _Cursor(run.run_id, b"", 0, run.history_bytes)
+    pages = read_pages(workflow.run(at.run_id), token=at.token, reverse=reverse, history_bytes=at.history_bytes)
+    async with aclosing(pages):
+        async for found in pages:
+            events = found.events[at.skip : at.skip + size]
+            size -= len(events)
+            if at.skip + len(events) < len(found.events):
+                at.skip += len(events)
+                yield events, msgspec.msgpack.encode(at)
+                return
+            at.token, at.skip = found.token, 0
+            yield events, msgspec.msgpack.encode(at) if at.token else b""
+            if not size:
+                return
 
 
 async def workflow_task_end(run: Workflow, *, last: bool) -> int | None:
     """The event that ends the run's first workflow task, or its last; None when there is none."""
-    async for found in read_pages(run, reverse=last):
-        for event in found.events:
-            if event.event_type == EventType.EVENT_TYPE_WORKFLOW_TASK_COMPLETED:
-                return event.event_id
+    async with aclosing(read_pages(run, reverse=last)) as pages:
+        async for found in pages:
+            for event in found.events:
+                if event.event_type == EventType.EVENT_TYPE_WORKFLOW_TASK_COMPLETED:
+                    return event.event_id
     return None
 
 

@@ -6,6 +6,7 @@ Temporal may lose an update that it has only admitted: a caller hears of success
 import asyncio
 import functools
 from collections.abc import Awaitable, Callable, Iterable
+from contextlib import suppress
 from typing import Any, TypeVar
 
 import msgspec
@@ -17,7 +18,7 @@ from temporal_api.errors import Problem, TemporalTimeout, Unavailable, UpdateNot
 from temporal_api.temporal.failures import start_subject
 from temporal_api.temporal.history import retry_while_away
 from temporal_api.temporal.starts import Started
-from temporal_api.temporal.workflow import LONG_POLL_SECONDS, Workflow
+from temporal_api.temporal.workflow import LONG_POLL_SECONDS, Workflow, is_too_long
 
 ACCEPTED = Stage.UPDATE_WORKFLOW_EXECUTION_LIFECYCLE_STAGE_ACCEPTED
 DONE = Stage.UPDATE_WORKFLOW_EXECUTION_LIFECYCLE_STAGE_COMPLETED
@@ -96,13 +97,12 @@ async def _request(
 async def find(workflow: Workflow, update_id: str) -> Update:
     """The update as it is now, once it is accepted. Raises UpdateNotFound, and as `send` does."""
     rpc = workflow.fail_without_worker(_until_accepted(workflow.temporal.waits.poll_workflow_execution_update))
-    try:
-        response = await workflow.call(rpc, _poll(workflow, update_id, ACCEPTED))
-    except WorkflowNotFound:
-        await workflow.describe()
-        message = f"The workflow {workflow.id!r} has no update {update_id!r}; one that was rejected is not kept."
-        raise UpdateNotFound(message, **workflow.subject.details, update_id=update_id) from None
-    return await _update(workflow, update_id, response)
+    with suppress(WorkflowNotFound):
+        if not is_too_long(update_id):
+            return await _update(workflow, update_id, await workflow.call(rpc, _poll(workflow, update_id, ACCEPTED)))
+    await workflow.describe()
+    message = f"The workflow {workflow.id!r} has no update {update_id!r}; one that was rejected is not kept."
+    raise UpdateNotFound(message, **workflow.subject.details, update_id=update_id)
 
 
 async def wait(workflow: Workflow, update: Update) -> Update:

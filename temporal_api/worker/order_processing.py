@@ -1,18 +1,17 @@
-"""Order processing: reserve inventory, charge the payment, ship, deliver; undone in reverse when that cannot be done.
+"""Order processing: reserve inventory, charge the payment, ship, deliver. A saga: cancelling undoes it in reverse.
 
-The order's status is kept where it can be read without a worker: in the memo `temporal_api.status`, and in the search
-attribute `OrderStatus` of a run that was started with it. A status never runs ahead of what has happened.
+The order's status can be read without a worker: it is in the memo `temporal_api.status`, and in the search attribute
+`OrderStatus` of a run that was started with it. The status never says more than what has happened.
 
-How an order ends as `cancelled`, with its `reason`:
-- A step refuses (`REFUSALS`): it did nothing, the steps before it are undone.
-- A step fails for good: whether it did anything is unknown, so it is undone too.
-- The signal `cancel`, until the order is shipped. No further step begins; the attempt under way is finished but not
-  repeated, and its step is undone with the others. `ship` is no exception: a parcel handed over meanwhile is recalled,
-  so who reads `processing` and cancels is not too late because shipping has begun. Too late is only what reaches the
-  workflow after it has recorded `shipped` (a cancel that crosses with that very record included): it is ignored.
-- Temporal's own cancellation, an operator's word: likewise, but at any time before the run closes, shipped or not.
-The status becomes `cancelled` when all is undone. Undoing is tried until it works: leave a run hours to live. One that
-exceeds its execution timeout is ended by Temporal without asking the workflow, and then nothing is undone.
+An order is cancelled, with a `reason`, when
+- a step refuses (`REFUSALS`). The step did nothing; the steps before it are undone.
+- a step fails for good. It may have done something, so it is undone too.
+- the signal `cancel` comes before the order is shipped. No further step begins. An attempt under way may finish, is not
+  repeated, and its step is undone with the others. That includes `ship`: a parcel that was handed over meanwhile is
+  recalled. A signal that reaches the workflow after it has recorded `shipped` is ignored.
+- Temporal cancels the run, at any time before it closes, shipped or not.
+The status becomes `cancelled` once everything is undone. Each undo is tried until it works, so give a run hours. At its
+execution timeout Temporal ends a run without asking the workflow, and nothing is undone.
 """
 
 import asyncio
@@ -35,11 +34,11 @@ STATUS_MEMO = "temporal_api.status"
 ORDER_STATUS = SearchAttributeKey.for_keyword("OrderStatus")
 
 REFUSALS = {"OutOfStock": "out_of_stock", "PaymentDeclined": "payment_declined"}
-"""The failures by which a step says no, having done nothing: an `ApplicationError`'s type, and the order's reason."""
+"""How a step refuses without having done anything: the type of its `ApplicationError`, and the order's reason."""
 
 ATTEMPT_TIMEOUT = timedelta(seconds=10)
-"""What one attempt of a step may take; a worker lost in the middle of one is noticed after it."""
-# Attempts are counted, not time: an order that waits for a worker to come back is not given up.
+"""The time of one attempt of a step. A worker that is lost in the middle of one is noticed after it."""
+# Attempts are limited, time is not: an order waits for its workers to come back.
 STEP_RETRY = RetryPolicy(
     initial_interval=timedelta(milliseconds=250),
     maximum_interval=timedelta(seconds=30),
@@ -62,7 +61,7 @@ class OrderItem(msgspec.Struct, frozen=True):
 
 
 class Order(msgspec.Struct, frozen=True):
-    """The workflow's argument; fields that it does not know are ignored."""
+    """The workflow's argument. Unknown fields are ignored."""
 
     id: str
     customer_id: str
@@ -72,12 +71,12 @@ class Order(msgspec.Struct, frozen=True):
     payment_details: dict[str, Any]
 
     def __repr__(self) -> str:
-        """Tell the id only: payment details reach no log and no failure message."""
+        """Show the id only: payment details must reach no log and no failure message."""
         return f"Order({self.id!r})"
 
     @property
     def total(self) -> Decimal:
-        """What is to be paid, exactly."""
+        """The exact sum to pay."""
         return sum((item.quantity * item.unit_price for item in self.items), Decimal())
 
 
@@ -90,18 +89,18 @@ class Outcome(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 def refusal(kind: str, message: str) -> ApplicationError:
-    """A step's no, one of `REFUSALS`: final, and an answer rather than an error to be logged."""
+    """Make the refusal of a step, one of `REFUSALS`. It is not retried, and not logged as an error."""
     return ApplicationError(message, type=kind, non_retryable=True, category=ApplicationErrorCategory.BENIGN)
 
 
 class StandIns:
-    """Replace me: your inventory, your payment provider and your carrier go here, one activity for each thing they do.
+    """Replace me with your inventory, your payment provider and your carrier: one activity for each thing they do.
 
-    Every activity may run more than once for the same order (a retry, a worker lost before it could report): make it
-    idempotent by `order.id`, say as the provider's idempotency key. An undo must also be content with nothing to undo.
-    Only `charge_payment` is given the payment details; keep them out of logs and exceptions.
+    An activity may run more than once for an order: it is retried, or its worker is lost before it could report. Make
+    it idempotent by `order.id`, for example as the provider's idempotency key. An undo may find nothing to undo. Only
+    `charge_payment` gets the payment details: keep them out of logs and exceptions.
 
-    These pretend: each takes `pace_seconds`, sku `OUT-OF-STOCK` is never there, card token `tok_declined` is declined.
+    These only pretend. Each takes `pace_seconds`. The sku `OUT-OF-STOCK` and the card token `tok_declined` are refused.
     """
 
     def __init__(self, pace_seconds: float = 0.0) -> None:
@@ -110,13 +109,13 @@ class StandIns:
         self.pace_seconds = pace_seconds
 
     async def pretend(self, step: str, order: Order) -> None:
-        """Do the step's work, or rather don't: the one place where a test can look, wait or fail."""
+        """Stand in for the step's work. Tests override this to watch, wait or fail."""
         activity.logger.info("%s: order %s", step, order.id)
         await asyncio.sleep(self.pace_seconds)
 
     @activity.defn
     async def reserve_inventory(self, order: Order) -> None:
-        """Set the items aside, or refuse with `OutOfStock`."""
+        """Reserve the items, or refuse with `OutOfStock`."""
         await self.pretend("reserve_inventory", order)
         if any(item.sku == "OUT-OF-STOCK" for item in order.items):
             raise refusal("OutOfStock", "an item is out of stock")
@@ -150,12 +149,12 @@ class StandIns:
 
     @activity.defn
     async def deliver(self, order: Order) -> None:
-        """Return when the carrier has delivered the parcel."""
+        """Return once the carrier has delivered the parcel."""
         await self.pretend("deliver", order)
 
 
 class Step(NamedTuple):
-    """What is done, what undoes it, and the order's status once it is done."""
+    """An activity, the one that undoes it, and the order's status once it is done."""
 
     do: Callable[[StandIns, Order], Awaitable[None]]
     undo: Callable[[StandIns, Order], Awaitable[None]] | None
@@ -170,32 +169,32 @@ STEPS = (
 )
 
 
-# An order that cannot be read fails its run at once, instead of a workflow task for ever.
+# An argument that is no order fails the run at once, instead of its workflow task for ever.
 @workflow.defn(name="order_processing", failure_exception_types=[msgspec.DecodeError])
 class OrderProcessing:
-    """One order, from pending to delivered or cancelled."""
+    """Processes one order, from pending to delivered or cancelled."""
 
     def __init__(self) -> None:
         self._status: Status = "pending"
         self._reason: str | None = None
         self._stop: str | None = None
-        """Why the order is to be cancelled, from the moment it is."""
+        """Why the order is being cancelled; None while it is not."""
 
     @workflow.run
     async def run(self, order: Order) -> Outcome:
-        """Process the order; Temporal's cancellation is heeded, but never tears a step or its undoing apart."""
+        """Process the order. Temporal's cancellation never interrupts a step or an undo."""
         work = asyncio.create_task(self._process(order))
         try:
             return await asyncio.shield(work)
         except asyncio.CancelledError:
-            # The run's status, as the API tells the reason of a run that ended without its workflow's doing.
+            # The run's status: the API gives the same reason for a run that Temporal itself ended.
             self._stop = self._stop or "CANCELED"
             await work
             raise
 
     @workflow.signal
     def cancel(self, *request: Any) -> None:
-        """Cancel the order unless it is shipped; `{"reason": ...}` is welcome, anything else will do."""
+        """Cancel the order unless it is shipped. Takes `{"reason": ...}`, or anything else."""
         if self._stop is not None or self._status in ("shipped", "delivered"):
             return
         match request:
@@ -206,7 +205,7 @@ class OrderProcessing:
 
     @workflow.query
     def status(self) -> dict[str, str | None]:
-        """The status, and the reason of a cancelled order: what the memo says."""
+        """Tell the status and the reason, as the memo does."""
         return {"status": self._status, "reason": self._reason}
 
     async def _process(self, order: Order) -> Outcome:
@@ -219,17 +218,17 @@ class OrderProcessing:
             if self._stop is not None:
                 await self._undo(begun, without_payment)
                 break
-            self._tell(step.status)
+            self._set_status(step.status)
         return Outcome(order.id, self._status, self._reason)
 
     async def _do(self, step: Step, order: Order) -> bool:
-        """Do a step, and say whether there may be anything to undo; one that fails for good stops the order."""
+        """Do a step; return whether there may be something to undo. A step that fails for good stops the order."""
         work = workflow.start_activity_method(
             step.do,
             order,
             start_to_close_timeout=ATTEMPT_TIMEOUT,
             retry_policy=STEP_RETRY,
-            # Cancelled is what has not begun and what would be repeated; an attempt under way is waited for.
+            # Cancelling stops an attempt that has not begun and further ones; an attempt under way may finish.
             cancellation_type=workflow.ActivityCancellationType.WAIT_CANCELLATION_COMPLETED,
         )
         await workflow.wait_condition(lambda: work.done() or self._stop is not None)
@@ -250,28 +249,28 @@ class OrderProcessing:
                     await workflow.execute_activity_method(
                         step.undo, order, start_to_close_timeout=ATTEMPT_TIMEOUT, retry_policy=UNDO_RETRY
                     )
-                except ActivityError as error:  # The activity itself said: do not retry. The others are still undone.
+                except ActivityError as error:  # not to be retried: the others are still undone
                     failed.append(error.activity_type)
-        self._tell("cancelled", self._stop)
-        if failed:  # The run fails: someone has to look.
+        self._set_status("cancelled", self._stop)
+        if failed:  # fail the run, so that somebody looks
             raise ApplicationError(f"not undone: {', '.join(failed)}", type="UndoFailed")
 
-    def _tell(self, status: Status, reason: str | None = None) -> None:
+    def _set_status(self, status: Status, reason: str | None = None) -> None:
         self._status, self._reason = status, reason
         workflow.upsert_memo({STATUS_MEMO: {"status": status, "reason": reason}})
-        # One that the namespace does not know fails the workflow task for ever; one that the run has, it knows.
+        # A search attribute that the namespace lacks would fail the workflow task for ever: set one that the run has.
         if workflow.info().typed_search_attributes.get(ORDER_STATUS) is not None:
             workflow.upsert_search_attributes([ORDER_STATUS.value_set(status)])
 
 
 def create_worker(client: Client, task_queue: str, activities: StandIns | None = None) -> Worker:
-    """A worker for orders, to be run by `async with` or its `run()`; the client needs `temporal.DATA_CONVERTER`."""
-    does = activities or StandIns()
+    """Make a worker for orders; run it with `async with` or `run()`. The client needs `payloads.data_converter`."""
+    activities = activities or StandIns()
     named = [work.__name__ for step in STEPS for work in (step.do, step.undo) if work is not None]
     return Worker(
         client,
         task_queue=task_queue,
         workflows=[OrderProcessing],
-        activities=[getattr(does, name) for name in named],
+        activities=[getattr(activities, name) for name in named],
         graceful_shutdown_timeout=timedelta(seconds=5),
     )

@@ -1,10 +1,29 @@
-"""Any workflow of the namespace over HTTP, for operators.
+"""Any workflow of the namespace over HTTP, for operators."""
 
-addressing   which workflow a request means, and the arguments it sends
-start        start a workflow
-status       its state and its result
-messages     signal, query and update it
-lifecycle    cancel, terminate, reset and delete it
-listing      list and count workflows
-history      its history, in pages and live
-"""
+from litestar import Router
+
+from temporal_api.controllers.workflows import history, lifecycle, listing, messages, start, status
+from temporal_api.controllers.workflows.addressing import TARGET, WORKFLOW
+
+WORKFLOWS = Router(
+    "/",
+    route_handlers=[
+        start.start_workflow,
+        listing.list_workflows,
+        listing.count_workflows,
+        status.get_workflow,
+        status.get_result,
+        history.get_history,
+        history.stream_events,
+        messages.signal_workflow,
+        messages.query_workflow,
+        messages.update_workflow,
+        messages.get_update,
+        lifecycle.cancel_workflow,
+        lifecycle.terminate_workflow,
+        lifecycle.reset_workflow,
+        lifecycle.delete_workflow,
+    ],
+    dependencies={"workflow": WORKFLOW, "target": TARGET},
+    tags=["workflows"],
+)

@@ -3,16 +3,14 @@
 from typing import Annotated, Literal
 
 import msgspec
-from litestar import Controller, delete, post
+from litestar import delete, post
 from litestar.params import JSONBody
 from msgspec import Meta
 
-from temporal_api.controllers.workflows.addressing import WORKFLOW, NonEmpty, PathWorkflow
-from temporal_api.errors import ValidationError, WorkflowCompleted, WorkflowNotFound, invalid
+from temporal_api.controllers.workflows.addressing import ADMIN, ONE, WRITE, NonEmpty, RunId, Target, WorkflowId
+from temporal_api.errors import PreconditionFailed, ValidationError, WorkflowCompleted, WorkflowNotFound, invalid
 from temporal_api.problems import responses
 from temporal_api.temporal.history import workflow_task_end
-
-_WorkflowId = Annotated[str, Meta(examples=["invoice-2041"])]
 
 
 class CancelRequest(msgspec.Struct, forbid_unknown_fields=True):
@@ -24,13 +22,40 @@ class CancelRequest(msgspec.Struct, forbid_unknown_fields=True):
 class CancelResponse(msgspec.Struct):
     """The workflow that was asked to end."""
 
-    workflow_id: _WorkflowId
+    workflow_id: WorkflowId
+
+
+@post(
+    f"{ONE}/cancel",
+    scope=WRITE,
+    status_code=202,
+    operation_id="cancelWorkflow",
+    summary="Ask a workflow to end",
+    responses=responses(WorkflowNotFound, PreconditionFailed, WorkflowCompleted, body=True),
+)
+async def cancel_workflow(target: Target, data: JSONBody[CancelRequest | None] = None) -> CancelResponse:
+    """Ask the workflow's code to end. It may clean up first, or go on. To end it at once, terminate it."""
+    await target.cancel(data.reason if data else "")
+    return CancelResponse(target.id)
 
 
 class TerminateRequest(msgspec.Struct, forbid_unknown_fields=True):
     """Why the workflow is terminated, for its history."""
 
     reason: Annotated[NonEmpty, Meta(examples=["runs away"])]
+
+
+@post(
+    f"{ONE}/terminate",
+    scope=ADMIN,
+    status_code=204,
+    operation_id="terminateWorkflow",
+    summary="End a workflow at once",
+    responses=responses(WorkflowNotFound, PreconditionFailed, WorkflowCompleted, body=True),
+)
+async def terminate_workflow(target: Target, data: JSONBody[TerminateRequest]) -> None:
+    """End the workflow without asking its code, which cleans nothing up."""
+    await target.terminate(data.reason)
 
 
 class ResetRequest(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
@@ -43,7 +68,7 @@ class ResetRequest(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     reason: Annotated[NonEmpty, Meta(examples=["fixed code"])]
 
     def __post_init__(self) -> None:
-        """One place, and only one."""
+        """Check that exactly one of the two is given."""
         if (self.to is None) == (self.event_id is None):
             raise ValueError("to: Expected either to or event_id")
 
@@ -51,77 +76,44 @@ class ResetRequest(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
 class ResetResponse(msgspec.Struct):
     """The new run, which goes on from there."""
 
-    workflow_id: _WorkflowId
-    run_id: Annotated[str, Meta(examples=["019ab3c4-7d1e-7f3a-8b55-0c2d4e6f8a10"])]
+    workflow_id: WorkflowId
+    run_id: RunId
 
 
-class WorkflowLifecycleController(Controller):
-    """End workflows, or run them again."""
+@post(
+    f"{ONE}/reset",
+    scope=ADMIN,
+    status_code=200,
+    operation_id="resetWorkflow",
+    summary="Run a workflow again from a point",
+    responses=responses(WorkflowNotFound, PreconditionFailed, body=True),
+)
+async def reset_workflow(target: Target, data: JSONBody[ResetRequest]) -> ResetResponse:
+    """Begin a new run with the history up to that point. Signals and updates that came later are sent to it again.
 
-    path = "/workflows"
-    tags = ["workflows"]  # noqa: RUF012 - Litestar's way
-    dependencies = {"workflow": WORKFLOW}  # noqa: RUF012 - likewise
+    A running workflow is terminated first; a closed one can be reset too.
+    """
+    run = await target.current_run()
+    event_id = data.event_id or await workflow_task_end(run, last=data.to == "last_workflow_task")
+    if event_id is None:
+        raise invalid("to", "Expected a run with a completed workflow task; this one has none")
+    try:
+        return ResetResponse(target.id, await run.reset(event_id, data.reason))
+    except ValidationError as error:
+        field = "event_id" if data.event_id else "to"
+        raise invalid(field, f"Temporal cannot reset the run to the event {event_id}: {error.message}") from None
 
-    @post(
-        "/{workflow_id:str}/cancel",
-        scope=("workflows:write", "workflows:admin"),
-        status_code=202,
-        operation_id="cancelWorkflow",
-        summary="Ask a workflow to end",
-        responses=responses(WorkflowNotFound, WorkflowCompleted, body=True),
-    )
-    async def cancel_workflow(
-        self, workflow: PathWorkflow, data: JSONBody[CancelRequest | None] = None
-    ) -> CancelResponse:
-        """Ask the workflow's code to end. It may clean up first, or go on. To end it at once, terminate it."""
-        await workflow.cancel(data.reason if data else "")
-        return CancelResponse(workflow.id)
 
-    @post(
-        "/{workflow_id:str}/terminate",
-        scope=("workflows:admin",),
-        status_code=204,
-        operation_id="terminateWorkflow",
-        summary="End a workflow at once",
-        responses=responses(WorkflowNotFound, WorkflowCompleted, body=True),
-    )
-    async def terminate_workflow(self, workflow: PathWorkflow, data: JSONBody[TerminateRequest]) -> None:
-        """End the workflow without asking its code, which cleans nothing up."""
-        await workflow.terminate(data.reason)
+@delete(
+    ONE,
+    scope=ADMIN,
+    operation_id="deleteWorkflow",
+    summary="Delete a workflow",
+    responses=responses(WorkflowNotFound, PreconditionFailed),
+)
+async def delete_workflow(target: Target) -> None:
+    """Permanently delete the workflow and its history. A running workflow is terminated first.
 
-    @post(
-        "/{workflow_id:str}/reset",
-        scope=("workflows:admin",),
-        status_code=200,
-        operation_id="resetWorkflow",
-        summary="Run a workflow again from a point",
-        responses=responses(WorkflowNotFound, body=True),
-    )
-    async def reset_workflow(self, workflow: PathWorkflow, data: JSONBody[ResetRequest]) -> ResetResponse:
-        """Begin a new run with the history up to that point. Signals and updates that came later are sent to it again.
-
-        A running workflow is terminated first; a closed one can be reset too.
-        """
-        run = await workflow.current_run()
-        event_id = data.event_id or await workflow_task_end(run, last=data.to == "last_workflow_task")
-        if event_id is None:
-            raise invalid("to", "Expected a run with a completed workflow task; this one has none")
-        try:
-            return ResetResponse(workflow.id, await run.reset(event_id, data.reason))
-        except ValidationError as error:
-            field = "event_id" if data.event_id else "to"
-            raise invalid(field, f"Temporal cannot reset the run to the event {event_id}: {error.message}") from None
-
-    @delete(
-        "/{workflow_id:str}",
-        scope=("workflows:admin",),
-        operation_id="deleteWorkflow",
-        summary="Delete a workflow",
-        responses=responses(WorkflowNotFound),
-    )
-    async def delete_workflow(self, workflow: PathWorkflow) -> None:
-        """Permanently delete the workflow and its history. A running workflow is terminated first.
-
-        Temporal may take a minute to do it.
-        """
-        await workflow.delete()
+    Temporal may take a minute to do it.
+    """
+    await target.delete()

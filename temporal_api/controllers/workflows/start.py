@@ -1,20 +1,34 @@
 """Starting workflows: every option of Temporal's start, a signal in the same call, an idempotency key, a wait."""
 
 import uuid
-from datetime import datetime, timedelta
+from datetime import timedelta
 from typing import Annotated, Any, Literal
 
 import msgspec
 import temporalio.common
-from litestar import Controller, post
-from litestar.datastructures import ResponseHeader
+from litestar import post
 from litestar.openapi.datastructures import ResponseSpec
 from litestar.params import JSONBody
 from msgspec import UNSET, Meta, Raw
 
 from temporal_api import errors, idempotency
 from temporal_api.auth import APIRequest, User
-from temporal_api.controllers.workflows.addressing import Argument, Arguments, NonEmpty, arguments, location
+from temporal_api.controllers.workflows.addressing import (
+    ADMIN,
+    WRITE,
+    Argument,
+    Arguments,
+    NonEmpty,
+    Result,
+    RunId,
+    StatusName,
+    Time,
+    WorkflowId,
+    arguments,
+    check_lengths,
+    location,
+)
+from temporal_api.controllers.workflows.messages import SignalRequest, UpdateRequest
 from temporal_api.errors import Problem, invalid
 from temporal_api.idempotency import REPLAYED, IdempotencyKey, check_key, check_same, derived_id, fingerprint
 from temporal_api.problems import responses
@@ -23,13 +37,12 @@ from temporal_api.requests import JSONResponse
 from temporal_api.services import CurrentServices, Services
 from temporal_api.settings import Settings
 from temporal_api.temporal import updates
-from temporal_api.temporal.endings import Ending
 from temporal_api.temporal.failures import FailureInfo
-from temporal_api.temporal.payloads import typed_payload
+from temporal_api.temporal.payloads import OWN_MEMO, typed_payload
+from temporal_api.temporal.run import DIVISION, TEMPORALS_OWN
 from temporal_api.temporal.starts import Started
 from temporal_api.waiting import RETRY_AFTER_SECONDS, Prefer, preference_applied, preferred_wait
 
-OWN_MEMO = "temporal_api."
 Duration = Annotated[float, Meta(ge=0.001, le=315_360_000, description="Seconds.")]
 ReusePolicy = Literal["ALLOW_DUPLICATE", "ALLOW_DUPLICATE_FAILED_ONLY", "REJECT_DUPLICATE"]
 ConflictPolicy = Literal["FAIL", "USE_EXISTING", "TERMINATE_EXISTING"]
@@ -42,7 +55,7 @@ class RetryPolicy(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     backoff_coefficient: Annotated[float, Meta(ge=1, le=100)] = 2
     maximum_interval_seconds: Duration | None = None
     maximum_attempts: Annotated[int, Meta(ge=0, le=1_000_000)] = 0
-    non_retryable_error_types: list[str] = []
+    non_retryable_error_types: Annotated[list[Annotated[str, Meta(max_length=1000)]], Meta(max_length=100)] = []
 
     def for_temporal(self) -> temporalio.common.RetryPolicy:
         """The SDK's own form of it."""
@@ -57,45 +70,42 @@ class RetryPolicy(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
 
 
 class SearchAttribute(msgspec.Struct, forbid_unknown_fields=True):
-    """A value to find the workflow by, with the type that the namespace has for it."""
+    """A value to find the workflow by, with the type that the namespace has for it.
+
+    A text or keyword has at most 10,000 characters, a KeywordList at most 1000 keywords.
+    """
 
     type: Literal["Bool", "Datetime", "Double", "Int", "Keyword", "KeywordList", "Text"]
     value: Raw
 
     def __post_init__(self) -> None:
-        """The value is of the type."""
+        """Check that the value is of the type."""
         try:
             msgspec.json.decode(self.value, type=_SEARCH_TYPES[self.type])
-        except msgspec.ValidationError:
+        except msgspec.ValidationError as error:
+            if " of length <= " in str(error):
+                raise ValueError("value: Expected at most 10000 characters, and in a list 1000 keywords") from None
             raise ValueError(f"value: Expected a value of the type {self.type}") from None
 
 
+_SearchText = Annotated[str, Meta(max_length=10_000)]
 _SEARCH_TYPES: dict[str, Any] = {
     "Bool": bool,
-    "Datetime": Annotated[datetime, Meta(tz=True)],
+    "Datetime": Time,
     "Double": float,
     "Int": int,
-    "Keyword": str,
-    "KeywordList": list[str],
-    "Text": str,
+    "Keyword": _SearchText,
+    "KeywordList": Annotated[list[_SearchText], Meta(max_length=1000)],
+    "Text": _SearchText,
 }
 
 
-class StartSignal(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
+class StartSignal(SignalRequest, forbid_unknown_fields=True, kw_only=True):
     """A signal in the same call (signal-with-start): the workflow is started unless it runs, and gets the signal."""
 
-    signal_name: NonEmpty
-    signal_input: Argument = UNSET
-    signal_args: Arguments = UNSET
 
-
-class StartUpdate(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
+class StartUpdate(UpdateRequest, forbid_unknown_fields=True, kw_only=True):
     """An update in the same call (update-with-start): the workflow is started unless it runs, and gets the update."""
-
-    update_name: NonEmpty
-    update_input: Argument = UNSET
-    update_args: Arguments = UNSET
-    update_id: NonEmpty | None = None
 
 
 class StartedUpdate(msgspec.Struct):
@@ -107,7 +117,7 @@ class StartedUpdate(msgspec.Struct):
 
 
 class WorkflowExecutionRequest(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
-    """A start. `input_data` is one argument; `args` is the argument list; neither: no argument."""
+    """A start. `input_data` is one argument, `args` the list of them unless it is empty; neither: none."""
 
     workflow_type: Annotated[NonEmpty, Meta(examples=["send_invoice"])]
     task_queue: Annotated[NonEmpty, Meta(examples=["invoices"])] = "temporal-product-queue"
@@ -121,13 +131,14 @@ class WorkflowExecutionRequest(msgspec.Struct, forbid_unknown_fields=True, kw_on
     retry_policy: RetryPolicy | None = None
     id_reuse_policy: ReusePolicy | None = None
     id_conflict_policy: ConflictPolicy | None = None
-    memo: dict[NonEmpty, Raw] = {}
-    search_attributes: dict[NonEmpty, SearchAttribute] = {}
+    memo: Annotated[dict[NonEmpty, Raw], Meta(max_length=100)] = {}
+    search_attributes: Annotated[dict[NonEmpty, SearchAttribute], Meta(max_length=100)] = {}
     signal: StartSignal | None = None
     update: StartUpdate | None = None
 
     def __post_init__(self) -> None:
-        """What does not go together."""
+        """Refuse names that Temporal does not take, and fields that do not go together."""
+        check_lengths(self, "workflow_type", "task_queue", "workflow_id")
         for key in self.memo:
             if key.startswith(OWN_MEMO):
                 raise ValueError(f"memo: Expected keys of your own: {OWN_MEMO}* is this service's")
@@ -143,78 +154,78 @@ class WorkflowExecutionRequest(msgspec.Struct, forbid_unknown_fields=True, kw_on
 class WorkflowExecutionResponse(msgspec.Struct, omit_defaults=True):
     """The run: started now (201), or there before and attached to (200)."""
 
-    workflow_id: Annotated[str, Meta(examples=["invoice-2041"])]
-    run_id: Annotated[str, Meta(examples=["019ab3c4-7d1e-7f3a-8b55-0c2d4e6f8a10"])]
-    status: Annotated[str, Meta(description="Temporal's name of it, such as RUNNING.", examples=["RUNNING"])]
-    result: Annotated[Raw, Meta(description="What it returned: any JSON; null while it runs.", examples=[None])]
+    workflow_id: WorkflowId
+    run_id: RunId
+    status: StatusName
+    result: Result
     failure: FailureInfo | None = None
     update: StartedUpdate | None = None
 
 
-class WorkflowStartController(Controller):
-    """Start workflows."""
-
-    path = "/workflows"
-    tags = ["workflows"]  # noqa: RUF012 - Litestar's way
-
-    @post(
-        scope=("workflows:write", "workflows:admin"),
-        operation_id="startWorkflow",
-        summary="Start a workflow",
-        response_headers=[ResponseHeader("Location", description="Where it is.", documentation_only=True)],
-        responses={
-            200: ResponseSpec(WorkflowExecutionResponse, description="It ran already.", generate_examples=False),
-            **responses(
-                errors.WorkflowStartError,
-                errors.NotAllowed,
-                errors.WorkflowAlreadyExists,
-                errors.ReservedId,
-                errors.IdempotencyKeyReused,
-                errors.UpdateRejected,
-                errors.NoWorker,
-                errors.WorkflowTaskFailing,
-                body=True,
-            ),
-        },
-    )
-    async def start_workflow(
-        self,
-        request: APIRequest,
-        data: JSONBody[WorkflowExecutionRequest],
-        services: CurrentServices,
-        idempotency_key: IdempotencyKey = None,
-        prefer: Prefer = None,
-    ) -> JSONResponse[WorkflowExecutionResponse]:
-        """Start the workflow. The answer comes at once, or with `Prefer: wait` when the workflow has ended."""
-        key = check_key(idempotency_key)
-        workflow_id = record_of(request.scope).workflow_id = _workflow_id(request.user, services, data, key)
-        _check_allowed(request.user, data, services.settings)
-        preferred = preferred_wait(request, services.settings.max_wait_seconds)
-        headers = {"Location": location(workflow_id)}
+@post(
+    "/workflows",
+    scope=WRITE,
+    operation_id="startWorkflow",
+    summary="Start a workflow",
+    headers={200: ("Location", "Preference-Applied"), 201: ("Location", "Preference-Applied", "Idempotent-Replayed")},
+    responses={
+        200: ResponseSpec(WorkflowExecutionResponse, description="It ran already.", generate_examples=False),
+        **responses(
+            errors.WorkflowStartError,
+            errors.NotAllowed,
+            errors.WorkflowAlreadyExists,
+            errors.ReservedId,
+            errors.IdempotencyKeyReused,
+            errors.UpdateRejected,
+            errors.NoWorker,
+            errors.WorkflowTaskFailing,
+            body=True,
+        ),
+    },
+)
+async def start_workflow(
+    request: APIRequest,
+    data: JSONBody[WorkflowExecutionRequest],
+    services: CurrentServices,
+    idempotency_key: IdempotencyKey = None,
+    prefer: Prefer = None,
+) -> JSONResponse[WorkflowExecutionResponse]:
+    """Start the workflow. The answer comes at once, or with `Prefer: wait` when the workflow has ended."""
+    key = check_key(request, idempotency_key)
+    workflow_id = record_of(request.scope).workflow_id = _workflow_id(request.user, services, data, key)
+    _check_allowed(request.user, data, workflow_id, services.settings)
+    preferred = preferred_wait(request, services.settings.max_wait_seconds)
+    headers = {"Location": location(workflow_id)}
+    is_open = True
+    try:
+        run, update = await _start(request, services, workflow_id, data, key, preferred)
+    except errors.WorkflowAlreadyExists:
+        if key is None:
+            raise
+        found = await services.workflow(workflow_id).describe()
+        check_same(key, data, await services.temporal.memo(found.memo, idempotency.MEMO, str))
+        run, update, is_open = Started(found.run_id, new=True), None, found.is_open
+        headers |= REPLAYED
+    ending = None
+    if update is None:
+        started = services.workflow(workflow_id, run.run_id)
         try:
-            run, update = await _start(request, services, workflow_id, data, key, preferred)
-            is_open = True
-        except errors.WorkflowAlreadyExists:
-            if key is None:
-                raise
-            run, is_open = await _replayed(services, workflow_id, key, data)
-            update = None
-            headers |= REPLAYED
-        waited = None if services.waits.full else preferred
-        ending = None
-        if update is None:
-            try:
-                ending = await _ending(request, services, workflow_id, run, waited, is_open=is_open)
-            except Problem as problem:  # it is started all the same: here is its id
-                raise problem.adding(headers=headers, workflow_id=workflow_id, run_id=run.run_id) from problem.__cause__
-        headers |= preference_applied(waited)
-        if ending is None:
-            if preferred is not None or (update and update.status == "ACCEPTED"):
-                headers["Retry-After"] = RETRY_AFTER_SECONDS
-            answer = WorkflowExecutionResponse(workflow_id, run.run_id, "RUNNING", Raw(b"null"), update=update)
-        else:
-            answer = WorkflowExecutionResponse(workflow_id, ending.run_id, ending.status, ending.result, ending.failure)
-        return JSONResponse(answer, status_code=201 if run.new else 200, headers=headers)
+            if is_open:
+                ending = await services.waits.within(
+                    request, preferred, lambda: services.endings.wait(started, follow=True)
+                )
+            else:
+                ending = await services.endings.read(started)
+        except Problem as problem:  # it is started all the same: here is its id
+            raise problem.adding(headers=headers, workflow_id=workflow_id, run_id=run.run_id) from problem.__cause__
+    headers |= preference_applied(request, preferred)
+    if ending is None:
+        if preferred is not None or (update and update.status == "ACCEPTED"):
+            headers["Retry-After"] = RETRY_AFTER_SECONDS
+        answer = WorkflowExecutionResponse(workflow_id, run.run_id, "RUNNING", Raw(b"null"), update=update)
+    else:
+        answer = WorkflowExecutionResponse(workflow_id, ending.run_id, ending.status, ending.result, ending.failure)
+    return JSONResponse(answer, status_code=201 if run.new else 200, headers=headers)
 
 
 def _workflow_id(user: User, services: Services, data: WorkflowExecutionRequest, key: str | None) -> str:
@@ -233,14 +244,17 @@ def _workflow_id(user: User, services: Services, data: WorkflowExecutionRequest,
     return workflow_id
 
 
-def _check_allowed(user: User, data: WorkflowExecutionRequest, settings: Settings) -> None:
+def _check_allowed(user: User, data: WorkflowExecutionRequest, workflow_id: str, settings: Settings) -> None:
     for what, value, allowed in (
+        ("workflow id", workflow_id, ()),
         ("workflow type", data.workflow_type, settings.allowed_workflow_types),
         ("task queue", data.task_queue, settings.allowed_task_queues),
     ):
-        if allowed and value not in allowed:
+        if value.startswith(TEMPORALS_OWN) or (allowed and value not in allowed):
             raise errors.NotAllowed(f"This service may not start the {what} {value!r}.")
-    if data.id_conflict_policy == "TERMINATE_EXISTING" and "workflows:admin" not in user.scopes:
+    if DIVISION in data.search_attributes:
+        raise errors.NotAllowed(f"{DIVISION} is for Temporal's own workflows: it hides a workflow from every list.")
+    if data.id_conflict_policy == "TERMINATE_EXISTING" and ADMIN not in user.scopes:
         raise errors.NotAllowed("TERMINATE_EXISTING terminates a workflow: that needs the scope workflows:admin.")
 
 
@@ -253,7 +267,6 @@ async def _start(
     preferred: float | None,
 ) -> tuple[Started, StartedUpdate | None]:
     """Start it, with its signal or its update in the same call."""
-    policy = data.retry_policy
     start = await services.starts.request(
         data.workflow_type,
         workflow_id=workflow_id,
@@ -264,7 +277,7 @@ async def _start(
         run_timeout_seconds=data.run_timeout_seconds,
         task_timeout_seconds=data.task_timeout_seconds,
         start_delay_seconds=data.start_delay_seconds,
-        retry_policy=policy.for_temporal() if policy else None,
+        retry_policy=data.retry_policy.for_temporal() if data.retry_policy else None,
         # An idempotency key's id is used once, for ever. Temporal wants the policy named when an update comes along.
         id_reuse_policy="REJECT_DUPLICATE" if key else data.id_reuse_policy,
         id_conflict_policy="USE_EXISTING" if data.update else data.id_conflict_policy,
@@ -273,42 +286,19 @@ async def _start(
         },
     )
     if data.signal is not None:
-        names = ("signal.signal_input", "signal.signal_args")
-        args = arguments(names, data.signal.signal_input, data.signal.signal_args)
+        args = data.signal.arguments("signal.")
         return await services.starts.signal_with_start(start, data.signal.signal_name, args), None
     if data.update is None:
         return await services.starts.start(start), None
 
-    names = ("update.update_input", "update.update_args")
-    args = arguments(names, data.update.update_input, data.update.update_args)
     workflow, update_id = services.workflow(workflow_id), data.update.update_id or str(uuid.uuid4())
+    args = data.update.arguments("update.")
     run, update = await updates.send_with_start(workflow, start, update_id, data.update.update_name, args)
     if update.result is None:
         # Without a preference, as long as any call.
         seconds = services.settings.rpc_timeout_seconds if preferred is None else preferred
-        done = await services.waits.within(request, seconds, lambda: updates.wait(workflow, update), already_done=True)
-        if done is None or done.result is None:
-            return run, StartedUpdate(update_id, "ACCEPTED", Raw(b"null"))
-        return run, StartedUpdate(update_id, "COMPLETED", done.result)
+        done = await services.waits.within(request, seconds, lambda: updates.wait(workflow, update))
+        update = done or update
+    if update.result is None:
+        return run, StartedUpdate(update_id, "ACCEPTED", Raw(b"null"))
     return run, StartedUpdate(update_id, "COMPLETED", update.result)
-
-
-async def _replayed(
-    services: Services, workflow_id: str, key: str, data: WorkflowExecutionRequest
-) -> tuple[Started, bool]:
-    """The run that this key has started, and whether it is open."""
-    run = await services.workflow(workflow_id).describe()
-    check_same(key, data, await services.temporal.memo(run.memo, idempotency.MEMO, str))
-    return Started(run.run_id, new=True), run.is_open
-
-
-async def _ending(
-    request: APIRequest, services: Services, workflow_id: str, run: Started, seconds: float | None, *, is_open: bool
-) -> Ending | None:
-    """How it ended, within the wait."""
-    workflow = services.workflow(workflow_id, run.run_id)
-    if not is_open:
-        return await services.endings.read(workflow)
-    return await services.waits.within(
-        request, seconds, lambda: services.endings.wait(workflow, follow=True), already_done=True
-    )

@@ -1,0 +1,332 @@
+"""What all callers together may take: memory, requests under way, waits. A real process, real sockets."""
+
+import asyncio
+import json
+import socket
+import time
+import uuid
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from pathlib import Path
+
+import httpx
+import pytest
+from temporalio.client import Client
+
+from api import SECRET, WORKFLOWS, assert_problem, bearer, eventually, order, run_dev_server, samples, service, token
+from commands import temporal_api
+from temporal_api.dev.server import DevServer, free_port
+from temporal_api.errors import Overloaded
+from temporal_api.memory import Memory
+
+pytestmark = pytest.mark.anyio
+
+ADMIN = "workflows:admin"
+MIB = 2**20
+MOST = 400 * MIB
+"""Of a container that has 512 MiB."""
+
+
+class Served:
+    """A service in a process of its own, and what it holds."""
+
+    def __init__(self, pid: int, port: int, alice: httpx.AsyncClient) -> None:
+        self.port = port
+        self.alice = alice
+        self._proc = Path(f"/proc/{pid}")
+
+    def memory(self, name: str = "VmRSS") -> int:
+        """Bytes that the process holds now; VmHWM: at most, ever."""
+        lines = (self._proc / "status").read_text().splitlines()
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{name}:"))
+
+    async def deaf(self, stack: AsyncExitStack, request: bytes) -> socket.socket:
+        """A connection that sends this and reads nothing."""
+        deaf = socket.socket()
+        stack.callback(deaf.close)
+        deaf.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        deaf.setblocking(False)
+        loop = asyncio.get_running_loop()
+        await loop.sock_connect(deaf, ("127.0.0.1", self.port))
+        with suppress(TimeoutError):  # the service takes no more of it
+            async with asyncio.timeout(2):
+                await loop.sock_sendall(deaf, request)
+        return deaf
+
+
+@asynccontextmanager
+async def served(server: DevServer, **environ: str) -> AsyncIterator[Served]:
+    """A process of its own, for its memory to be its own."""
+    port = free_port()
+    environ |= {"TEMPORAL_ADDRESS": server.address, "PORT": str(port), "LOG_LEVEL": "warning"}
+    limits = httpx.Limits(max_connections=500)
+    async with (
+        temporal_api("serve", JWT_SECRET=SECRET, **environ) as process,
+        httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", headers=bearer(), timeout=120, limits=limits) as alice,
+    ):
+
+        async def listens() -> bool:
+            with suppress(httpx.ConnectError):
+                return (await alice.get("/health/ready")).is_success
+            return False
+
+        await eventually(listens)
+        assert 201 == (await alice.post("/api/v1/orders", json=order())).status_code  # what is made once is made
+        yield Served(process.process.pid, port, alice)
+
+
+@pytest.fixture
+async def harmed() -> AsyncIterator[DevServer]:
+    """A server of the test's own: a dev server may hang when calls with megabytes of answer are broken off."""
+    async with run_dev_server() as server:
+        yield server
+
+
+async def large_history(server: DevServer) -> str:
+    """The path of a history of 34 MB: nobody works on it, so each signal of 1.9 MB stays an event of its own."""
+    client = await Client.connect(server.address)
+    handle = await client.start_workflow("nobody", id=f"large-{uuid.uuid4()}", task_queue=f"nobody-{uuid.uuid4()}")
+    for _ in range(18):
+        await handle.signal("more", "x" * 1_900_000)
+    return f"/api/v1/workflows/{handle.id}"
+
+
+async def held_again(api: Served, most: int) -> None:
+    """Wait until the process holds no more than that: it gives back what callers took that have gone."""
+
+    async def given_back() -> bool:
+        assert 200 == (await api.alice.get("/health/live")).status_code
+        return api.memory() <= most
+
+    await eventually(given_back)
+
+
+async def test_a_hundred_large_orders_at_once(harmed: DevServer) -> None:
+    """2 MB each: every one is taken or told to come back, in less than 400 MiB, which are given back."""
+    body = json.dumps(order(payment_details={"note": "x" * 2_000_000})).encode()
+    async with served(harmed) as api:
+        before = api.memory()
+        answers = await asyncio.gather(
+            *(
+                api.alice.post("/api/v1/orders", content=body, headers={"Content-Type": "application/json"})
+                for _ in range(100)
+            )
+        )
+        assert api.memory("VmHWM") < MOST
+        await held_again(api, before + 120 * MIB)
+
+    taken = [answer for answer in answers if answer.status_code == 201]
+    assert len(taken) >= 10
+    for answer in answers:
+        if answer.status_code != 201:
+            assert_problem(answer, 503, "overloaded")
+
+
+async def test_ten_readers_of_a_large_history(harmed: DevServer) -> None:
+    """Each gets the whole page of 34 MB or is told to come back; the process never holds ten of them."""
+    history = f"{await large_history(harmed)}/history"
+    async with served(harmed) as api:
+        before = api.memory()
+        answers = await asyncio.gather(*(api.alice.get(history) for _ in range(10)))
+        assert api.memory("VmHWM") < MOST
+        await held_again(api, before + 80 * MIB)
+
+    told = [answer for answer in answers if answer.status_code == 200]
+    assert told
+    for answer in answers:
+        if answer.status_code == 200:
+            page = answer.json()
+            assert list(range(1, 21)) == [event["event_id"] for event in page["items"]]
+            assert page["next_page_token"] is None
+        else:
+            assert_problem(answer, 503, "overloaded")
+
+
+@pytest.mark.parametrize("path", ["history", "events"])
+async def test_readers_that_do_not_read(harmed: DevServer, path: str) -> None:
+    """Twenty that ask for a large history and take nothing of it: others are served, and all is given back after."""
+    authorization = f"Bearer {token(scope=WORKFLOWS)}"
+    history = await large_history(harmed)
+    request = f"GET {history}/{path} HTTP/1.1\r\nHost: x\r\nAuthorization: {authorization}\r\n\r\n"
+    async with served(harmed) as api:
+        before = api.memory()
+        async with AsyncExitStack() as stack:
+            for _ in range(20):
+                await api.deaf(stack, request.encode())
+            for _ in range(10):
+                assert 201 == (await api.alice.post("/api/v1/orders", json=order())).status_code
+            assert api.memory("VmHWM") < MOST
+        await held_again(api, before + 80 * MIB)
+
+
+async def test_scripts_that_nobody_reads(dev_server: DevServer) -> None:
+    """Twenty that ask three thousand times for a large script and read nothing of it."""
+    request = b"GET /docs/redoc.js HTTP/1.1\r\nHost: x\r\n\r\n"
+    async with served(dev_server) as api:
+        before = api.memory()
+        async with AsyncExitStack() as stack:
+            for _ in range(20):
+                await api.deaf(stack, request * 3000)
+            assert 201 == (await api.alice.post("/api/v1/orders", json=order())).status_code
+        assert api.memory("VmHWM") < before + 40 * MIB
+
+
+async def test_a_large_page_is_the_same_json(alice: httpx.AsyncClient, dev_server: DevServer) -> None:
+    """In one piece or in many, read forward page by page or backward as a whole: the same events."""
+    forward, cursor, history = [], "", f"{await large_history(dev_server)}/history"
+    while cursor is not None:
+        params: dict[str, str | int] = {"page_size": 7, "page_token": cursor}
+        page = (await alice.get(history, params=params)).json()
+        forward += page["items"]
+        cursor = page["next_page_token"]
+    backward = (await alice.get(history, params={"order": "reverse"})).json()
+    head = await alice.head(history)
+
+    assert forward == backward["items"][::-1]
+    assert [{"name": "more", "size": 1_900_000}] * 18 == [
+        {"name": event["attributes"]["signal_name"], "size": len(event["attributes"]["input"][0])}
+        for event in forward[2:]
+    ]
+    assert (200, b"") == (head.status_code, head.content)
+
+
+async def test_a_failure_before_the_first_byte_is_an_answer(alice: httpx.AsyncClient) -> None:
+    """A history that is not there is a 404, not a page that breaks off."""
+    assert_problem(await alice.get(f"/api/v1/workflows/{uuid.uuid4()}/history"), 404, "workflow_not_found")
+
+
+# --- requests under way ---
+
+
+@asynccontextmanager
+async def unfinished(api: httpx.AsyncClient, times: int) -> AsyncIterator[None]:
+    """So many orders whose bodies do not end before the block does."""
+    end = asyncio.Event()
+    begun = []
+
+    async def body() -> AsyncIterator[bytes]:
+        yield b"{"
+        begun.append(1)
+        await end.wait()
+        yield b"}"
+
+    async def post() -> int:
+        headers = {"Content-Type": "application/json"}
+        return (await api.post("/api/v1/orders", content=body(), headers=headers)).status_code
+
+    posts = [asyncio.create_task(post()) for _ in range(times)]
+
+    async def all_begun() -> bool:
+        under_way = await samples(api)
+        return len(begun) == times and under_way[("http_requests_in_progress",)] == times + 1
+
+    await eventually(all_begun)
+    try:
+        yield
+    finally:
+        end.set()
+        assert [400] * times == await asyncio.gather(*posts)
+
+
+async def test_a_request_too_many_is_refused_at_once(dev_server: DevServer) -> None:
+    """Over MAX_REQUESTS: 503 for anything but health, metrics and the pages; once one has ended, the next is served."""
+    async with service(TEMPORAL_ADDRESS=dev_server.address, MAX_REQUESTS="3") as api:
+        async with unfinished(api, 3):
+            refused = [await api.get("/api/v1/orders"), await api.post("/api/v1/orders", json=order())]
+            served_all_the_same = [
+                (await api.get(path)).status_code
+                for path in ("/health", "/health/ready", "/health/live", "/metrics", "/openapi.json")
+            ]
+        after = await api.post("/api/v1/orders", json=order())
+
+    for answer in refused:
+        problem = assert_problem(answer, 503, "overloaded")
+        assert problem["details"]["retryable"]
+    assert [200] * 5 == served_all_the_same
+    assert 201 == after.status_code
+
+
+async def test_who_waits_is_not_under_way(dev_server: DevServer) -> None:
+    """A wait takes a place among the waits and none among the requests."""
+    async with service(TEMPORAL_ADDRESS=dev_server.address, MAX_REQUESTS="2") as api:
+        start = {"workflow_type": "nobody", "task_queue": f"nobody-{uuid.uuid4()}"}
+        path = (await api.post("/api/v1/workflows", json=start)).headers["location"]
+        waits: list[asyncio.Task[httpx.Response]] = []
+
+        async def under_way() -> bool:
+            return (await samples(api))[("http_requests_in_progress",)] == len(waits) + 1
+
+        async def served() -> bool:  # once both wait
+            return (await api.get(path)).status_code == 200
+
+        for _ in range(2):
+            waits.append(asyncio.create_task(api.get(f"{path}/result", headers={"Prefer": "wait=50"})))
+            await eventually(under_way)
+        await eventually(served)
+        assert not [wait for wait in waits if wait.done()]
+        assert (
+            204
+            == (await api.post(f"{path}/terminate", json={"reason": "done"}, headers=bearer(scope=ADMIN))).status_code
+        )
+        assert [200, 200] == [(await wait).status_code for wait in waits]
+
+
+# --- waits ---
+
+
+async def test_one_caller_cannot_take_all_places(dev_server: DevServer) -> None:
+    """Over MAX_OPEN_WAITS_PER_USER a stream is 503 and a preferred wait no wait; another caller has their own."""
+    async with service(TEMPORAL_ADDRESS=dev_server.address, MAX_OPEN_WAITS_PER_USER="2") as api:
+        start = {"workflow_type": "nobody", "task_queue": f"nobody-{uuid.uuid4()}"}
+        path = (await api.post("/api/v1/workflows", json=start)).headers["location"]
+        preferred = {"Prefer": "wait=30"}
+        async with (
+            api.stream("GET", f"{path}/events") as first,
+            api.stream("GET", f"{path}/events") as second,
+        ):
+            stream = await api.get(f"{path}/events")
+            began = time.monotonic()
+            result = await api.get(f"{path}/result", headers=preferred)
+            as_it_is = await api.get(path, headers=preferred | {"If-None-Match": "*"})
+            took = time.monotonic() - began
+            started = await api.post("/api/v1/workflows", json=start, headers=preferred)
+            async with api.stream("GET", f"{path}/events", headers=bearer("bob")) as of_bob:
+                assert [200] * 3 == [opened.status_code for opened in (first, second, of_bob)]
+
+        async def a_place_again() -> bool:
+            async with api.stream("GET", f"{path}/events") as again:
+                return again.status_code == 200
+
+        await eventually(a_place_again)
+
+    assert_problem(stream, 503, "too_many_waits")
+    assert [202, 304, 201] == [answer.status_code for answer in (result, as_it_is, started)]
+    assert not [answer for answer in (result, as_it_is, started) if "preference-applied" in answer.headers]
+    assert took < 20
+
+
+# --- the budget itself ---
+
+
+async def test_a_newcomer_waits_for_room() -> None:
+    """It gets what others give back in time, and is refused when nobody does."""
+    memory = Memory(100)
+    with memory.share() as first, memory.share() as second:
+        await first.grow(80)
+        waiting = asyncio.create_task(second.grow(50))
+        await asyncio.sleep(0)
+        assert not waiting.done()
+        first.size = 0
+        await waiting
+        with memory.share() as third, pytest.raises(Overloaded):
+            await third.grow(60, seconds=0.01)
+    assert 0 == memory.held
+
+
+async def test_more_than_there_is_goes_alone() -> None:
+    """What can never fit is not refused for ever: it is served when nothing else is held."""
+    memory = Memory(100)
+    with memory.share() as huge:
+        await huge.grow(1000)
+        assert memory.is_full
+    assert 0 == memory.held
