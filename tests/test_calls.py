@@ -100,7 +100,10 @@ async def test_a_network_that_fell_silent(dev_server: DevServer, seconds: float)
 
 async def test_waits_take_no_room_from_calls(dev_server: DevServer) -> None:
     """Waits have connections of their own, each with fewer than the 128 streams that proxies allow."""
-    async with proxied(dev_server.address) as proxy, service(TEMPORAL_ADDRESS=proxy.address) as http:
+    async with (
+        proxied(dev_server.address) as proxy,
+        service(TEMPORAL_ADDRESS=proxy.address, MAX_OPEN_WAITS_PER_USER="200") as http,
+    ):
         paths = [path for _ in range(10) for path in await asyncio.gather(*(started(http) for _ in range(13)))]
         calling = list(proxy.links)
         wait = {"Prefer": "wait=50"}
