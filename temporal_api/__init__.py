@@ -2,6 +2,8 @@
 
 The modules, in the order a request meets them:
 
+    connections   how many there may be, how long each may wait for its caller, how they end
+    protocol      HTTP/1.1 on one of them: what a caller may send, and how long that may take
     observe       outermost: request id, access log, HTTP metrics, gzip, HEAD
     record        what observe logs and counts of a request
     logs          the formats of the log
@@ -9,13 +11,18 @@ The modules, in the order a request meets them:
     app           the table of contents: every route, and what stands before it
     auth          token -> user; closes everything under /api/v1
     requests      JSON in, decoded once, strictly; JSON out
+    bounds        counts the entries of a large body before they are made
     services      what handlers reach: one typed bundle
     owned         what every business resource shares
     controllers   the resources: orders, workflows, health, pages, codec
     idempotency   Idempotency-Key without a store
     money         prices, digit for digit
     temporal      the one place that knows gRPC
+    deadline      by when all of a request's calls on Temporal must have ended
     encryption    payloads, encrypted before Temporal gets them
+    limits        requests under way, and the memory that they take
+    memory        bytes of bodies and answers, counted over the process
+    caches        what Litestar would remember of a request, turned off
     waiting       Prefer: wait, ETag, server-sent events
     sealing       page tokens that open only their own listing
     checks        the answers of /health

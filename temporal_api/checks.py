@@ -1,9 +1,11 @@
 """What the health endpoints tell of Temporal and of the workers."""
 
 import asyncio
+import logging
 import time
 from collections.abc import Mapping
 
+from temporal_api.auth import Verifier
 from temporal_api.errors import Problem
 from temporal_api.temporal.client import Temporal
 from temporal_api.temporal.workers import Workers
@@ -11,27 +13,30 @@ from temporal_api.temporal.workers import Workers
 CHECK_TIMEOUT_SECONDS = 2.0
 CHECK_EVERY_SECONDS = 1.0
 
+log = logging.getLogger(__name__)
+
 
 class HealthCheck:
     """Asks Temporal at most once a second, however many probes come at once."""
 
-    def __init__(self, temporal: Temporal, workers: Workers, queues: Mapping[str, str]) -> None:
+    def __init__(self, temporal: Temporal, workers: Workers, queues: Mapping[str, str], verifier: Verifier) -> None:
         """`queues`: the task queues to look for workers at, by the name in the answer."""
         self._temporal = temporal
         self._workers = workers
         self._queues = queues
+        self._verifier = verifier
         self._found: dict[str, str] = {}
         self._asked_at = float("-inf")
         self._asking: asyncio.Task[None] | None = None
 
     async def check(self) -> dict[str, str]:
-        """State by service; `temporal` is "healthy" or says what is wrong."""
+        """State by service; `temporal` and `auth` are "healthy" or say what is wrong."""
         if self._asking is None and time.monotonic() - self._asked_at >= CHECK_EVERY_SECONDS:
             self._asked_at = time.monotonic()
             self._asking = asyncio.create_task(self._ask())
         if self._asking is not None:
             await asyncio.shield(self._asking)
-        return self._found
+        return {**self._found, "auth": self._verifier.keys_state}
 
     async def _ask(self) -> None:
         temporal, workers = "unhealthy: no answer in time", dict.fromkeys(self._queues, "unknown")
@@ -46,4 +51,6 @@ class HealthCheck:
                 temporal = f"unhealthy: {error.code}"
         finally:
             self._asking = None
+        if (temporal == "healthy") != (self._found.get("temporal", "healthy") == "healthy"):
+            log.warning("%s: temporal is %s", "ready" if temporal == "healthy" else "not ready", temporal)
         self._found = {"temporal": temporal, **workers}

@@ -53,8 +53,9 @@ def serve() -> None:
 def worker() -> None:
     """Run the sample worker: `order_processing` and its activities."""
     from temporalio.client import Client
+    from temporalio.runtime import Runtime, TelemetryConfig
 
-    from temporal_api.logs import configure_logging
+    from temporal_api.logs import SDK_LOGGING, configure_logging
     from temporal_api.temporal.payloads import data_converter
     from temporal_api.worker import TASK_QUEUE, create_worker
 
@@ -62,9 +63,11 @@ def worker() -> None:
     configure_logging(settings.log_level, settings.log_format)
 
     async def work() -> None:
+        runtime = Runtime(telemetry=TelemetryConfig(logging=SDK_LOGGING))
+        converter = data_converter(settings)
         while True:
             try:
-                client = await Client.connect(**settings.temporal, data_converter=data_converter(settings))
+                client = await Client.connect(**settings.temporal, data_converter=converter, runtime=runtime)
                 break
             except RuntimeError as error:  # Temporal may start after its workers
                 log.warning("Temporal cannot be reached, trying again: %s", str(error).splitlines()[0])

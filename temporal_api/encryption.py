@@ -1,11 +1,13 @@
 """Payload encryption: AES-256-GCM before anything reaches Temporal, with the key's id beside the ciphertext.
 
-The worker needs the same keys. The first key encrypts, all decrypt: to rotate, put a new one first, and take an old one
+The bytes are those of Temporal's published samples (Go, Java, Python, TypeScript): workers in these languages read
+them. They need the same keys. The first key encrypts, all decrypt: to rotate, put a new one first, and take an old one
 away when Temporal keeps no run that it encrypted.
 """
 
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
@@ -36,9 +38,8 @@ class EncryptionCodec(PayloadCodec):
 
     def _encrypt(self, payload: Payload) -> Payload:
         nonce = os.urandom(_NONCE_BYTES)
-        encrypted = self._ciphers[self._first].encrypt(nonce, payload.SerializeToString(), self._first)
-        metadata = {"encoding": ENCODING, "encryption-cipher": b"AES-256-GCM", "encryption-key-id": self._first}
-        return Payload(metadata=metadata, data=nonce + encrypted)
+        encrypted = self._ciphers[self._first].encrypt(nonce, payload.SerializeToString(), None)
+        return Payload(metadata={"encoding": ENCODING, "encryption-key-id": self._first}, data=nonce + encrypted)
 
     def _decrypt(self, payload: Payload) -> Payload:
         if payload.metadata.get("encoding") != ENCODING:
@@ -47,11 +48,12 @@ class EncryptionCodec(PayloadCodec):
         cipher = self._ciphers.get(key_id)
         if cipher is None:
             raise _undecodable(f"the key {key_id.decode(errors='replace')!r} is not among this service's")
-        try:
-            data = cipher.decrypt(payload.data[:_NONCE_BYTES], payload.data[_NONCE_BYTES:], key_id)
-            return Payload.FromString(data)
-        except (InvalidTag, ValueError, DecodeError):
-            raise _undecodable("it was not encrypted with the key that it names") from None
+        # Earlier versions of this service authenticated the key's id too, as additional data.
+        for additional in (None, key_id):
+            with suppress(InvalidTag, ValueError, DecodeError):
+                data = cipher.decrypt(payload.data[:_NONCE_BYTES], payload.data[_NONCE_BYTES:], additional)
+                return Payload.FromString(data)
+        raise _undecodable("it was not encrypted with the key that it names")
 
 
 def _undecodable(why: str) -> PayloadUndecodable:

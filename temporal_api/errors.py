@@ -11,6 +11,14 @@ from typing import Any, ClassVar, Self
 
 import msgspec
 
+LONGEST_ECHO = 200
+_LONGEST_MESSAGE = 500
+
+
+def shown(text: str, most: int = LONGEST_ECHO) -> str:
+    """Cut what a caller sent, for an answer that quotes it."""
+    return text if len(text) <= most else f"{text[: most - 1]}…"
+
 
 class FieldError(msgspec.Struct):
     """One mistake in a request: where it is (`items[0].quantity`) and what is expected there."""
@@ -37,7 +45,7 @@ class Problem(Exception):
 
     def __init__(self, message: str | None = None, headers: Mapping[str, str] | None = None, **details: Any) -> None:
         """`message` defaults to the class's docstring; `details` are values that a program can act on."""
-        self.message = message or type(self).__doc__ or self.code
+        self.message = shown(message or type(self).__doc__ or self.code, _LONGEST_MESSAGE)
         super().__init__(self.message)
         self.details = {name: value for name, value in details.items() if value not in (None, "")}
         self.headers = dict(headers or {})
@@ -150,12 +158,28 @@ class ReservedId(Conflict, code="reserved_id"):
     """Ids that begin like this are reserved for a resource of the API. Choose another id."""
 
 
+class RequestTimeout(Problem, code="request_timeout", status=408):
+    """The request did not arrive in time. Send it again, without pauses."""
+
+
+class PreconditionFailed(Problem, code="precondition_failed", status=412):
+    """The state is not the one that `If-Match` names: it has changed. Read it again."""
+
+
 class PayloadTooLarge(Problem, code="payload_too_large", status=413):
     """The data is larger than Temporal or this service takes. Send less."""
 
 
+class UriTooLong(Problem, code="uri_too_long", status=414):
+    """The request line is too long. Send long values in the body."""
+
+
 class UnsupportedMediaType(Problem, code="unsupported_media_type", status=415):
     """Send JSON, with Content-Type: application/json."""
+
+
+class HeaderFieldsTooLarge(Problem, code="header_fields_too_large", status=431):
+    """The header fields are too many or too long. Send fewer or shorter ones."""
 
 
 class IdempotencyKeyReused(Problem, code="idempotency_key_reused", status=422):
@@ -180,6 +204,10 @@ class InternalServerError(Problem, code="internal_server_error", status=500):
 
 class SearchAttributesMissing(Problem, code="search_attributes_missing", status=501):
     """The namespace lacks the search attributes of this resource. Ask its operators to run temporal-api setup."""
+
+
+class NotSupported(Problem, code="not_supported", status=501):
+    """This service cannot do this. Ask in another way."""
 
 
 class TemporalError(Problem, code="temporal_error", status=502):
@@ -232,4 +260,5 @@ TEMPORAL_AWAY = (TemporalTimeout, TemporalConnectionError, TemporalOverloaded)
 
 def invalid(key: str, message: str) -> ValidationError:
     """Refuse one field; `key` is its path in the body, or the parameter's name."""
+    key = shown(key)
     return ValidationError(f"{key}: {message}" if key else message, errors=[FieldError(key, message)])

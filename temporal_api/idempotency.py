@@ -8,13 +8,14 @@ import hmac
 import re
 import uuid
 from contextlib import suppress
-from decimal import Decimal
+from decimal import Decimal, InvalidOperation
 from typing import Annotated, Any
 
 import msgspec
 from litestar.params import HeaderParameter
 
-from temporal_api.auth import User
+from temporal_api.auth import APIRequest, User
+from temporal_api.bounds import FEW
 from temporal_api.errors import IdempotencyKeyReused, invalid
 
 MEMO = "temporal_api.idempotency"
@@ -24,19 +25,25 @@ _ANY = msgspec.json.Decoder(float_hook=Decimal)
 _CANONICAL = msgspec.json.Encoder(order="sorted", decimal_format="number")
 _KEY = re.compile(r"[\x21-\x7e]{1,255}")
 
+KEY_SCHEMA = {"minLength": 1, "maxLength": 255, "pattern": "^[!-~]+$"}
 IdempotencyKey = Annotated[
     str | None,
     HeaderParameter(
         name="Idempotency-Key",
+        schema_extra=KEY_SCHEMA,
         description="The same key and body, from the same caller: the same answer, started once. 1 to 255 visible "
         "ASCII characters; good for as long as Temporal keeps the run.",
     ),
 ]
 
 
-def check_key(key: str | None) -> str | None:
+def check_key(request: APIRequest, key: str | None) -> str | None:
     """The key as it is. Raises ValidationError."""
-    if key is not None and not _KEY.fullmatch(key):
+    if key is None:
+        return None
+    if len(request.headers.getall("idempotency-key")) > 1:
+        raise invalid("Idempotency-Key", "Expected it once")
+    if not _KEY.fullmatch(key):
         raise invalid("Idempotency-Key", "Expected 1 to 255 visible ASCII characters")
     return key
 
@@ -50,9 +57,14 @@ def derived_id(resource: str, user: User, key: str) -> str:
 def fingerprint(key: str, body: msgspec.Struct) -> str:
     """Tells a replay from another request. It is keyed, so that the memo does not give the body away."""
     canonical = msgspec.json.encode(body, order="sorted")
-    # `msgspec.Raw` is as the caller wrote it: ignore spaces and the order of names.
-    with suppress(ValueError, OverflowError, RecursionError):  # numbers of thousands of digits: compared as written
-        canonical = _CANONICAL.encode(_ANY.decode(canonical))
+    # `msgspec.Raw` is as the caller wrote it: ignore spaces and the order of names. Very many values are compared as
+    # they are written: reading them all would hold up other requests.
+    if canonical.count(b",") < FEW:
+        try:
+            with suppress(ValueError, OverflowError, RecursionError):  # numbers of thousands of digits: as written
+                canonical = _CANONICAL.encode(_ANY.decode(canonical))
+        except InvalidOperation:
+            raise invalid("", "Expected numbers with an exponent of at most 18 digits") from None
     return hmac.new(key.encode(), canonical, hashlib.sha256).hexdigest()
 
 

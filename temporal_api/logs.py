@@ -1,16 +1,60 @@
-"""The log of the process, on standard output: a line for each record, as JSON or for people."""
+"""The log of the process, on standard output: a line for each record, as JSON or for people.
 
+A thread writes it. Who logs only appends to a bounded queue: a reader that stalls costs lines, and never an answer.
+"""
+
+import json
 import logging
-import sys
+import os
+import select
+import threading
 import time
+import traceback
 from datetime import UTC, datetime
-from typing import Any
+from types import TracebackType
+from typing import Any, TypeAlias
 
 import msgspec
+from prometheus_client import Counter
+from temporalio.runtime import LogForwardingConfig, LoggingConfig, TelemetryFilter
+
+STDOUT = 1
+FIELD_BYTES = 1024
+TRACEBACK_CHARACTERS = 16_384
+QUEUE_CHARACTERS = 1024 * 1024
+WRITE_EVERY_SECONDS = 0.02
+FLUSH_SECONDS = 1.0
+"""When the process ends, the time for a reader to take what is queued."""
+
+DROPPED = Counter("temporal_api_log_lines_dropped", "Log lines dropped because nobody read them.", registry=None)
+
+SDK_LOGGING = LoggingConfig(
+    TelemetryFilter(core_level="WARN", other_level="ERROR"),
+    LogForwardingConfig(logging.getLogger("temporalio"), append_target_to_name=False, prepend_target_on_message=False),
+)
+"""For the SDK's runtime: what its core has to say goes to the logger `temporalio`."""
+
+_ExcInfo: TypeAlias = tuple[type[BaseException], BaseException, TracebackType | None] | tuple[None, None, None]
+
+
+def configure_logging(level: str, log_format: str) -> None:
+    """Send every logger of the process, and Python's warnings, to standard output in one format."""
+    # Neither format shows these, and looking them up is half the cost of a line (logging HOWTO, "Optimization").
+    logging._srcfile = None
+    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
+    logging.logAsyncioTasks = False  # type: ignore[attr-defined] # new in Python 3.12
+    handler = QueueHandler()
+    handler.setFormatter(JSONFormatter() if log_format == "json" else ConsoleFormatter())
+    logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
+    logging.captureWarnings(True)
+    logging.getLogger("httpx").setLevel("WARNING")
+    # While Temporal is away, these have something to say about each request.
+    for name in ("temporalio", "temporal_api.temporal.failures"):
+        logging.getLogger(name).addFilter(_ONCE_A_SECOND)
 
 
 class JSONFormatter(logging.Formatter):
-    """One JSON object on a line: the record, and the fields logged as `extra={"fields": ...}`."""
+    """One JSON object on a line, in ASCII: the record, and the fields logged as `extra={"fields": ...}`."""
 
     def format(self, record: logging.LogRecord) -> str:
         """Encode a record."""
@@ -21,35 +65,156 @@ class JSONFormatter(logging.Formatter):
             "message": record.getMessage(),
             **getattr(record, "fields", {}),
         }
+        if not record.exc_info:
+            try:
+                text = msgspec.json.encode(line, enc_hook=str)
+            except UnicodeEncodeError:  # half a surrogate pair
+                text = b""
+            if 0 < len(text) <= FIELD_BYTES and text.isascii():  # then so is each field
+                return text.decode()
+        line = {key: _cut(value) if isinstance(value, str) else value for key, value in line.items()}
         if record.exc_info:
-            line["traceback"] = self.formatException(record.exc_info)
-        return msgspec.json.encode(line, enc_hook=str).decode()
+            line["traceback"] = "".join(_traceback(record.exc_info))
+        return json.dumps(msgspec.to_builtins(line, enc_hook=str), separators=(",", ":"))
 
 
 class ConsoleFormatter(logging.Formatter):
-    """The same for people: one line, and the traceback of an exception below it."""
+    """The same for people: one line, and the traceback of an exception indented below it."""
 
     def format(self, record: logging.LogRecord) -> str:
         """Write a record."""
         fields = " ".join(f"{k}={_one_line(v)}" for k, v in getattr(record, "fields", {}).items() if v is not None)
         clock = time.strftime("%H:%M:%S", time.localtime(record.created))
-        line = f"{clock} {record.levelname.lower():7} {record.getMessage()} {fields}".rstrip()
-        return f"{line}\n{self.formatException(record.exc_info)}" if record.exc_info else line
+        line = f"{clock} {record.levelname.lower():7} {_one_line(record.getMessage())} {fields}".rstrip()
+        if not record.exc_info:
+            return line
+        below = "".join(_traceback(record.exc_info)).splitlines()
+        return "\n  ".join([line, *map(_printable, below)])
 
 
 def _one_line(value: object) -> str:
-    """Escape line breaks and other control characters, so that no caller can forge a line."""
-    text = str(value)
-    return text if text.isprintable() else repr(text)[1:-1]
+    return _printable(_cut(str(value)))
 
 
-def configure_logging(level: str, log_format: str) -> None:
-    """Send every logger of the process to standard output, in one format."""
-    # Neither format shows these, and looking them up is half the cost of a line (logging HOWTO, "Optimization").
-    logging._srcfile = None
-    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
-    logging.logAsyncioTasks = False  # type: ignore[attr-defined] # new in Python 3.12
-    handler = logging.StreamHandler(sys.stdout)
-    handler.setFormatter(JSONFormatter() if log_format == "json" else ConsoleFormatter())
-    logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
-    logging.getLogger("httpx").setLevel("WARNING")
+def _cut(text: str) -> str:
+    """Keep the first kilobyte."""
+    if len(text) <= FIELD_BYTES and text.isascii():
+        return text
+    encoded = text.encode(errors="backslashreplace")
+    return encoded[:FIELD_BYTES].decode(errors="ignore") + ("…" if len(encoded) > FIELD_BYTES else "")
+
+
+def _printable(text: str) -> str:
+    """Escape line breaks and other control characters, so that no caller can forge a line or steer a terminal."""
+    return text if text.isprintable() else "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
+def _traceback(exc_info: _ExcInfo) -> list[str]:
+    """Format an exception. Its text, which may be a caller's, is one line; a long traceback loses its middle."""
+    parts = [
+        part if part.lstrip(" |+").startswith('File "') else f"{_one_line(part.rstrip())}\n"
+        for part in traceback.format_exception(*exc_info)
+    ]
+    text = "".join(parts)
+    half = TRACEBACK_CHARACTERS // 2
+    return parts if len(text) <= TRACEBACK_CHARACTERS else [text[:half], "\n…\n", text[-half:]]
+
+
+class QueueHandler(logging.Handler):
+    """Queues lines for the thread that writes them. It drops and counts those for which there is no room."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._own_lock = threading.RLock()
+        self._lines: list[str] = []
+        self._characters = 0  # of the lines that are queued or being written
+        self._queued = threading.Event()
+        self._closing = threading.Event()
+        self._ended = False
+        self._writer = threading.Thread(target=self._write_lines, name="log", daemon=True)
+        self._writer.start()
+
+    def createLock(self) -> None:  # noqa: N802 - logging's name
+        """Use no lock of logging's: `logging.shutdown` holds it while it waits for the thread, which needs one."""
+        self.lock = None
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Queue a line."""
+        if self._characters > QUEUE_CHARACTERS:
+            DROPPED.inc()
+            return
+        try:
+            line = self.format(record)
+        except Exception:
+            self.handleError(record)
+            return
+        with self._own_lock:
+            if not self._ended:
+                self._lines.append(line)
+                self._characters += len(line)
+                if not self._queued.is_set():
+                    self._queued.set()
+                return
+        _write_now(line)
+
+    def close(self) -> None:
+        """Write what is queued, if the reader takes it in time."""
+        self._closing.set()
+        self._queued.set()
+        self._writer.join(FLUSH_SECONDS)
+        super().close()
+
+    def _write_lines(self) -> None:
+        while not self._ended:
+            self._queued.wait()
+            self._closing.wait(WRITE_EVERY_SECONDS)  # to write many lines costs hardly more than to write one
+            with self._own_lock:
+                lines, self._lines = self._lines, []
+                if self._closing.is_set():
+                    self._ended = not lines
+                else:
+                    self._queued.clear()
+            try:
+                _write("".join(f"{line}\n" for line in lines).encode())
+            except OSError:  # the reader has gone, or the disk is full
+                DROPPED.inc(len(lines))
+            with self._own_lock:
+                self._characters -= sum(map(len, lines))
+
+
+def _write(content: bytes) -> None:
+    while content:
+        try:
+            content = content[os.write(STDOUT, content) :]
+        except BlockingIOError:  # another process made the pipe non-blocking
+            select.select([], [STDOUT], [])
+
+
+def _write_now(line: str) -> None:
+    """Write a line after the thread has ended, if that does not block: a pipe that is ready takes PIPE_BUF bytes."""
+    content = f"{line}\n".encode()
+    try:
+        if len(content) <= select.PIPE_BUF and select.select([], [STDOUT], [], 0)[1]:
+            os.write(STDOUT, content)
+    except OSError:
+        pass
+
+
+class _OnceASecond(logging.Filter):
+    """Lets one record a second pass, of each logger or each module of the SDK's core."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._passed_at: dict[str, float] = {}
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Whether the record passes."""
+        source = getattr(getattr(record, "temporal_log", None), "target", record.name)
+        now = time.monotonic()
+        if now - self._passed_at.get(source, float("-inf")) < 1:
+            return False
+        self._passed_at[source] = now
+        return True
+
+
+_ONCE_A_SECOND = _OnceASecond()

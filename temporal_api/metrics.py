@@ -1,7 +1,6 @@
 """The metrics of one process, and `GET /metrics`."""
 
 import asyncio
-import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -23,14 +22,13 @@ from temporalio.runtime import (
     BUFFERED_METRIC_KIND_COUNTER,
     BUFFERED_METRIC_KIND_GAUGE,
     BufferedMetric,
-    LogForwardingConfig,
-    LoggingConfig,
     MetricBuffer,
     MetricBufferDurationFormat,
     Runtime,
     TelemetryConfig,
-    TelemetryFilter,
 )
+
+from temporal_api.logs import DROPPED, SDK_LOGGING
 
 disable_created_metrics()  # type: ignore[no-untyped-call] # nobody reads the second series of each counter
 
@@ -43,6 +41,7 @@ class Metrics:
         ProcessCollector(registry=registry)
         PlatformCollector(registry=registry)
         GCCollector(registry=registry)
+        registry.register(DROPPED)
         labels = ("method", "route")
         self._requests = Counter("http_requests", "HTTP requests answered.", (*labels, "status"), registry=registry)
         self._seconds = Histogram(
@@ -58,17 +57,9 @@ class Metrics:
         self._runtime: Runtime | None = None
 
     def runtime(self) -> Runtime:
-        """Make the SDK's runtime: its metrics come here, its log goes to the logger `temporalio`."""
+        """Make the SDK's runtime, whose metrics come here."""
         if self._runtime is None:
-            forwarding = LogForwardingConfig(
-                logging.getLogger("temporalio"), append_target_to_name=False, prepend_target_on_message=False
-            )
-            self._runtime = Runtime(
-                telemetry=TelemetryConfig(
-                    metrics=self._sdk.buffer,
-                    logging=LoggingConfig(TelemetryFilter(core_level="WARN", other_level="ERROR"), forwarding),
-                )
-            )
+            self._runtime = Runtime(telemetry=TelemetryConfig(metrics=self._sdk.buffer, logging=SDK_LOGGING))
         return self._runtime
 
     def count(self, method: str, route: str, status: int, seconds: float | None) -> None:

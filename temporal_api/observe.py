@@ -24,11 +24,12 @@ from litestar.types import (
     Send,
 )
 
+from temporal_api import deadline
 from temporal_api.errors import InternalServerError, Problem
 from temporal_api.memory import PIECE_BYTES, Memory
 from temporal_api.metrics import Metrics
 from temporal_api.problems import PROBLEM_JSON, encode_problem
-from temporal_api.record import Record, begin
+from temporal_api.record import Record, begin, refusal_of
 from temporal_api.requests import keep_encoded_slashes
 
 REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
@@ -56,6 +57,7 @@ class Observe:
         if scope["type"] != ScopeType.HTTP:
             await self._app(scope, receive, send)
             return
+        deadline.begin()
         began = time.perf_counter()
         answer = _Answer(scope, send, self._memory_of)
         # HEAD is GET without the body (RFC 9110 9.3.2). The server leaves the body out by its own scope: hence a copy.
@@ -72,7 +74,10 @@ class Observe:
     async def _serve(self, scope: Scope, receive: Receive, answer: "_Answer") -> None:
         """Let the application answer; if it fails before anything was sent, answer 500."""
         try:
-            await self._app(scope, receive, answer.send)
+            if (refusal := refusal_of(scope)) is not None:  # `protocol` has no request that could be routed
+                await answer.send_problem(refusal)
+            else:
+                await self._app(scope, receive, answer.send)
             if not answer.is_sent and not answer.record.client_gone:
                 raise RuntimeError("the application gave no answer")
         except Exception as error:
@@ -89,10 +94,13 @@ class Observe:
         status = 499 if record.client_gone or not answer.status else answer.status
         counted = None if record.waited else seconds
         self._metrics.count(method if method in METHODS else "OTHER", route, status, counted)
-        if access_log.isEnabledFor(logging.INFO):
+        level = _level(route, status)
+        if access_log.isEnabledFor(level):
+            client = scope.get("client")
             fields = {
                 "request_id": record.request_id,
                 "trace_id": record.trace_id,
+                "client": client[0] if client else None,
                 "method": method,
                 "route": route,
                 "path": (scope.get("raw_path") or b"").decode("latin-1"),
@@ -101,7 +109,14 @@ class Observe:
                 "user": record.user,
                 "workflow_id": record.workflow_id,
             }
-            access_log.info("request", extra={"fields": fields})
+            access_log.log(level, "request", extra={"fields": fields})
+
+
+def _level(route: str, status: int) -> int:
+    """A probe is of interest to nobody who does not look for it, even if it is told that the service is not ready."""
+    if route.startswith(("/health", "/metrics")) and status in (200, 503):
+        return logging.DEBUG
+    return logging.WARNING if status >= 500 else logging.INFO
 
 
 class _Answer:
@@ -150,6 +165,7 @@ class _Answer:
         """Answer a failure that the application did not answer."""
         content = encode_problem(problem, self.record.request_id)
         headers = [(b"content-type", PROBLEM_JSON.encode()), (b"content-length", str(len(content)).encode())]
+        headers += [(name.lower().encode(), value.encode()) for name, value in problem.headers.items()]
         await self.send({"type": "http.response.start", "status": problem.status, "headers": headers})
         await self.send({"type": "http.response.body", "body": content, "more_body": False})
 

@@ -60,9 +60,12 @@ def openapi_config(resources: Iterable[Resource[Any, Any]]) -> OpenAPIConfig:
             security_schemes={"bearer": SecurityScheme(type="http", scheme="bearer", bearer_format="JWT")},
             headers={
                 "X-Request-ID": _header("The caller's id of the request, or a new one. The service's log has it too."),
-                "Location": _header("The path of what was created."),
+                "Location": _header("The path of what was created, or the one to ask again."),
                 "Retry-After": _header("Seconds until you may try again.", OpenAPIType.INTEGER),
                 "WWW-Authenticate": _header("What is wrong with the token (RFC 6750)."),
+                "Accept-Encoding": _header(
+                    "`identity`: the body had a Content-Encoding (RFC 9110 12.5.3).", always=False
+                ),
                 "ETag": _header("The state of the answer. Send it as `If-None-Match` to ask for a newer one."),
                 "Preference-Applied": _header("The wait that was granted.", always=False),
                 "Idempotent-Replayed": _header(
@@ -149,7 +152,7 @@ def _complete_request(operation: _JSON, schemas: _JSON) -> None:
 def _remove_null(schema: _JSON) -> None:
     """Remove null: it tells the handler that a parameter or body was left out, and no caller can send it."""
     if {"type": "null"} in schema.get("oneOf", ()):
-        schema.update(schema.pop("oneOf")[0])
+        schema.update({**schema.pop("oneOf")[0], **schema})
     if isinstance(schema.get("type"), list):
         schema["type"] = next(kind for kind in schema["type"] if kind != "null")
         schema["enum"] = [value for value in schema["enum"] if value is not None]
@@ -169,6 +172,8 @@ def _headers(status: str, response: _JSON, declared: Mapping[int, Iterable[str]]
     yield "X-Request-ID"
     yield from declared.get(int(status), ())
     if PROBLEM_JSON in response.get("content", {}):
+        if status == "415":
+            yield "Accept-Encoding"
         if status == "401":
             yield "WWW-Authenticate"
         if status in ("429", "503"):

@@ -15,7 +15,7 @@ from litestar.openapi.spec import Example
 from msgspec import Meta
 
 from temporal_api import errors
-from temporal_api.errors import Problem, invalid
+from temporal_api.errors import Problem, invalid, shown
 from temporal_api.record import record_of
 
 PROBLEM_JSON = "application/problem+json"
@@ -78,7 +78,9 @@ def on_http_exception(request: Request[Any, Any, Any], error: HTTPException) -> 
         case 400:
             problem = _bad_request(error)
         case 404:
-            problem = errors.NotFound(f"There is nothing at {request.scope['path']}. /openapi.json lists every path.")
+            problem = errors.NotFound(
+                f"There is nothing at {shown(request.scope['path'])}. /openapi.json lists every path."
+            )
         case 405:
             methods = (error.headers or {})["allow"].split(", ")
             message = f"{request.method} is not possible here. Use a method that the Allow header lists."

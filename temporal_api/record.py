@@ -4,6 +4,8 @@ from typing import Any
 
 import msgspec
 
+from temporal_api.errors import Problem
+
 _KEY = "temporal_api.record"
 
 
@@ -30,3 +32,17 @@ def record_of(scope: Any) -> Record:
     """The request's record. Every request has one, because `observe` is outermost."""
     record: Record = scope[_KEY]
     return record
+
+
+_REFUSAL = "temporal_api.refusal"
+
+
+def refuse(scope: Any, problem: Problem) -> None:
+    """Mark a request that is to be answered with this problem, and not to be routed."""
+    scope[_REFUSAL] = problem
+
+
+def refusal_of(scope: Any) -> Problem | None:
+    """Why the request is not to be routed, if so."""
+    refusal: Problem | None = scope.get(_REFUSAL)
+    return refusal

@@ -13,7 +13,8 @@ from litestar import Request, Response
 from litestar.openapi.datastructures import ResponseSpec
 from litestar.types import Receive, Scope, Send
 
-from temporal_api.errors import MalformedJSON, UnsupportedMediaType, ValidationError, invalid
+from temporal_api.bounds import FEW, check_entries
+from temporal_api.errors import FieldError, MalformedJSON, UnsupportedMediaType, ValidationError, invalid, shown
 from temporal_api.problems import in_json_words
 
 T = TypeVar("T")
@@ -73,6 +74,9 @@ class JSONRequest(Request[Any, Any, Any]):
         kind = self.headers.get("content-type", "").partition(";")[0].strip().lower()
         if kind != "application/json" and not (kind.startswith("application/") and kind.endswith("+json")):
             raise UnsupportedMediaType
+        if any(coding.strip().lower() != "identity" for coding in self.headers.getall("content-encoding", ())):
+            message = "Send the body as it is: no Content-Encoding is understood here."
+            raise UnsupportedMediaType(message, {"Accept-Encoding": "identity"})
         body = await self.body()
         annotation = self.route_handler.parsed_data_field.annotation  # type: ignore[union-attr]
         decoder = _DECODERS.get(annotation)
@@ -80,6 +84,8 @@ class JSONRequest(Request[Any, Any, Any]):
             decoder = _DECODERS[annotation] = msgspec.json.Decoder(annotation)
         try:
             body.decode()  # msgspec.Raw takes bytes that are not UTF-8
+            if body.count(b",") >= FEW:
+                await check_entries(body, msgspec.inspect.type_info(annotation))
             return decoder.decode(body)
         except msgspec.ValidationError as error:  # before DecodeError, its base
             raise _field_error(str(error)) from None
@@ -95,18 +101,50 @@ def _malformed(why: str) -> MalformedJSON:
     return MalformedJSON(f"The body is not JSON: {why}.")
 
 
-# What msgspec itself says of a field, and what a struct's `__post_init__` does ("unit_price: Expected ...").
-_FIELD = re.compile(r"(?:Object (?:missing required|contains unknown) field `(?P<a>[^`]*)`|(?P<b>[a-z_]+): )")
+# What msgspec says of a field, which it may quote from the body; and what a struct's `__post_init__` says of its own.
+_NAMED = re.compile(
+    r"Object (missing required|contains unknown) field `(.*?)`(?: - at `\$\.?([\w.\[\]]*)`)?", re.DOTALL
+)
+_OWN = re.compile(r"([a-z_]+): (.*)", re.DOTALL)
 
 
 def _field_error(text: str) -> ValidationError:
     """Name the field by its path, as in `items[0].quantity`."""
-    message, _, path = text.partition(" - at `")
+    if len(text) > 2_000:  # the name of a field, as the body has it
+        text = f"{text[:1_000]}{text[-1_000:]}"
+    if named := _NAMED.fullmatch(text):
+        how, name, inside = named.groups()
+        return invalid(f"{inside or ''}.{name}".removeprefix("."), f"Object {how} field {shown(name)}")
+    message, at, path = text.rpartition(" - at `")
+    if not at:
+        message, path = text, ""
     key = path.rstrip("`").removeprefix("key` in `").removeprefix("$").removeprefix(".")
-    if field := _FIELD.match(message):
-        key = f"{key}.{field['a'] if field['b'] is None else field['b']}".removeprefix(".")
-        message = message.removeprefix(f"{field['b']}: ")
-    return invalid(key, in_json_words(message))
+    if own := _OWN.fullmatch(message):
+        key, message = f"{key}.{own[1]}".removeprefix("."), own[2]
+    return invalid(key, in_json_words(shown(message)))
+
+
+PARAMETERS = "parameters"
+"""The `opt` of a handler that has its query parameters, and whether each may be repeated."""
+
+
+async def check_parameters(request: Request[Any, Any, Any]) -> None:
+    """Refuse a query parameter that the operation does not know, or that comes twice: a filter ignored misleads."""
+    if not request.scope["query_string"]:
+        return
+    known: Mapping[str, bool] = request.route_handler.opt[PARAMETERS]
+    sent = [name for name, _ in request.query_params.multi_items()]
+    there_are = f"there are {', '.join(sorted(known))}" if known else "there are none here"
+    mistakes = [
+        FieldError(shown(name), f"There is no such parameter; {there_are}") for name in sorted({*sent} - {*known})
+    ]
+    mistakes += [
+        FieldError(name, "Expected it once")
+        for name, repeatable in known.items()
+        if not repeatable and sent.count(name) > 1
+    ]
+    if mistakes:
+        raise ValidationError(f"{mistakes[0].key}: {mistakes[0].message}", errors=mistakes[:10])
 
 
 def keep_encoded_slashes(scope: Any) -> None:

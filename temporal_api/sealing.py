@@ -2,7 +2,9 @@
 
 import base64
 import hashlib
+import logging
 import os
+from contextlib import suppress
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
@@ -10,24 +12,34 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from temporal_api.errors import InvalidPageToken
 from temporal_api.settings import Settings
 
+log = logging.getLogger(__name__)
+
+LONGEST_TOKEN = 8_000
+"""More than a sealed token has."""
+
 
 class PageTokens:
-    """Encrypts with AES-256-GCM. Replicas with the same settings read each other's tokens.
+    """Encrypts with AES-256-GCM. Replicas with the same secrets read each other's tokens.
 
-    The key comes from JWT_SECRET. With a public key or a JWKS it is no secret: a token is then bound, but readable.
+    The key comes from SECRET_KEY, else from JWT_SECRET. What any of the settings' secrets has sealed is opened, so that
+    a secret can be replaced without losing a page token.
     """
 
     def __init__(self, settings: Settings) -> None:
-        secret = settings.jwt_secret or settings.jwt_public_key or settings.jwt_jwks_url or ""
+        secrets = [s for s in (settings.secret_key, settings.jwt_secret, settings.jwt_secret_previous) if s]
+        if not secrets:
+            log.warning("SECRET_KEY is not set: page tokens open only on the replica that gave them, until it ends")
+            secrets = [os.urandom(32).hex()]
         namespace = settings.temporal.get("namespace", "default")
-        self._cipher = AESGCM(hashlib.sha256(f"page tokens\0{namespace}\0{secret}".encode()).digest())
+        keys = [hashlib.sha256(f"page tokens\0{namespace}\0{secret}".encode()).digest() for secret in secrets]
+        self._ciphers = [AESGCM(key) for key in keys]
 
     def seal(self, token: bytes, *bound_to: str) -> str | None:
         """The token for the caller; None when there is no next page."""
         if not token:
             return None
         nonce = os.urandom(12)
-        return base64.urlsafe_b64encode(nonce + self._cipher.encrypt(nonce, token, _bound(bound_to))).decode()
+        return base64.urlsafe_b64encode(nonce + self._ciphers[0].encrypt(nonce, token, _bound(bound_to))).decode()
 
     def unseal(self, sealed: str, *bound_to: str) -> bytes:
         """Temporal's token; empty without one. Raises InvalidPageToken."""
@@ -37,9 +49,12 @@ class PageTokens:
             data = base64.b64decode(sealed, altchars=b"-_", validate=True)
             if base64.urlsafe_b64encode(data).decode() != sealed:  # refuse unused bits in base64's last character
                 raise ValueError
-            return self._cipher.decrypt(data[:12], data[12:], _bound(bound_to))
-        except (ValueError, InvalidTag):
-            raise InvalidPageToken from None
+            for cipher in self._ciphers:
+                with suppress(InvalidTag):
+                    return cipher.decrypt(data[:12], data[12:], _bound(bound_to))
+        except ValueError:
+            pass
+        raise InvalidPageToken
 
 
 def _bound(parts: tuple[str, ...]) -> bytes:

@@ -1,6 +1,7 @@
 """Serves the app with uvicorn, and stops without losing a request."""
 
 import asyncio
+import logging
 import signal
 import threading
 from collections.abc import AsyncIterator
@@ -10,6 +11,8 @@ from types import FrameType
 import uvicorn
 from litestar import Litestar
 
+from temporal_api.connections import Connections
+from temporal_api.protocol import Connection
 from temporal_api.services import Services
 from temporal_api.waiting import Waits
 
@@ -31,9 +34,12 @@ def _config(app: Litestar, host: str, port: int) -> uvicorn.Config:
         host=host,
         port=port,
         lifespan="on",
+        http=Connection,
+        ws="none",
         log_config=None,
         access_log=False,
         server_header=False,
+        forwarded_allow_ips=app.state.settings.forwarded_allow_ips,
         # Longer than proxies and clients keep theirs (60 s, 5 s): a server that closes first may lose a request.
         timeout_keep_alive=75,
         timeout_graceful_shutdown=GRACE_SECONDS + 1,
@@ -47,6 +53,7 @@ class _DrainingServer(uvicorn.Server):
         super().__init__(config)
         self._delay = delay_seconds
         self._state = app.state
+        self.server_state: Connections = Connections(app.state.settings)
 
     @property
     def _services(self) -> Services:
@@ -60,6 +67,7 @@ class _DrainingServer(uvicorn.Server):
             return
         loop = asyncio.get_running_loop()
         loop.call_soon_threadsafe(self._services.waits.draining.set)  # wakes the loop too
+        loop.call_soon_threadsafe(self.server_state.drain)
         loop.call_later(self._delay, self._close, sig, frame)
 
     def _close(self, sig: int, frame: FrameType | None) -> None:
@@ -95,6 +103,8 @@ async def drain_on_signal(app: Litestar) -> AsyncIterator[None]:
     finally:
         for number, handler in servers_own.items():
             signal.signal(number, handler)
+        for log_handler in logging.getLogger().handlers:
+            log_handler.close()  # such a server ends by the signal itself, which would lose what is queued
 
 
 @asynccontextmanager
@@ -103,6 +113,7 @@ async def serving(app: Litestar, host: str, port: int) -> AsyncIterator[None]:
     config = _config(app, host, port)
     config.load()
     server = uvicorn.Server(config)
+    server.server_state = Connections(app.state.settings)
     server.lifespan = config.lifespan_class(config)
     try:
         await server.startup()

@@ -5,6 +5,7 @@ are read by the SDK's `temporalio.envconfig`. The others are the fields below, i
 """
 
 import base64
+import ipaddress
 import os.path
 import re
 from collections.abc import Mapping
@@ -20,7 +21,9 @@ from temporalio.service import TLSConfig
 DEFAULT_TEMPORAL_ADDRESS = "localhost:7233"
 
 HMAC_ALGORITHMS = ("HS256", "HS384", "HS512")
-ASYMMETRIC_ALGORITHMS = ("RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA")
+ASYMMETRIC_ALGORITHMS = (
+    *("RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA", "Ed25519"),
+)
 DEFAULT_ASYMMETRIC_ALGORITHMS = ("RS256", "PS256", "ES256", "EdDSA")
 
 Converted = TypeVar("Converted")
@@ -53,13 +56,18 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, rename=str.upper):
     port: Port = 8000
     jwt_jwks_url: str | None = None
     jwt_public_key: str | None = None
-    jwt_secret: Annotated[str, Meta(min_length=32)] | None = None
+    jwt_secret: str | None = None
+    jwt_secret_previous: str | None = None
     jwt_algorithms: tuple[str, ...] = ()
-    jwt_issuer: str | None = None
-    jwt_audience: str | None = None
-    jwt_scopes_claim: str = "scope"
+    jwt_issuer: tuple[str, ...] = ()
+    jwt_audience: tuple[str, ...] = ()
+    jwt_scopes_claim: tuple[str, ...] = ("scope", "scp")
+    jwt_scopes_prefix: tuple[str, ...] = ()
     jwt_leeway_seconds: Annotated[float, Meta(ge=0, le=600)] = 30
+    secret_key: str | None = None
     allowed_origins: tuple[Origin, ...] = ()
+    forwarded_allow_ips: str = "127.0.0.1"
+    """Whose `X-Forwarded-For` is believed: addresses and networks, or `*`. The name is uvicorn's."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["json", "console"] = "json"
     allowed_workflow_types: tuple[str, ...] = ()
@@ -68,6 +76,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, rename=str.upper):
     rpc_timeout_seconds: Annotated[float, Meta(ge=0.1, le=86_400)] = 10
     max_wait_seconds: Annotated[float, Meta(ge=0, le=86_400)] = 60
     max_open_waits: Annotated[int, Meta(ge=0)] = 200
+    max_connections: Annotated[int, Meta(ge=1)] = 1000
+    request_timeout_seconds: Annotated[float, Meta(ge=1, le=86_400)] = 15
     max_open_waits_per_user: Annotated[int, Meta(ge=0)] = 50
     max_requests: Annotated[int, Meta(ge=1)] = 200
     shutdown_delay_seconds: Annotated[float, Meta(ge=0, le=86_400)] = 0
@@ -82,6 +92,16 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, rename=str.upper):
         """The settings of a business resource; without one of its own, its task queue is this one, or its plural."""
         own = self.resources.get(plural, _RESOURCE_DEFAULTS)
         return own if own.task_queue else ResourceSettings(task_queue or plural, own.execution_timeout_seconds)
+
+    @property
+    def issuers(self) -> dict[str, str]:
+        """Each name of JWT_ISSUER, and what stands before the `sub` of its tokens.
+
+        Names that a vertical bar joins share their subjects. Those of the first group stand alone; in a later group
+        the group's first name stands before them, so that nobody passes for a namesake of another issuer.
+        """
+        groups = [[name.strip() for name in group.split("|")] for group in self.jwt_issuer]
+        return {name: group[0] if at else "" for at, group in enumerate(groups) for name in group}
 
     @property
     def encryption_keys(self) -> list[tuple[str, bytes]]:
@@ -100,43 +120,44 @@ _LISTS = {f.encode_name for f in msgspec.structs.fields(Settings) if isinstance(
 _EXPECTED = {
     "ALLOWED_ORIGINS": "expected origins such as https://shop.example, comma-separated, with no path and no wildcard",
     "PAYLOAD_ENCRYPTION_KEYS": "expected id:base64,id:base64, each key 32 random bytes in base64",
-    "JWT_SECRET": "too short, expected 32 random bytes or more",
     "LOG_FORMAT": "expected json or console",
     "LOG_LEVEL": "expected debug, info, warning or error",
 }
 
 
 def from_env(environ: Mapping[str, str], *, keys_needed: bool = True) -> Settings:
-    """Read the settings; an empty variable counts as unset. Only what checks no tokens can do without their keys.
+    """Read the settings; an empty variable counts as unset, white space around a value as not there.
+
+    Only what checks no tokens can do without their keys.
 
     Raises SettingsError.
     """
     # The SDK looks for its profile file below the home folder; a service account may have none.
     has_no_file = not environ.keys() & {"TEMPORAL_CONFIG_FILE", "HOME", "XDG_CONFIG_HOME"}
     environ = {
-        name: value
+        name: _unwrapped(name, value)
         for name, value in environ.items()
-        if value.strip() and (name in _NAMES or name.startswith("TEMPORAL_") or _RESOURCE_VARIABLE.fullmatch(name))
+        if value and (name in _NAMES or name.startswith("TEMPORAL_") or _RESOURCE_VARIABLE.fullmatch(name))
     }
-    for name, value in environ.items():
-        try:
-            value.encode()
-        except UnicodeEncodeError:
-            raise SettingsError(f"{name}: expected text in UTF-8") from None
     values: dict[str, Any] = dict(environ)
     for name in _LISTS & values.keys():
-        values[name] = [part.strip() for part in values[name].split(",") if part.strip()]
+        values[name] = [_unwrapped(name, part) for part in values[name].split(",") if part.strip()]
+        if not values[name]:
+            raise SettingsError(f"{name}: commas alone; leave it empty, or unset")
     for name in ("LOG_LEVEL", "LOG_FORMAT"):
         if name in values:
             values[name] = values[name].lower()
     settings = msgspec.structs.replace(
         _converted(values, Settings),
-        jwt_public_key=_pem(environ.get("JWT_PUBLIC_KEY")),
         temporal=_temporal(environ, disable_file=has_no_file),
         resources=_resources(environ),
     )
     if len(dict(settings.encryption_keys)) < len(settings.payload_encryption_keys):
         raise SettingsError("PAYLOAD_ENCRYPTION_KEYS: two keys have the same id; give each its own")
+    _check_forwarded_allow_ips(settings.forwarded_allow_ips)
+    for name in ("jwt_secret", "jwt_secret_previous", "secret_key"):
+        if (secret := getattr(settings, name)) and len(secret.encode()) < 32:
+            raise SettingsError(f"{name.upper()}: too short, expected 32 random bytes or more")
     if keys_needed:
         _check_jwt(settings)
     return settings
@@ -160,14 +181,27 @@ def _resources(environ: Mapping[str, str]) -> dict[str, ResourceSettings]:
     return {name.lower(): _converted(values, ResourceSettings, f"{name}_") for name, values in found.items()}
 
 
-def _pem(value: str | None) -> str | None:
-    """The PEM text itself, or the file it names."""
-    if value is None or value.lstrip().startswith("-----BEGIN"):
-        return value
+def _check_forwarded_allow_ips(value: str) -> None:
+    """Refuse what uvicorn would take for a name, which no client has."""
     try:
-        return Path(value).read_text()
-    except (OSError, ValueError):
-        raise SettingsError("JWT_PUBLIC_KEY: neither a PEM public key nor a readable file with one") from None
+        for item in value.split(",") if value != "*" else ():
+            ipaddress.ip_network(item.strip())
+    except ValueError:
+        raise SettingsError("FORWARDED_ALLOW_IPS: expected addresses and networks, comma-separated, or *") from None
+
+
+def _unwrapped(name: str, value: str) -> str:
+    """The value without the white space that files and shells leave around it."""
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise SettingsError(f"{name}: expected text in UTF-8") from None
+    value = value.strip()
+    if not value:
+        raise SettingsError(f"{name}: white space alone; leave it empty, or unset")
+    if len(value) > 1 and value[0] == value[-1] and value[0] in "\"'":
+        raise SettingsError(f"{name}: is in quotes, which would be part of it; leave them out")
+    return value
 
 
 def _check_jwt(settings: Settings) -> None:
@@ -184,19 +218,28 @@ def _check_jwt(settings: Settings) -> None:
             raise SettingsError(
                 f"JWT_ALGORITHMS: {algorithm!r} does not go with {keys[0].upper()}, which takes {', '.join(known)}"
             )
+    if settings.jwt_secret_previous and not settings.jwt_secret:
+        raise SettingsError(f"JWT_SECRET_PREVIOUS: goes with JWT_SECRET only, not with {keys[0].upper()}")
     # RFC 7518 3.2: the key of an HMAC is at least as long as its hash.
     longest = max((int(a[2:]) // 8 for a in settings.jwt_algorithms if a.startswith("HS")), default=32)
-    if settings.jwt_secret and len(settings.jwt_secret.encode()) < longest:
-        raise SettingsError(f"JWT_SECRET: is too short for JWT_ALGORITHMS: use {longest} random bytes or more")
+    for name in ("jwt_secret", "jwt_secret_previous"):
+        if (secret := getattr(settings, name)) and len(secret.encode()) < longest:
+            raise SettingsError(f"{name.upper()}: is too short for JWT_ALGORITHMS: use {longest} random bytes or more")
+    names = [name.strip() for group in settings.jwt_issuer for name in group.split("|")]
+    if any(not name or re.search(r"\s", name) for name in names):
+        raise SettingsError("JWT_ISSUER: expected names without white space, separated by commas or |")
+    if len(names) > len(settings.issuers):
+        raise SettingsError("JWT_ISSUER: has the same name twice")
     if settings.jwt_jwks_url:
-        if not _is_http_address(settings.jwt_jwks_url):
+        if not is_http_address(settings.jwt_jwks_url):
             raise SettingsError("JWT_JWKS_URL: expected an http or https address, with no user and no password")
         if not (settings.jwt_issuer and settings.jwt_audience):
             missing = "JWT_AUDIENCE" if settings.jwt_issuer else "JWT_ISSUER"
             raise SettingsError(f"{missing}: required with JWT_JWKS_URL, or any token of that issuer would pass")
 
 
-def _is_http_address(url: str) -> bool:
+def is_http_address(url: str) -> bool:
+    """Whether keys may be had from there."""
     try:
         parts = urlsplit(url)
         port = parts.port  # raises ValueError, as a half IPv6 address does

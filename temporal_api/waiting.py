@@ -15,8 +15,9 @@ from litestar import Request, Response
 from litestar.params import HeaderParameter
 from litestar.types import Receive, Scope, Send
 
+from temporal_api import deadline
 from temporal_api.auth import APIRequest, User
-from temporal_api.errors import Problem, ShuttingDown, TooManyWaits, invalid
+from temporal_api.errors import PreconditionFailed, Problem, ShuttingDown, TooManyWaits, invalid
 from temporal_api.problems import encode_problem
 from temporal_api.record import record_of
 from temporal_api.temporal.feeds import Feeds
@@ -25,6 +26,7 @@ from temporal_api.temporal.workflow import Workflow
 
 T = TypeVar("T")
 
+LONGEST_HEADER = 4_000
 RETRY_AFTER_SECONDS = "2"
 """When to ask again for what has not ended yet."""
 KEEP_ALIVE_SECONDS = 15.0
@@ -37,22 +39,28 @@ _STREAM_HEADERS = [
     (b"cache-control", b"no-cache"),
     (b"x-accel-buffering", b"no"),
 ]
-_TAG = re.compile(r'"[^"]*"')
+_TAG = re.compile(r'"([^"]*)"')
+# What a proxy appends to the tag of an answer that it compresses: `-gzip`, `--gzip`, `;br`.
+_PROXY_SUFFIX = re.compile(r"(?:--?|;)[a-z]{2,8}")
 _WAIT = re.compile(r"(?:^|[,;])\s*wait\s*=\s*\"?(\d+)\"?\s*(?=$|[,;])", re.IGNORECASE)
 
 
-Prefer = Annotated[str | None, HeaderParameter(name="Prefer", description="`wait=SECONDS` waits that long (RFC 7240).")]
-IfNoneMatch = Annotated[
-    str | None, HeaderParameter(name="If-None-Match", description="The `ETag` of the answer that you have.")
+def _header(name: str, description: str) -> HeaderParameter:
+    return HeaderParameter(name=name, description=description, schema_extra={"maxLength": LONGEST_HEADER})
+
+
+Prefer = Annotated[str | None, _header("Prefer", "`wait=SECONDS` waits that long (RFC 7240).")]
+IfNoneMatch = Annotated[str | None, _header("If-None-Match", "The `ETag` of the answer that you have.")]
+IfMatch = Annotated[
+    str | None,
+    _header("If-Match", "The `ETag` of the state that you mean to change; several, or `*`. Another state is a 412."),
 ]
-LastEventId = Annotated[
-    str | None, HeaderParameter(name="Last-Event-ID", description="Continue after the event of this `id`.")
-]
+LastEventId = Annotated[str | None, _header("Last-Event-ID", "Continue after the event of this `id`.")]
 
 
 def preferred_wait(request: APIRequest, most: float) -> float | None:
     """Read how many seconds the caller prefers to wait, at most `most` (RFC 7240); None without a preference."""
-    found = _WAIT.search(",".join(request.headers.getall("prefer", [])))
+    found = _WAIT.search(_joined(request, "Prefer"))
     if found is None:
         return None
     record_of(request.scope).waited = True
@@ -107,7 +115,7 @@ class Waits:
         if self._is_full(request.user):
             record_of(request.scope).waited = False
             return None
-        with self.slot(request.user):
+        with self.slot(request.user), deadline.paused():
             working = asyncio.ensure_future(work())
             over = asyncio.ensure_future(self.over(request.receive, seconds))
             try:
@@ -151,8 +159,30 @@ def etag(run: Run) -> str:
 
 def is_known(request: APIRequest, run: Run) -> bool:
     """Whether `If-None-Match` names the run's present state, by weak comparison (RFC 9110 13.1.2)."""
-    known = ",".join(request.headers.getall("if-none-match", []))
-    return known.strip() == "*" or f'"{run.version}"' in _TAG.findall(known)
+    return _names(_joined(request, "If-None-Match"), run)
+
+
+def check_match(request: APIRequest, run: Run) -> None:
+    """Raise PreconditionFailed when `If-Match` names other states than the run's present one.
+
+    RFC 9110 13.1.1 compares strongly, by which no weak ETag ever matches, and all of ours are weak: the comparison here
+    is weak. Two answers with the same tag tell the same state, which is what a change depends on.
+    """
+    if not _names(_joined(request, "If-Match"), run):
+        raise PreconditionFailed(workflow_id=run.workflow_id, run_id=run.run_id)
+
+
+def _joined(request: APIRequest, header: str) -> str:
+    value = ",".join(request.headers.getall(header, []))
+    if len(value) > LONGEST_HEADER:
+        raise invalid(header, f"Expected at most {LONGEST_HEADER} characters")
+    return value
+
+
+def _names(tags: str, run: Run) -> bool:
+    """Whether one of the tags is the run's; a proxy may have put its suffix to it."""
+    found = (tag.removeprefix(run.version) for tag in _TAG.findall(tags) if tag.startswith(run.version))
+    return tags.strip() == "*" or any(not suffix or _PROXY_SUFFIX.fullmatch(suffix) for suffix in found)
 
 
 async def wait_for_change(
@@ -201,7 +231,7 @@ class EventStream(Response[bytes]):
         record.waited = True
 
         async def stream(scope: Scope, receive: Receive, send: Send) -> None:
-            with self._waits.slot(self._user):  # before the headers: a stream without a place is answered 503
+            with self._waits.slot(self._user), deadline.paused():  # before the headers: without a place it is a 503
                 await send({"type": "http.response.start", "status": 200, "headers": _STREAM_HEADERS})
                 if record.is_head:
                     await self._events.aclose()

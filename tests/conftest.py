@@ -2,7 +2,7 @@
 
 import asyncio
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import httpx
@@ -17,6 +17,7 @@ from temporal_api.dev.server import DevServer, free_port
 from temporal_api.serving import serving
 from temporal_api.settings import Settings, from_env
 from temporal_api.temporal.payloads import DATA_CONVERTER
+from tokens import KEYS, Clock, Issuer, jwk
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:
@@ -103,3 +104,21 @@ async def dev(anyio_backend: str) -> AsyncIterator[Process]:
     """`temporal-api dev` as a user runs it, with a Temporal server of its own."""
     async with temporal_api("dev", PORT=str(free_port())) as process:
         yield process
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    """Time as tokens and their keys see it, in the test's hands."""
+    return Clock(monkeypatch)
+
+
+@pytest.fixture
+def issuer(monkeypatch: pytest.MonkeyPatch) -> Iterator[Issuer]:
+    """An issuer with one key of each kind."""
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    issuer = Issuer()
+    issuer.keys = [jwk(kind) for kind in KEYS]
+    yield issuer
+    issuer.open.set()
+    issuer.drip = b""
+    issuer.stop()

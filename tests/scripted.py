@@ -52,10 +52,9 @@ class Scripted:
 
     def temporal(self, seconds: float = 5) -> Temporal:
         """A connection to it."""
-        client: Any = SimpleNamespace(
-            workflow_service=self, namespace="default", identity="test", data_converter=DATA_CONVERTER
-        )
-        return Temporal(client, seconds, Memory(2**28))
+        client: Any = SimpleNamespace(namespace="default", identity="test", data_converter=DATA_CONVERTER)
+        service: Any = self
+        return Temporal(client, service, service, seconds, Memory(2**28))
 
     def workflow(self, seconds: float = 5) -> Workflow:
         """A run that it knows."""

@@ -11,9 +11,9 @@ import httpx
 import pytest
 
 from api import SECRET, bearer, service
-from temporal_api import auth
 from temporal_api.app import create_app
 from temporal_api.auth import Verifier
+from temporal_api.auth import verifier as verifier_module
 from temporal_api.dev.server import DevServer
 from temporal_api.settings import from_env
 from test_limits import MIB, served
@@ -96,7 +96,7 @@ async def test_paths_longer_than_a_server_lets_through() -> None:
 
 async def test_tokens_are_remembered_within_their_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
     """Long tokens and tokens of many scopes push the oldest out; those that are left are still known."""
-    monkeypatch.setattr(auth, "REMEMBERED_BYTES", 100_000)
+    monkeypatch.setattr(verifier_module, "REMEMBERED_BYTES", 100_000)
     verifier = Verifier(from_env({"JWT_SECRET": SECRET}))
     for number in range(60):
         scope = " ".join(f"s{each}" for each in range(100))

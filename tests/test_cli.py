@@ -106,6 +106,16 @@ async def test_serve_and_worker_process_an_order(dev_server: DevServer) -> None:
         assert (0, 0) == (await serve.end(signal.SIGTERM), await worker.end(signal.SIGTERM))
 
 
+@pytest.mark.parametrize(("part", "begun"), [("serve", "Uvicorn running"), ("worker", "worker polls")])
+async def test_ctrl_c_is_a_clean_end(dev_server: DevServer, part: str, begun: str) -> None:
+    """Exit code 0, and nothing but lines of the log."""
+    environ = {"TEMPORAL_ADDRESS": dev_server.address, "ORDERS_TASK_QUEUE": str(uuid.uuid4()), "JWT_SECRET": SECRET}
+    async with temporal_api(part, PORT=str(free_port()), **environ) as process:
+        await process.until(begun)
+        assert 0 == await process.end(signal.SIGINT), process.output
+    assert [] == [line for line in process.output.splitlines() if not line.startswith('{"time":')]
+
+
 NEEDED = """
 import sys
 from unittest.mock import patch

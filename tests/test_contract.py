@@ -5,6 +5,7 @@ In parentheses: what Temporal answers.
 """
 
 import asyncio
+import re
 import uuid
 from collections.abc import AsyncIterator, Sequence
 from datetime import timedelta
@@ -73,6 +74,26 @@ class Contract:
         """After the signal `release`, give what JSON cannot carry."""
         await workflow.wait_condition(lambda: "release" in self.seen)
         return b"\x00\xff"
+
+
+@pytest.fixture(scope="module")
+async def alice(alice: AsyncClient, contract: dict[str, Any]) -> AsyncIterator[AsyncClient]:
+    """Alice, who gets no header that the contract does not declare for that answer."""
+    paths = {re.compile(re.sub("{.*?}", "[^/]+", path)): operations for path, operations in contract["paths"].items()}
+    names = {name.lower() for name in contract["components"]["headers"]}
+
+    async def check(response: Response) -> None:
+        path, method = response.request.url.raw_path.decode().partition("?")[0], response.request.method.lower()
+        for pattern, operations in paths.items():
+            answer = operations.get(method, {}).get("responses", {}).get(str(response.status_code))
+            if answer and pattern.fullmatch(path):
+                declared = {name.lower() for name in answer["headers"]}
+                assert names & set(response.headers) <= declared, (method, path, response.status_code)
+
+    async with AsyncClient(
+        base_url=alice.base_url, timeout=30, headers=alice.headers, event_hooks={"response": [check]}
+    ) as client:
+        yield client
 
 
 @pytest.fixture(scope="module")

@@ -2,19 +2,27 @@
 
 import asyncio
 import base64
+import dataclasses
 import os
 import re
-from collections.abc import AsyncIterator
+import uuid
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import httpx
 import msgspec
 import pytest
-from temporalio import activity
-from temporalio.client import Client
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from temporalio import activity, workflow
+from temporalio.api.common.v1 import Payload
+from temporalio.client import Client, WorkflowFailureError
+from temporalio.common import RawValue
+from temporalio.converter import DataConverter, PayloadCodec
 from temporalio.exceptions import ApplicationError
+from temporalio.worker import UnsandboxedWorkflowRunner, Worker
 
 from api import SECRET, assert_problem, bearer, eventually, order, own_server, service
 from temporal_api.dev.build import find_temporal
@@ -154,7 +162,7 @@ async def test_keys_rotate_under_running_orders(dev_server: DevServer, task_queu
 
 
 async def test_a_stream_tells_what_it_can(dev_server: DevServer, task_queue: str) -> None:
-    """Up to an event whose key is gone: those before it, then the problem by its code, as the last event."""
+    """An event whose key is gone is told with its payload as it is, and so are those after it."""
     environ = {"TEMPORAL_ADDRESS": dev_server.address, "ORDERS_TASK_QUEUE": task_queue}
     async with (
         service(**environ, PAYLOAD_ENCRYPTION_KEYS=OLD) as old,
@@ -163,11 +171,15 @@ async def test_a_stream_tells_what_it_can(dev_server: DevServer, task_queue: str
         start = {"workflow_type": "nobody_runs_this", "task_queue": task_queue, "input_data": 1}
         path = (await old.post("/api/v1/workflows", json=start)).headers["location"]
         await new.post(f"{path}/signal", json={"signal_name": "sealed", "signal_input": 2})
+        await old.post(f"{path}/terminate", json={"reason": "told"}, headers=bearer(scope="workflows:admin"))
         lines = (await old.get(f"{path}/events")).text.splitlines()
-        events = [line.removeprefix("event: ") for line in lines if line.startswith("event: ")]
+    events = [line.removeprefix("event: ") for line in lines if line.startswith("event: ")]
+    told = [msgspec.json.decode(line.removeprefix("data: ")) for line in lines if line.startswith("data: ")]
 
-    assert ["history", "history", "error"] == events
-    assert '"payload_undecodable"' in "".join(lines)
+    assert ["history"] * 4 + ["done"] == events
+    assert [1] == told[0]["attributes"]["input"]
+    (sealed,) = told[2]["attributes"]["input"]
+    assert {"encoding": "binary/encrypted", "encryption-key-id": "2026"} == sealed["metadata"]
 
 
 async def test_a_sealed_failure_is_told_without_its_key_too(dev_server: DevServer, task_queue: str) -> None:
@@ -191,19 +203,173 @@ async def test_a_sealed_failure_is_told_without_its_key_too(dev_server: DevServe
     assert "event: done" in others[1].text
 
 
-async def test_a_start_whose_result_cannot_be_read_is_not_lost(dev_server: DevServer, task_queue: str) -> None:
-    """The wait for the result ends in a 502, but the workflow was started: the answer says under which id."""
-    body = {"workflow_type": "order_processing", "task_queue": task_queue, "input_data": 1}
+async def test_a_start_whose_result_cannot_be_read(dev_server: DevServer, task_queue: str) -> None:
+    """The wait ends with the result as it is kept, at the start and at `/result`."""
+    body = {"workflow_type": "mixed", "task_queue": task_queue, "args": ["nothing", "give"]}
+    settings = from_env({"JWT_SECRET": SECRET, "PAYLOAD_ENCRYPTION_KEYS": f"{NEW},{OLD}"})
+    client = await Client.connect(dev_server.address, data_converter=data_converter(settings))
     async with (
-        shop(dev_server, f"{NEW},{OLD}", task_queue),
+        worker(client, task_queue),
         service(TEMPORAL_ADDRESS=dev_server.address, PAYLOAD_ENCRYPTION_KEYS=OLD) as alice,
     ):
         response = await alice.post("/api/v1/workflows", json=body, headers={"Prefer": "wait=20"})
-        details = assert_problem(response, 502, "payload_undecodable")["details"]
-        path = f"/api/v1/workflows/{details['workflow_id']}"
+        result = await alice.get(f"{response.headers['location']}/result")
 
-        assert path == response.headers["location"]
-        assert 502 == (await alice.get(f"{path}/result?run_id={details['run_id']}")).status_code  # it is there
+    assert (201, "COMPLETED") == (response.status_code, response.json()["status"])
+    assert "2026" == response.json()["result"]["metadata"]["encryption-key-id"]
+    assert (200, response.json()["result"]) == (result.status_code, result.json()["result"])
+
+
+# --- one payload that cannot be opened ---
+
+
+SEALED = Payload(metadata={"encoding": b"binary/encrypted", "encryption-key-id": b"gone"}, data=b"\x00" * 40)
+SHOWN = {
+    "metadata": {"encoding": "binary/encrypted", "encryption-key-id": "gone"},
+    "data": base64.b64encode(SEALED.data).decode(),
+}
+
+
+@activity.defn
+async def beat(sealed: RawValue) -> None:
+    """Tell two things, and fail for an hour."""
+    activity.heartbeat(sealed, {"page": 7})
+    raise ApplicationError("stumbled", sealed, [1], next_retry_delay=timedelta(hours=1))
+
+
+@workflow.defn(name="mixed")
+class Mixed:
+    """Has to do with payloads that not everybody can open."""
+
+    @workflow.run
+    async def run(self, value: RawValue, how: str) -> RawValue:
+        """Give it back, fail with it, or have an activity work on it."""
+        if how == "fail":
+            raise ApplicationError("broken", value, {"at": 7}, non_retryable=True)
+        if how == "work":
+            await workflow.execute_activity(beat, value, start_to_close_timeout=timedelta(minutes=1))
+        return value
+
+
+def worker(client: Client, task_queue: str) -> Worker:
+    """A worker for it."""
+    runner = UnsandboxedWorkflowRunner()
+    return Worker(client, task_queue=task_queue, workflows=[Mixed], activities=[beat], workflow_runner=runner)
+
+
+async def test_a_payload_that_cannot_be_opened_hides_nothing_else(dev_server: DevServer, task_queue: str) -> None:
+    """In memo, result, failure, heartbeats and history it is shown as it is; what is beside it is read."""
+    client = await Client.connect(dev_server.address)  # its payloads are as they are given
+    sealed, ids = RawValue(SEALED), {how: f"mixed-{how}-{uuid.uuid4()}" for how in ("give", "fail", "work")}
+    async with (
+        worker(client, task_queue),
+        service(TEMPORAL_ADDRESS=dev_server.address, PAYLOAD_ENCRYPTION_KEYS=NEW) as alice,
+    ):
+        for how, workflow_id in ids.items():
+            memo = {"bad": sealed, "good": "morning"}
+            await client.start_workflow("mixed", args=[sealed, how], id=workflow_id, task_queue=task_queue, memo=memo)
+
+        async def told(how: str) -> dict[str, Any] | None:
+            answer = await alice.get(f"/api/v1/workflows/{ids[how]}")
+            assert 200 == answer.status_code, answer.text
+            status: dict[str, Any] = answer.json()
+            assert {"bad": SHOWN, "good": "morning"} == status["memo"]
+            waits = [each["next_attempt_time"] for each in status["pending_activities"]]
+            return status if (all(waits) if how == "work" and waits else status["status"] != "RUNNING") else None
+
+        given, failed, at_work = [await eventually(lambda how=how: told(how)) for how in ids]  # type: ignore[misc]
+        result = (await alice.get(f"/api/v1/workflows/{ids['give']}/result")).json()
+        history = (await alice.get(f"/api/v1/workflows/{ids['give']}/history")).json()["items"]
+        await client.get_workflow_handle(ids["work"]).terminate()
+
+    assert SHOWN == given["result"] == result["result"]
+    assert [SHOWN, "give"] == history[0]["attributes"]["input"]
+    assert [SHOWN] == history[-1]["attributes"]["result"]
+    assert ("broken", [SHOWN, {"at": 7}]) == (failed["failure"]["message"], failed["failure"]["details"])
+    (activity,) = at_work["pending_activities"]
+    assert [SHOWN, {"page": 7}] == activity["heartbeat_details"]
+    assert ("stumbled", [SHOWN, [1]]) == (activity["last_failure"]["message"], activity["last_failure"]["details"])
+
+
+# --- Temporal's published samples ---
+
+
+class SampleCodec(PayloadCodec):
+    """As the samples in Python, Go and TypeScript describe it: one key; no additional data; the nonce in front."""
+
+    def __init__(self, keys: str) -> None:
+        key_id, key = keys.split(":")
+        self.key_id = key_id.encode()
+        self.cipher = AESGCM(base64.b64decode(key))
+
+    async def encode(self, payloads: Sequence[Payload]) -> list[Payload]:
+        """Seal whatever comes."""
+        metadata = {"encoding": b"binary/encrypted", "encryption-key-id": self.key_id}
+        nonces = [os.urandom(12) for _ in payloads]
+        return [
+            Payload(metadata=metadata, data=nonce + self.cipher.encrypt(nonce, payload.SerializeToString(), None))
+            for nonce, payload in zip(nonces, payloads, strict=True)
+        ]
+
+    async def decode(self, payloads: Sequence[Payload]) -> list[Payload]:
+        """Open what is sealed; everything must be, and by its own key."""
+        for payload in payloads:
+            assert {"encoding": b"binary/encrypted", "encryption-key-id": self.key_id} == dict(payload.metadata)
+        opened = [self.cipher.decrypt(payload.data[:12], payload.data[12:], None) for payload in payloads]
+        return [Payload.FromString(each) for each in opened]
+
+
+async def test_workers_with_the_codec_of_temporal_s_samples(dev_server: DevServer, task_queue: str) -> None:
+    """What the service seals, they open; what they seal, the service opens: inputs, memos, results and failures."""
+    converter = dataclasses.replace(DataConverter.default, payload_codec=SampleCodec(NEW))
+    client = await Client.connect(dev_server.address, data_converter=converter)
+    body = {"workflow_type": "mixed", "task_queue": task_queue, "memo": {"note": "ours"}}
+    async with (
+        worker(client, task_queue),
+        service(TEMPORAL_ADDRESS=dev_server.address, PAYLOAD_ENCRYPTION_KEYS=f"{NEW},{OLD}") as alice,
+    ):
+        wait = {"Prefer": "wait=20"}
+        ours = await alice.post("/api/v1/workflows", json=body | {"args": [{"n": 1.5}, "give"]}, headers=wait)
+        handle = client.get_workflow_handle(ours.json()["workflow_id"])
+        read = (await handle.result(), (await handle.describe()).memo)
+        workflow_id = f"theirs-{uuid.uuid4()}"
+        theirs = {"id": workflow_id, "task_queue": task_queue, "memo": {"note": "theirs"}}
+        with pytest.raises(WorkflowFailureError):
+            await client.execute_workflow("mixed", args=["mine", "fail"], **theirs)  # type: ignore[call-overload]
+        status = (await alice.get(f"/api/v1/workflows/{workflow_id}")).json()
+        history = (await alice.get(f"/api/v1/workflows/{workflow_id}/history")).json()["items"]
+
+    assert {"n": 1.5} == ours.json()["result"] == read[0]
+    assert {"note": "ours"} == await read[1]()
+    assert {"note": "theirs"} == status["memo"]
+    assert ["mine", {"at": 7}] == status["failure"]["details"]
+    assert ["mine", "fail"] == history[0]["attributes"]["input"]
+
+
+@pytest.mark.parametrize(
+    ("cipher", "additional"),
+    [
+        (b"AES-256-GCM", b"2026"),  # what earlier versions of this service wrote
+        (b"AES/GCM/NoPadding", None),  # Temporal's sample in Java
+    ],
+)
+async def test_other_forms_are_read(dev_server: DevServer, cipher: bytes, additional: bytes | None) -> None:
+    """With the key's id as additional data, and with a cipher named: both are opened."""
+    nonce, plain = os.urandom(12), Payload(metadata={"encoding": b"json/plain"}, data=b'"kept"')
+    data = nonce + AESGCM(b"n" * 32).encrypt(nonce, plain.SerializeToString(), additional)
+    metadata = {"encoding": b"binary/encrypted", "encryption-cipher": cipher, "encryption-key-id": b"2026"}
+    sealed = {"payloads": [{"metadata": metadata, "data": data}]}
+    async with service(TEMPORAL_ADDRESS=dev_server.address, PAYLOAD_ENCRYPTION_KEYS=NEW) as alice:
+        response = await alice.post(
+            "/api/v1/codec/decode",
+            content=msgspec.json.encode(sealed),
+            headers=bearer(scope=CODEC) | {"Content-Type": "application/json"},
+        )
+
+    assert base64.b64encode(b'"kept"').decode() == response.json()["payloads"][0]["data"]
+
+
+# --- the codec for Temporal's own tools ---
 
 
 async def test_the_codec_endpoint_serves_temporal_s_cli(dev_server: DevServer, task_queue: str) -> None:

@@ -43,17 +43,21 @@ CODES = {
     403: ["insufficient_scope", "not_allowed"],
     404: ["not_found", "order_not_found", "workflow_not_found", "update_not_found"],
     405: ["method_not_allowed"],
+    408: ["request_timeout"],
     409: ["workflow_already_exists", "workflow_completed", "order_not_cancellable", "reserved_id"],
+    412: ["precondition_failed"],
     413: ["payload_too_large"],
+    414: ["uri_too_long"],
     415: ["unsupported_media_type"],
     422: ["idempotency_key_reused", "update_rejected", "query_failed"],
     429: ["temporal_overloaded"],
+    431: ["header_fields_too_large"],
     500: ["internal_server_error"],
-    501: ["search_attributes_missing"],
+    501: ["search_attributes_missing", "not_supported"],
     502: ["temporal_error", "payload_undecodable"],
     503: [
         *("temporal_connection_error", "no_worker", "workflow_task_failing", "too_many_waits", "auth_unavailable"),
-        *("overloaded", "shutting_down"),
+        *("shutting_down", "overloaded"),
     ],
     504: ["temporal_timeout"],
 }
@@ -106,6 +110,12 @@ async def signalled_late(world: World) -> httpx.Response:
     return await world.post(f"/workflows/{workflow_id}/signal", {"signal_name": "s"})
 
 
+async def changed_meanwhile(world: World) -> httpx.Response:
+    """A workflow cancelled for a state that it has no longer."""
+    started = await world.post("/workflows", START)
+    return await world.alice.post(f"{started.headers['location']}/cancel", headers={"If-Match": '"before"'})
+
+
 async def twice(world: World) -> httpx.Response:
     """The same id started again."""
     body = {**START, "workflow_id": str(uuid.uuid4())}
@@ -147,13 +157,17 @@ CAUSES: dict[str, tuple[str, Callable[[World], Awaitable[httpx.Response]]]] = {
     "a run id that is none": ("validation_error", lambda w: w.get("/workflows/x", params={"run_id": "x"})),
     "two kinds of arguments": (
         "validation_error",
-        lambda w: w.post("/workflows", {**START, "args": [], "input_data": 1}),
+        lambda w: w.post("/workflows", {**START, "args": [1], "input_data": 1}),
     ),
     "an id for no URL": ("validation_error", lambda w: w.post("/workflows", {**START, "workflow_id": "."})),
     "bad JSON": ("malformed_json", lambda w: w.post("/orders", headers=JSON, content=b"{")),
     "a name too long for Temporal": (
-        "workflow_start_error",
+        "validation_error",
         lambda w: w.post("/workflows", {**START, "workflow_type": "é" * 900}),
+    ),
+    "a search attribute that is not there": (
+        "workflow_start_error",
+        lambda w: w.post("/workflows", {**START, "search_attributes": {"Nobody": {"type": "Int", "value": 1}}}),
     ),
     "no token": ("missing_token", lambda w: w.http.get("/api/v1/workflows/x")),
     "a wrong token": ("invalid_token", lambda w: w.get("/workflows/x", headers={"Authorization": "Bearer x"})),
@@ -179,6 +193,7 @@ CAUSES: dict[str, tuple[str, Callable[[World], Awaitable[httpx.Response]]]] = {
     "an id of an order": ("reserved_id", lambda w: w.post("/workflows", {**START, "workflow_id": "order-x"})),
     "a signal too late": ("workflow_completed", signalled_late),
     "an order that is over": ("order_not_cancellable", cancelled_late),
+    "a state that has changed": ("precondition_failed", changed_meanwhile),
     "too large a body": ("payload_too_large", lambda w: w.post("/orders", headers=JSON, content=b" " * 3_000_000)),
     "a form": ("unsupported_media_type", lambda w: w.alice.post("/api/v1/orders", data={"a": "b"})),
     "an unknown query": ("query_failed", asked_in_vain),

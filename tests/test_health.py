@@ -33,7 +33,8 @@ async def test_health_in_detail(http: httpx.AsyncClient) -> None:
     workers = body["services"].pop("orders_workers")
 
     assert 200 == response.status_code
-    assert {"status": "healthy", "services": {"temporal": "healthy"}, "version": __version__} == body
+    services = {"temporal": "healthy", "auth": "healthy"}
+    assert {"status": "healthy", "services": services, "version": __version__} == body
     assert workers in ("none", "polling")  # another test may have had one there
     assert before <= timestamp <= datetime.now(UTC)
 
@@ -120,5 +121,5 @@ async def test_workers_are_told_and_never_fail_health(dev_server: DevServer) -> 
     async with service(TEMPORAL_ADDRESS=dev_server.address, ORDERS_TASK_QUEUE=queue) as http:
         health, ready = await http.get("/health"), await http.get("/health/ready")
 
-    assert {"temporal": "healthy", "orders_workers": "unknown"} == health.json()["services"]
+    assert {"temporal": "healthy", "orders_workers": "unknown", "auth": "healthy"} == health.json()["services"]
     assert [200, 200] == [health.status_code, ready.status_code]

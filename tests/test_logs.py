@@ -1,21 +1,26 @@
 """The process's log, as whoever runs the service reads it."""
 
+import asyncio
 import json
+import logging
+import os
 import re
 import signal
+import sys
 import uuid
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
+from typing import Any
 from urllib.parse import quote
 
 import httpx
 import pytest
 
-from api import SECRET, assert_problem, bearer, eventually, order
+from api import SECRET, assert_problem, bearer, eventually, order, own_server, samples
 from commands import Process, temporal_api
 from temporal_api.dev.server import DevServer, free_port
-from temporal_api.dev.server import dev_server as run_dev_server
+from temporal_api.logs import ConsoleFormatter, JSONFormatter
 
 pytestmark = pytest.mark.anyio
 
@@ -71,6 +76,7 @@ async def test_the_log_has_one_json_line_for_each_request(dev_server: DevServer)
         "logger": "temporal_api.access",
         "message": "request",
         "trace_id": TRACE,
+        "client": "127.0.0.1",
         "method": "POST",
         "route": "/api/v1/orders",
         "path": "/api/v1/orders",
@@ -136,19 +142,174 @@ async def test_a_higher_level_keeps_requests_out(dev_server: DevServer) -> None:
     assert "" == process.output
 
 
-async def test_the_sdks_own_log_is_in_ours(anyio_backend: str) -> None:
-    """What the Temporal SDK has to say, here of a server that went away, is JSON lines of the same form."""
-    async with AsyncExitStack() as away:
-        server = await away.enter_async_context(run_dev_server())
-        async with serve(server.address, RPC_TIMEOUT_SECONDS="5") as (process, client):
-            assert 200 == (await client.get("/health/ready")).status_code
-            await away.aclose()
-            assert_problem(await client.get("/api/v1/orders/x"), 503, "temporal_connection_error")
-            found = await process.until('.*"logger":"temporalio".*')
-            assert 0 == await process.end(signal.SIGTERM)
+def lines_of(process: Process) -> list[dict[str, Any]]:
+    """Each line of the process, all of which are JSON in ASCII."""
+    assert process.output.isascii()
+    return [json.loads(line) for line in process.output.splitlines()]
 
-    line = json.loads(found[0])
-    assert "warning" == line["level"]
-    assert "describe_workflow_execution" in line["message"]
-    assert {"time", "level", "logger", "message"} <= line.keys()
-    assert all(json.loads(line) for line in process.output.splitlines())
+
+async def test_an_outage_is_told_in_few_words(anyio_backend: str) -> None:
+    """Temporal gone: one short warning a request, what the SDK has to say once a second, the readiness once."""
+    async with own_server() as server, serve(server.address, RPC_TIMEOUT_SECONDS="3") as (process, client):
+        assert 200 == (await client.get("/health/ready")).status_code
+        os.kill(server.pid, signal.SIGKILL)
+
+        async def not_ready() -> bool:
+            return (await client.get("/health/ready")).status_code == 503
+
+        await eventually(not_ready)
+        refused = await asyncio.gather(*(client.get(f"/api/v1/orders/{number}") for number in range(20)))
+        assert await not_ready()
+        assert 0 == await process.end(signal.SIGTERM)
+
+    for answer in refused:
+        assert_problem(answer, 503, "temporal_connection_error")
+    lines = lines_of(process)
+    requests = [line for line in lines if line["logger"] == "temporal_api.access"]
+    assert {answer.headers["x-request-id"] for answer in refused} == {line["request_id"] for line in requests}
+    assert [("warning", 503)] * 20 == [(line["level"], line["status"]) for line in requests]
+    (ready,) = [line for line in lines if line["logger"] == "temporal_api.checks"]
+    assert ("warning", True) == (ready["level"], ready["message"].startswith("not ready: "))
+    sdk = [line for line in lines if line["logger"] == "temporalio"]
+    assert {"warning"} == {line["level"] for line in sdk}
+    assert any("describe_workflow_execution" in line["message"] for line in sdk)
+    took = datetime.fromisoformat(lines[-1]["time"]) - datetime.fromisoformat(lines[0]["time"])
+    assert len(sdk) <= took.total_seconds() + 1
+    assert max(len(line) for line in process.output.splitlines()) < 1024
+
+
+async def test_probes_are_told_at_debug_only(dev_server: DevServer) -> None:
+    """LOG_LEVEL=debug has a line for each probe and scrape; nobody else is bothered with them."""
+    probes = ["/health", "/health/ready", "/health/live", "/metrics"]
+    levels = {}
+    for level in ("debug", "info"):
+        async with serve(dev_server.address, LOG_LEVEL=level) as (process, client):
+            assert [200] * 4 == [(await client.get(path)).status_code for path in probes]
+            assert 0 == await process.end(signal.SIGTERM)
+        levels[level] = [(x["level"], x["path"]) for x in lines_of(process) if x["logger"] == "temporal_api.access"]
+
+    assert {"debug": [("debug", path) for path in probes], "info": []} == levels
+
+
+async def test_a_503_is_told_at_warning() -> None:
+    """LOG_LEVEL=warning leaves out what went well, and nothing of what callers could not have."""
+    port = free_port()
+    environ = {"PORT": str(port), "JWT_SECRET": SECRET, "TEMPORAL_ADDRESS": f"127.0.0.1:{free_port()}"}
+    async with (
+        temporal_api("serve", LOG_LEVEL="warning", **environ) as process,
+        httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=30, headers=bearer()) as client,
+    ):
+        await eventually(lambda: answers(client))
+        assert_problem(await client.get("/api/v1/orders/x"), 503, "temporal_connection_error")
+        assert_problem(await client.get("/nothing"), 404, "not_found")
+        assert 0 == await process.end(signal.SIGTERM)
+
+    told = [line for line in lines_of(process) if line["logger"] == "temporal_api.access"]
+    assert [("warning", "/api/v1/orders/x", 503)] == [(line["level"], line["path"], line["status"]) for line in told]
+
+
+@pytest.mark.parametrize(("trusted", "client_address"), [("127.0.0.1", "203.0.113.7"), ("10.0.0.0/8", "127.0.0.1")])
+async def test_the_clients_address_is_told(dev_server: DevServer, trusted: str, client_address: str) -> None:
+    """X-Forwarded-For counts when it comes from one of FORWARDED_ALLOW_IPS, and is ignored otherwise."""
+    async with serve(dev_server.address, FORWARDED_ALLOW_IPS=trusted) as (process, client):
+        await client.get("/", headers={"X-Forwarded-For": "203.0.113.7"})
+        assert 0 == await process.end(signal.SIGTERM)
+
+    (line,) = [line for line in lines_of(process) if line["logger"] == "temporal_api.access"]
+    assert client_address == line["client"]
+
+
+async def test_no_line_is_lost_and_none_overtakes(dev_server: DevServer) -> None:
+    """A reader that comes late, when the process was told to end, gets each line, in order."""
+    async with serve(dev_server.address) as (process, client):
+        for number in range(1000):
+            await client.get("/", headers={"X-Request-ID": str(number)})
+        assert 0 == await process.end(signal.SIGTERM)
+
+    assert list(map(str, range(1000))) == [line["request_id"] for line in lines_of(process) if "request_id" in line]
+
+
+async def test_a_reader_that_stalls_holds_nobody_up(dev_server: DevServer) -> None:
+    """2,000 requests while nobody reads the log: all are answered, lines are counted as dropped, SIGTERM ends it."""
+    async with serve(dev_server.address) as (process, client):
+        path = "/" + "a" * 900
+
+        async def ask(times: int) -> list[int]:
+            return [(await client.get(path)).status_code for _ in range(times)]
+
+        statuses = await asyncio.gather(*(ask(100) for _ in range(20)))
+        assert [[404] * 100] * 20 == statuses
+        assert 200 == (await client.get("/health/live")).status_code
+        dropped = (await samples(client))[("temporal_api_log_lines_dropped_total",)]
+        assert 0 < dropped < 2000
+        process.process.send_signal(signal.SIGTERM)
+
+        async def ended() -> bool:
+            return process.process.returncode is not None
+
+        await eventually(ended, seconds=20)
+        assert 0 == await process.end()  # and nothing of the pipe stays open
+
+
+@pytest.mark.parametrize("log_format", ["json", "console"])
+async def test_the_workers_log_has_one_format(anyio_backend: str, log_format: str) -> None:
+    """What the worker and the core of its SDK say of a server that went away has the form of all other lines."""
+    async with own_server() as server:
+        environ = {"TEMPORAL_ADDRESS": server.address, "LOG_FORMAT": log_format}
+        async with temporal_api("worker", **environ) as process:
+            await process.until("worker polls")
+            os.kill(server.pid, signal.SIGKILL)
+            await process.until("gRPC call .* retried")
+            assert 0 == await process.end(signal.SIGINT)
+
+    lines = process.output.splitlines()
+    if log_format == "json":
+        assert {"time", "level", "logger", "message"} <= set.intersection(*(set(json.loads(line)) for line in lines))
+    else:
+        assert [] == [line for line in lines if not re.match(r"\d\d:\d\d:\d\d (info|warning|error) +\w", line)]
+    assert "\x1b" not in process.output
+
+
+FORGED = "a\n12:00:00 error forged\r\u2028\x1b[2J\x9b\u202e\ud800 é"
+
+
+def record(message: str, **fields: object) -> logging.LogRecord:
+    """A record with an exception; all that a caller can influence says the same."""
+    try:
+        raise ValueError(message)
+    except ValueError:
+        record = logging.LogRecord(message, logging.ERROR, "", 0, "%s", (message,), sys.exc_info())
+    record.fields = fields
+    return record
+
+
+def test_json_lines_are_ascii() -> None:
+    """Every reader of lines splits them where they end, and the text is what it was."""
+    line = JSONFormatter().format(record(FORGED, user=FORGED, path="é"))
+
+    assert (1, True) == (len(line.splitlines()), line.isascii())
+    told = json.loads(line)
+    assert "é" == told["path"]
+    assert FORGED.replace("\ud800", "\\ud800") == told["user"] == told["message"]
+    assert "ValueError: a\\n12:00:00 error forged" in told["traceback"]
+
+
+def test_the_console_prints_no_control_character_of_a_caller() -> None:
+    """In a message, a field or a traceback: no line can be forged, no terminal be steered."""
+    first, *below = ConsoleFormatter().format(record(FORGED, user=FORGED)).split("\n")
+
+    assert 2 == first.count("a\\n12:00:00 error forged\\r\\u2028\\x1b[2J\\x9b\\u202e\\ud800 é")
+    assert below[-1].startswith("  ValueError: a\\n12:00:00 error forged")
+    assert all(line.startswith("  ") and line.isprintable() for line in below)
+
+
+@pytest.mark.parametrize("character", ["a", "é", "\n"])
+def test_a_field_is_cut_at_a_kilobyte(character: str) -> None:
+    """However much a caller sends, in whatever part of a line: of a field, a message, an exception."""
+    much = record(character * 100_000, path=character * 100_000)
+    told = json.loads(JSONFormatter().format(much))
+
+    assert [character * 500] * 2 == [told["path"][:500], told["message"][:500]]
+    assert 1024 + len("…".encode()) >= max(len(told[name].encode()) for name in ("path", "message"))
+    assert 3 * 1024 > len(told["traceback"])
+    assert 8 * 1024 > len(ConsoleFormatter().format(much))

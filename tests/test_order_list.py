@@ -1,13 +1,15 @@
 """Whose orders are listed, and which."""
 
 import uuid
+from collections import Counter
 from typing import Any
 
 import httpx
 import pytest
 from google.protobuf.duration_pb2 import Duration
+from temporalio.api.enums.v1 import EventType
 from temporalio.api.workflowservice.v1 import RegisterNamespaceRequest
-from temporalio.client import Client
+from temporalio.client import Client, WorkflowExecutionStatus
 from temporalio.worker import Worker
 
 from api import assert_problem, bearer, eventually, order, service
@@ -105,30 +107,38 @@ async def test_orders_are_found_by_status(
 
 
 async def test_an_order_that_was_reset_is_listed_once(dev_server: DevServer, client: Client, task_queue: str) -> None:
-    """With the run that goes on; the one that an operator's reset ended is no cancelled order."""
+    """With the run that goes on; the one that a reset ended, or followed, is no cancelled order."""
     admin = bearer("ops", "orders:admin workflows:admin")
     async with (
         service(TEMPORAL_ADDRESS=dev_server.address, ORDERS_TASK_QUEUE=task_queue) as http,
         Worker(client, task_queue=task_queue, workflows=[OrderProcessing]),  # which does nothing more for an order
     ):
         dora = bearer(f"dora-{uuid.uuid4()}", "orders:read orders:write")
-        reset, ended = await placed(http, dora, 2)
-        body = {"to": "first_workflow_task", "reason": "mended code"}
+        ids = {name: f"order-{name}" for name in await placed(http, dora, 3)}
+        (revived, reset, ended), body = ids, {"to": "first_workflow_task", "reason": "mended code"}
 
-        async def was_reset() -> bool:
-            return (await http.post(f"/api/v1/workflows/order-{reset}/reset", json=body, headers=admin)).is_success
+        async def worked_at() -> bool:
+            histories = [await client.get_workflow_handle(each).fetch_history() for each in ids.values()]
+            done = EventType.EVENT_TYPE_WORKFLOW_TASK_COMPLETED
+            return all(done in [event.event_type for event in history.events] for history in histories)
 
-        async def terminated() -> bool:
-            ids = f"WorkflowId IN ('order-{reset}', 'order-{ended}')"
-            found = [run.id async for run in client.list_workflows(f"{ids} AND ExecutionStatus = 'Terminated'")]
-            return len(found) == 2
+        async def indexed() -> bool:
+            query = " OR ".join(f"WorkflowId = '{each}'" for each in ids.values())
+            found = Counter([run.status async for run in client.list_workflows(query)])
+            return found == {WorkflowExecutionStatus.TERMINATED: 3, WorkflowExecutionStatus.RUNNING: 2}
 
-        await eventually(was_reset)
-        await client.get_workflow_handle(f"order-{ended}").terminate()
-        await eventually(terminated)
+        await eventually(worked_at)
+        for name in (revived, ended):
+            await client.get_workflow_handle(ids[name]).terminate()
+        for name in (revived, reset):
+            answer = await http.post(f"/api/v1/workflows/{ids[name]}/reset", json=body, headers=admin)
+            assert 200 == answer.status_code, answer.text
+        await eventually(indexed)
 
-        assert [reset, ended] == await listed(http, dora)
-        assert [ended] == await listed(http, dora, status="cancelled")
+        for size in (1, 100):
+            found = await listed(http, dora, page_size=size)
+            assert ({revived, reset}, [ended]) == (set(found[:2]), found[2:])
+            assert [ended] == await listed(http, dora, status="cancelled", page_size=size)
 
 
 async def test_a_page_token_is_its_caller_s(http: httpx.AsyncClient) -> None:

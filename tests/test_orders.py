@@ -735,3 +735,16 @@ async def test_orders_carry_their_search_attributes(shop: httpx.AsyncClient, cli
     described = await client.get_workflow_handle(placed["workflow_id"]).describe()
 
     assert WorkflowExecutionStatus.COMPLETED == described.status
+
+
+async def test_an_order_is_cancelled_only_as_it_is_known(alice: httpx.AsyncClient) -> None:
+    """With `If-Match` of another state a cancel is a 412, and the order goes on; with its ETag it is asked to stop."""
+    path = (await alice.post("/api/v1/orders", json=order())).headers["location"]
+    etag = (await alice.get(path)).headers["etag"]
+    refused = await alice.post(f"{path}/cancel", headers={"If-Match": '"nope"'})
+    unchanged = (await alice.get(path)).headers["etag"]
+    cancelled = await alice.post(f"{path}/cancel", headers={"If-Match": etag})
+
+    assert_problem(refused, 412, "precondition_failed")
+    assert etag == unchanged
+    assert 204 == cancelled.status_code

@@ -15,7 +15,8 @@ from typing import Any, Literal
 import httpx
 import msgspec
 import pytest
-from litestar.params import JSONBody
+from litestar import post
+from litestar.params import FromPath, JSONBody
 from temporalio import workflow
 from temporalio.client import Client, WorkflowHandle
 from temporalio.common import SearchAttributeKey
@@ -66,6 +67,7 @@ GIFT_CARDS = Resource(
     "gift_card",
     description="Gift cards.",
     workflow_type="gift_card",
+    task_queue=QUEUE,
     kept=KeptGiftCard,
     answer=GiftCardResponse,
     completed="redeemed",
@@ -133,7 +135,7 @@ async def shop(anyio_backend: str) -> AsyncIterator[tuple[httpx.AsyncClient, Cli
         ) as server:
             client = await Client.connect(server.address, data_converter=DATA_CONVERTER)
             async with (
-                service(TEMPORAL_ADDRESS=server.address, GIFT_CARDS_TASK_QUEUE=QUEUE) as alice,
+                service(TEMPORAL_ADDRESS=server.address) as alice,
                 Worker(
                     client,
                     task_queue=QUEUE,
@@ -240,6 +242,24 @@ async def test_it_is_hidden_from_operators_of_workflows(shop: tuple[httpx.AsyncC
 
 
 @pytest.mark.anyio
+@pytest.mark.parametrize("path", ["/api/v1/workflows", "/api/v1/workflow-count"])
+async def test_a_raw_query_needs_every_admin_scope(shop: tuple[httpx.AsyncClient, Client], path: str) -> None:
+    """It may find the workflows of any resource: 403 names the admin scopes that the token lacks."""
+    alice, _ = shop
+    query = {"query": "WorkflowType = 'gift_card'"}
+    for has, lacks in (
+        ("", "orders:admin gift_cards:admin"),
+        ("orders:admin", "gift_cards:admin"),
+        ("gift_cards:admin", "orders:admin"),
+    ):
+        response = await alice.get(path, params=query, headers=bearer("ops", f"workflows:admin {has}"))
+        assert_problem(response, 403, "insufficient_scope")
+        assert f'scope="{lacks}"' in response.headers["www-authenticate"]
+    everything = bearer("ops", "workflows:read orders:admin gift_cards:admin")
+    assert 200 == (await alice.get(path, params=query, headers=everything)).status_code
+
+
+@pytest.mark.anyio
 @pytest.mark.parametrize(
     ("words", "status", "run"),
     [
@@ -323,6 +343,7 @@ def struct(base: type[msgspec.Struct], *, without: str = "", **fields: Any) -> t
         ({"name": "workflow"}, "cannot be called 'workflow'"),
         ({"name": "job", "plural": "workflows"}, "cannot be called 'workflows'"),
         ({"name": "status"}, "cannot be called 'status'"),
+        ({"name": "run_id"}, "cannot be called 'run_id'"),
         ({"completed": "delivered"}, "status has no delivered"),
         ({"cancelled": "undone"}, "status has no undone"),
         ({"other_ends": ["lost"]}, "status has no lost"),
@@ -397,6 +418,22 @@ def test_two_resources_of_one_name(monkeypatch: pytest.MonkeyPatch, settings: Se
     monkeypatch.setattr(app, "RESOURCES", [GiftCardController, second])
 
     with pytest.raises(TypeError, match="two resources are called gift_card"):
+        create_app(settings)
+
+
+def test_an_operation_without_a_scope(monkeypatch: pytest.MonkeyPatch, settings: Settings) -> None:
+    """The app refuses to start: nobody could call it, and the contract would call it public."""
+
+    class Forgetful(ResourceController, resource=GIFT_CARDS):
+        create_gift_card = GiftCardController.create_gift_card
+
+        @post("/{gift_card_id:str}/send", operation_id="sendGiftCard")
+        async def send(self, gift_card_id: FromPath[str]) -> None:
+            """Send it."""
+
+    monkeypatch.setattr(app, "RESOURCES", [OrderController, Forgetful])
+
+    with pytest.raises(TypeError, match=r"send needs a scope"):
         create_app(settings)
 
 

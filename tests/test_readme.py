@@ -222,10 +222,18 @@ def test_every_setting_is_in_the_readme_with_its_default() -> None:
     fields = [field for field in msgspec.structs.fields(Settings) if field.encode_name.strip()]
     for field in msgspec.structs.fields(ResourceSettings):
         fields.append(msgspec.structs.replace(field, encode_name=f"ORDERS_{field.encode_name}"))
-    real = {field.encode_name: "none" if field.default in (None, ()) else str(field.default) for field in fields}
+    real = {
+        field.encode_name: "none"
+        if field.default in (None, ())
+        else ",".join(field.default)
+        if isinstance(field.default, tuple)
+        else str(field.default)
+        for field in fields
+    }
     words = {
         "ORDERS_TASK_QUEUE": ORDERS.task_queue,
         "JWT_ALGORITHMS": "by key kind",
+        "SECRET_KEY": "from `JWT_SECRET`",
         "ALLOWED_WORKFLOW_TYPES": "none: all",
         "ALLOWED_TASK_QUEUES": "none: all",
     }

@@ -24,7 +24,7 @@ ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 CHAPTER = README[README.index("## Add your own resource") : README.index("## How it compares")]
 FILES = dict(re.findall(r"`(temporal_api/\S+\.py)`:\n\n```python\n(.*?)^```$", CHAPTER, re.MULTILINE | re.DOTALL))
-DIFFS = re.findall(r"^```diff\n (.*)\n\+(.*)\n```$", CHAPTER, re.MULTILINE)
+DIFFS = [diff.splitlines() for diff in re.findall(r"^```diff\n(.*?)^```$", CHAPTER, re.MULTILINE | re.DOTALL)]
 (WORKER,) = re.findall(r"^\.venv/bin/(python -m .*)$", CHAPTER, re.MULTILINE)
 
 REFUND = {"order_id": "order_1", "amount": 19.99}
@@ -50,12 +50,12 @@ def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name, text in FILES.items():
         assert not (folder / name).exists()
         (folder / name).write_text(text)
-    app = folder / "temporal_api/app.py"
-    text = app.read_text()
-    for above, added in DIFFS:
-        assert 1 == text.count(f"{above}\n"), above
-        text = text.replace(f"{above}\n", f"{above}\n{added}\n")
-    app.write_text(text)
+    app, refunds = folder / "temporal_api/app.py", folder / "temporal_api/controllers/refunds.py"
+    for file, diff in zip((app, app, refunds, refunds), DIFFS, strict=True):
+        text = file.read_text()
+        old, new = ("".join(f"{line[1:]}\n" for line in diff if line[:1] != sign) for sign in "+-")
+        assert 1 == text.count(old), old
+        file.write_text(text.replace(old, new))
     return folder
 
 
@@ -123,9 +123,9 @@ def test_it_is_one_file_and_one_line() -> None:
     assert ["temporal_api/controllers/refunds.py", "temporal_api/worker/refund_processing.py"] == list(FILES)
     assert len(FILES["temporal_api/controllers/refunds.py"].splitlines()) < 90
     assert [
-        "from temporal_api.controllers.refunds import RefundController",
-        "    RefundController,",
-    ] == [added for _, added in DIFFS]
+        "+from temporal_api.controllers.refunds import RefundController",
+        "+    RefundController,",
+    ] == [line for diff in DIFFS[:2] for line in diff if not line.startswith(" ")]
 
 
 @pytest.mark.skipif(find_spec("mypy") is None, reason="mypy comes with the extra `dev`")
@@ -149,10 +149,12 @@ async def test_it_works_as_the_readme_shows(running: Refunds, tmp_path: Path) ->
         assert 0 == await process.end(), process.output
     token = process.output.strip()
     (call,) = re.findall(r"^```bash\n(API=.*?)^```$", README, re.MULTILINE | re.DOTALL)
-    (block,) = re.findall(r"^```bash\n(REFUND_ID=.*?)^```$", CHAPTER, re.MULTILINE | re.DOTALL)
+    blocks = re.findall(r"^```bash\n(REFUND_ID=.*?)^```$", CHAPTER, re.MULTILINE | re.DOTALL)
+    assert 2 == len(blocks)
     async with bash(tmp_path, TOKEN=token, ORDER_ID="order_1") as shell:
         await shell.follow(call.replace(":8000", f":{running.environ['PORT']}"))
-        await shell.follow(block)
+        for block in blocks:
+            await shell.follow(block)
 
     scopes = set(jwt.decode(token, SECRET, algorithms=["HS256"])["scope"].split())
     assert {"refunds:read", "refunds:write", "refunds:admin", "orders:admin", "workflows:admin"} <= scopes
@@ -250,6 +252,18 @@ async def test_it_is_cancelled_until_it_is_too_late(carol: httpx.AsyncClient) ->
         assert f"The refund can no longer be cancelled: it is {now}." == problem["message"]
 
 
+async def test_it_is_approved_by_an_operation_of_its_own(carol: httpx.AsyncClient) -> None:
+    """204 with `refunds:admin`, 403 without; 404 for a refund that is not there, 409 for one that is paid."""
+    path, boss = await place(carol), bearer("boss", "refunds:admin")
+    nothing = f"{path[:-1]}{'0' if path[-1] != '0' else '1'}/approve"
+
+    assert_problem(await carol.post(f"{path}/approve"), 403, "insufficient_scope")
+    assert_problem(await carol.post(nothing, headers=boss), 404, "refund_not_found")
+    assert 204 == (await carol.post(f"{path}/approve", headers=boss)).status_code
+    await until_it_is(carol, path, "paid")
+    assert_problem(await carol.post(f"{path}/approve", headers=boss), 409, "workflow_completed")
+
+
 async def test_another_callers_does_not_exist(carol: httpx.AsyncClient) -> None:
     """404 in every call and in no list, unless with `refunds:admin`; nothing at all without a scope of refunds."""
     path = await place(carol)
@@ -308,6 +322,7 @@ async def test_it_is_in_the_contract(carol: httpx.AsyncClient) -> None:
         "listRefunds": ("The caller's refunds", read),
         "streamRefundEvents": ("A refund's status, live", read),
         "cancelRefund": ("Cancel a refund", write),
+        "approveRefund": ("Approve a refund", [{"bearer": ["refunds:admin"]}]),
     }
     text = str([operations, {k: v for k, v in contract["components"]["schemas"].items() if "Refund" in k}])
 

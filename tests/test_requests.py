@@ -470,3 +470,72 @@ async def test_encoding_does_not_get_around_reserved_ids(alice: httpx.AsyncClien
     for target in (placed, hexed, hexed.lower(), f"%6Frder-{placed[6:]}", f"order%2D{placed[6:]}"):
         problem = assert_problem(await ask(alice, f"{STARTS}/{target}", headers=operator), 404, "workflow_not_found")
         assert placed == problem["details"]["workflow_id"]
+
+
+# What is not ignored
+
+
+@pytest.mark.parametrize("coding", [["gzip"], ["br"], ["identity", "gzip"], ["identity, deflate"], ["x"]])
+async def test_a_body_with_a_coding_is_refused(alice: httpx.AsyncClient, coding: list[str]) -> None:
+    """A compressed body is a 415 that says what is taken (RFC 9110 12.5.3); `identity` is none."""
+    content = json.dumps(order()).encode()
+    headers = [("Content-Type", "application/json"), *(("Content-Encoding", each) for each in coding)]
+    response = await alice.post(ORDERS, content=content, headers=headers)
+    plain = await alice.post(ORDERS, content=content, headers={**JSON, "Content-Encoding": "Identity"})
+
+    assert_problem(response, 415, "unsupported_media_type")
+    assert "identity" == response.headers["accept-encoding"]
+    assert 201 == plain.status_code
+
+
+async def test_an_idempotency_key_comes_once(alice: httpx.AsyncClient) -> None:
+    """A start, an order, a signal or an update with two keys is a 400: which one would count?"""
+    path = f"{STARTS}/x"
+    start = {"workflow_type": "none", "task_queue": f"nobody-{uuid.uuid4()}"}
+    for target, body in (
+        (ORDERS, order()),
+        (STARTS, start),
+        (f"{path}/signal", {"signal_name": "s"}),
+        (f"{path}/update", {"update_name": "u"}),
+    ):
+        for keys in (["a", "b"], ["a", "a"]):
+            headers = [("Idempotency-Key", key) for key in keys]
+            problem = assert_problem(await alice.post(target, json=body, headers=headers), 400, "validation_error")
+            assert "Idempotency-Key: Expected it once" == problem["message"]
+
+
+async def test_every_operation_refuses_parameters_that_it_does_not_know(
+    http: httpx.AsyncClient, contract: dict[str, Any]
+) -> None:
+    """An unknown query parameter, or one that comes twice, is a 400 that lists the known ones, in every operation."""
+    scopes = {scope for path in contract["paths"].values() for method in path.values() for scope in scopes_of(method)}
+    headers = bearer(scope=" ".join(scopes))
+    asked = 0
+    for path, methods in contract["paths"].items():
+        for method, operation in methods.items():
+            if not scopes_of(operation):
+                continue
+            asked += 1
+            known = {p["name"]: p["schema"] for p in operation.get("parameters", ()) if p["in"] == "query"}
+            target = path.replace("{", "").replace("}", "")
+            unknown = await http.request(method, target, params={"Page_size": "1"}, headers=headers)
+            (error,) = assert_problem(unknown, 400, "validation_error")["details"]["errors"]
+            assert "Page_size" == error["key"]
+            assert all(name in error["message"] for name in known), (method, path)
+            for name in (name for name, schema in known.items() if schema["type"] != "array"):
+                twice = await http.request(method, target, params={name: ["1", "1"]}, headers=headers)
+                (error,) = assert_problem(twice, 400, "validation_error")["details"]["errors"]
+                assert (name, "Expected it once") == (error["key"], error["message"]), (method, path)
+    assert asked > 20
+
+
+def scopes_of(operation: dict[str, Any]) -> set[str]:
+    """The scopes of which one is enough."""
+    return {scope for each in operation.get("security", ()) for scope in each["bearer"]}
+
+
+async def test_no_permission_outranks_an_unknown_parameter(http: httpx.AsyncClient) -> None:
+    """Who may not ask learns nothing of what there is to ask."""
+    assert_problem(await http.get(ORDERS, params={"x": "1"}), 401, "missing_token")
+    answer = await http.get(ORDERS, params={"x": "1"}, headers=bearer(scope=WORKFLOWS))
+    assert_problem(answer, 403, "insufficient_scope")

@@ -12,7 +12,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa, x25519
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from temporalio.service import TLSConfig
 
@@ -34,6 +34,7 @@ KEY = "-----BEGIN PRIVATE KEY-----\nhunter2\n-----END PRIVATE KEY-----\n"
 
 FIELDS = {field.encode_name: field for field in msgspec.structs.fields(Settings) if field.encode_name.strip()}
 TEMPORAL = ("ADDRESS", "NAMESPACE", "API_KEY", "TLS", "TLS_SERVER_NAME", "PROFILE", "CONFIG_FILE")
+NAMES = sorted({*FIELDS, *(f"TEMPORAL_{name}" for name in TEMPORAL)} - {"JWT_SECRET"})
 
 
 def pem(key: Any) -> str:
@@ -71,12 +72,16 @@ def test_the_defaults_are_those_of_the_contract() -> None:
         "JWT_JWKS_URL": None,
         "JWT_PUBLIC_KEY": None,
         "JWT_SECRET": None,
+        "JWT_SECRET_PREVIOUS": None,
         "JWT_ALGORITHMS": (),
-        "JWT_ISSUER": None,
-        "JWT_AUDIENCE": None,
-        "JWT_SCOPES_CLAIM": "scope",
+        "JWT_ISSUER": (),
+        "JWT_AUDIENCE": (),
+        "JWT_SCOPES_CLAIM": ("scope", "scp"),
+        "JWT_SCOPES_PREFIX": (),
         "JWT_LEEWAY_SECONDS": 30,
+        "SECRET_KEY": None,
         "ALLOWED_ORIGINS": (),
+        "FORWARDED_ALLOW_IPS": "127.0.0.1",
         "LOG_LEVEL": "info",
         "LOG_FORMAT": "json",
         "ALLOWED_WORKFLOW_TYPES": (),
@@ -85,6 +90,8 @@ def test_the_defaults_are_those_of_the_contract() -> None:
         "RPC_TIMEOUT_SECONDS": 10,
         "MAX_WAIT_SECONDS": 60,
         "MAX_OPEN_WAITS": 200,
+        "MAX_CONNECTIONS": 1000,
+        "REQUEST_TIMEOUT_SECONDS": 15,
         "MAX_OPEN_WAITS_PER_USER": 50,
         "MAX_REQUESTS": 200,
         "SHUTDOWN_DELAY_SECONDS": 0,
@@ -100,9 +107,15 @@ def test_the_defaults_are_those_of_the_contract() -> None:
         ("PORT", "0", 0),
         ("PORT", "65535", 65535),
         ("JWT_ALGORITHMS", "HS256, HS256", ("HS256", "HS256")),
-        ("JWT_ISSUER", "null", "null"),
-        ("JWT_AUDIENCE", "a,b", "a,b"),
-        ("JWT_SCOPES_CLAIM", "realm_access.roles", "realm_access.roles"),
+        ("JWT_SECRET", f" {SECRET}\r\n", SECRET),
+        ("JWT_SECRET_PREVIOUS", f"{SECRET}\n", SECRET),
+        ("SECRET_KEY", f"{SECRET}\n", SECRET),
+        ("SECRET_KEY", "ß" * 16, "ß" * 16),  # 32 bytes
+        ("JWT_ISSUER", "null", ("null",)),
+        ("JWT_ISSUER", "a | b, c\n", ("a | b", "c")),
+        ("JWT_AUDIENCE", "a, b", ("a", "b")),
+        ("JWT_SCOPES_CLAIM", "realm_access.roles", ("realm_access.roles",)),
+        ("JWT_SCOPES_PREFIX", "orders-api/,urn:x:", ("orders-api/", "urn:x:")),
         ("JWT_LEEWAY_SECONDS", "0", 0),
         ("JWT_LEEWAY_SECONDS", "2.5", 2.5),
         ("ALLOWED_ORIGINS", "https://shop.example", ("https://shop.example",)),
@@ -111,6 +124,8 @@ def test_the_defaults_are_those_of_the_contract() -> None:
             " http://localhost:3000 , ,https://shop.example:8443,",
             ("http://localhost:3000", "https://shop.example:8443"),
         ),
+        ("FORWARDED_ALLOW_IPS", "*", "*"),
+        ("FORWARDED_ALLOW_IPS", "10.0.0.0/8, ::1", "10.0.0.0/8, ::1"),
         ("LOG_LEVEL", "WARNING", "warning"),
         ("LOG_FORMAT", "Console", "console"),
         ("ALLOWED_WORKFLOW_TYPES", "a, b c", ("a", "b c")),
@@ -140,15 +155,31 @@ def test_every_resource_has_settings(plural: str) -> None:
     assert ResourceSettings(plural, 7200) == read().resource(plural)
     assert ResourceSettings("queue one", 1) == read(**environ).resource(plural)
     assert ResourceSettings("others", 7200) == read(**environ).resource("others")
-    assert read() == read(**dict.fromkeys(environ, " "))
+    assert read() == read(**dict.fromkeys(environ, ""))
 
 
-@pytest.mark.parametrize("blank", ["", " ", "\n"])
-def test_an_empty_variable_counts_as_unset(blank: str) -> None:
+def test_an_empty_variable_counts_as_unset() -> None:
     """Compose files and charts pass empty variables: all of them together change nothing, Temporal's included."""
-    names = {*FIELDS, *(f"TEMPORAL_{name}" for name in TEMPORAL)} - {"JWT_SECRET"}
+    assert read() == read(**dict.fromkeys(NAMES, ""))
 
-    assert read() == read(**dict.fromkeys(names, blank))
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_value_is_taken_out_of_its_wrapping(name: str) -> None:
+    """White space around it is no part of it; alone, or with quotes that stayed on, it stops the start."""
+    for blank in (" ", "\n", "\t \r\n"):
+        assert refusal({"JWT_SECRET": SECRET, name: blank}).startswith(f"{name}: white space alone")
+    for value in ("hunter2" * 5, ""):
+        for wrapped in (f'"{value}"', f"'{value}'", f" '{value}'\n"):
+            assert refusal({"JWT_SECRET": SECRET, name: wrapped}).startswith(f"{name}: is in quotes")
+
+
+def test_white_space_around_temporal_s_settings_is_no_part_of_them() -> None:
+    """As a Secret made with `echo` has it: the address, the namespace, the API key and headers."""
+    environ = {"ADDRESS": "t:7233", "NAMESPACE": "shop", "API_KEY": "hunter2", "GRPC_META_X_TENANT": "a"}
+
+    assert read(**{f"TEMPORAL_{k}": v for k, v in environ.items()}) == read(
+        **{f"TEMPORAL_{k}": f" {v}\r\n" for k, v in environ.items()}
+    )
 
 
 def test_other_variables_are_nobody_s_business() -> None:
@@ -210,6 +241,10 @@ EXACTLY_ONE = "set exactly one, found "
         *(({"MAX_OPEN_WAITS": text}, "MAX_OPEN_WAITS", WHOLE) for text in ("-1", "1.5", "many")),
         ({"MAX_BODY_BYTES": "1023"}, "MAX_BODY_BYTES", ">= 1024"),
         ({"MAX_BODY_BYTES": "2MB"}, "MAX_BODY_BYTES", WHOLE),
+        *(
+            ({"FORWARDED_ALLOW_IPS": text}, "FORWARDED_ALLOW_IPS", "expected addresses and networks")
+            for text in ("proxy", "10.0.0.1/8", "10.0.0.1:80", "127.0.0.1,*", "127.0.0.1,")
+        ),
         ({"MAX_REQUESTS": "0"}, "MAX_REQUESTS", ">= 1"),
         ({"MAX_MEMORY_BYTES": "1023"}, "MAX_MEMORY_BYTES", ">= 1024"),
         ({"LOG_LEVEL": "loud"}, "LOG_LEVEL", "expected debug, info, warning or error"),
@@ -231,13 +266,29 @@ EXACTLY_ONE = "set exactly one, found "
         ),
         # Which key, and that it is strong enough
         ({"JWT_SECRET": ""}, "JWT_JWKS_URL, JWT_PUBLIC_KEY or JWT_SECRET", EXACTLY_ONE + "none"),
-        ({"JWT_SECRET": " " * 40}, "JWT_JWKS_URL, JWT_PUBLIC_KEY or JWT_SECRET", EXACTLY_ONE + "none"),
+        ({"JWT_SECRET": " " * 40}, "JWT_SECRET", "white space alone"),
+        ({"JWT_SECRET": f'"{SECRET}"'}, "JWT_SECRET", "is in quotes"),
+        ({"JWT_AUDIENCE": 'a,"b"'}, "JWT_AUDIENCE", "is in quotes"),
+        ({"JWT_AUDIENCE": " , "}, "JWT_AUDIENCE", "commas alone"),
         (JWKS, "JWT_JWKS_URL, JWT_PUBLIC_KEY or JWT_SECRET", EXACTLY_ONE + "JWT_JWKS_URL and JWT_SECRET"),
         ({"JWT_SECRET": "hunter2"}, "JWT_SECRET", "expected 32 random bytes or more"),
         ({"JWT_SECRET": "hunter2-" * 4, "JWT_ALGORITHMS": "HS384"}, "JWT_SECRET", "use 48 random bytes or more"),
         ({"JWT_SECRET": "hunter2-" * 7, "JWT_ALGORITHMS": "HS256,HS512"}, "JWT_SECRET", "use 64 random bytes"),
         ({"JWT_SECRET": SECRET + "\udcff"}, "JWT_SECRET", "expected text in UTF-8"),
         ({"JWT_ISSUER": "\udcff"}, "JWT_ISSUER", "expected text in UTF-8"),
+        ({"JWT_SECRET_PREVIOUS": "hunter2"}, "JWT_SECRET_PREVIOUS", "expected 32 random bytes or more"),
+        (
+            {"JWT_SECRET": SECRET * 2, "JWT_SECRET_PREVIOUS": SECRET, "JWT_ALGORITHMS": "HS384"},
+            "JWT_SECRET_PREVIOUS",
+            "use 48 random bytes or more",
+        ),
+        ({**JWKS, "JWT_SECRET": "", "JWT_SECRET_PREVIOUS": SECRET}, "JWT_SECRET_PREVIOUS", "goes with JWT_SECRET only"),
+        ({"SECRET_KEY": "hunter2"}, "SECRET_KEY", "expected 32 random bytes or more"),
+        *(
+            ({"JWT_ISSUER": text}, "JWT_ISSUER", "separated by commas or |")
+            for text in ("a b", "a\nb", "a||b", "|", "a|")
+        ),
+        *(({"JWT_ISSUER": text}, "JWT_ISSUER", "the same name twice") for text in ("a,a", "a|b,c|a", "a|a")),
         # A JWKS
         *(
             ({**JWKS, "JWT_SECRET": "", "JWT_JWKS_URL": url}, "JWT_JWKS_URL", HTTP)
@@ -259,7 +310,7 @@ EXACTLY_ONE = "set exactly one, found "
             )
         ),
         ({**JWKS, "JWT_SECRET": "", "JWT_ISSUER": ""}, "JWT_ISSUER", "required with JWT_JWKS_URL"),
-        ({**JWKS, "JWT_SECRET": "", "JWT_AUDIENCE": " "}, "JWT_AUDIENCE", "required with JWT_JWKS_URL"),
+        ({**JWKS, "JWT_SECRET": "", "JWT_AUDIENCE": ""}, "JWT_AUDIENCE", "required with JWT_JWKS_URL"),
         # Temporal
         *(
             ({"TEMPORAL_ADDRESS": text}, "TEMPORAL_ADDRESS", "expected host:port, such as localhost:7233")
@@ -279,9 +330,9 @@ EXACTLY_ONE = "set exactly one, found "
             )
         ),
         ({"TEMPORAL_TLS": "maybe"}, "TEMPORAL_TLS", "expected true or false"),
-        ({"TEMPORAL_API_KEY": "hunter2\n"}, "TEMPORAL_API_KEY", "no line break"),
+        ({"TEMPORAL_API_KEY": "hunter2\nb"}, "TEMPORAL_API_KEY", "no line break"),
         ({"TEMPORAL_API_KEY": "hunter2-é"}, "TEMPORAL_API_KEY", "visible ASCII"),
-        ({"TEMPORAL_GRPC_META_X_TENANT": "hunter2\r\n"}, "TEMPORAL_GRPC_META_X_TENANT", "a header can carry"),
+        ({"TEMPORAL_GRPC_META_X_TENANT": "hunter2\r\nb"}, "TEMPORAL_GRPC_META_X_TENANT", "a header can carry"),
         ({"TEMPORAL_GRPC_META_X_BIN": "hunter2"}, "TEMPORAL_GRPC_META_X_BIN", "a header can carry"),
         ({"TEMPORAL_CONFIG_FILE": "/hunter2"}, "TEMPORAL_CONFIG_FILE", "there is no such file"),
         ({"TEMPORAL_CONFIG_FILE": "hunter2" * 1000}, "TEMPORAL_CONFIG_FILE", "there is no such file"),
@@ -337,40 +388,6 @@ def test_algorithms_of_a_secret_and_of_public_keys_never_mix(key: str, algorithm
             assert ", ".join(fitting) in told
 
 
-def test_a_public_key_is_its_text_or_its_file(tmp_path: Path) -> None:
-    """The PEM itself, or the name of a file with it: the same setting."""
-    file = tmp_path / "key.pem"
-    file.write_text(rsa_pem())
-
-    text, named = read(JWT_SECRET="", JWT_PUBLIC_KEY=rsa_pem()), read(JWT_SECRET="", JWT_PUBLIC_KEY=str(file))
-
-    assert rsa_pem() == text.jwt_public_key == named.jwt_public_key
-
-
-UNFIT = {
-    "nowhere": (lambda: "/nowhere/hunter2.pem", "a readable file"),
-    "a folder": (lambda: "/", "a readable file"),
-    "too long": (lambda: "hunter2" * 1000, "a readable file"),
-    "binary": (lambda: sys.executable, "a readable file"),
-    "no PEM": (lambda: __file__, "not a PEM public key"),
-    "a private key": (lambda: KEY, "not a PEM public key"),
-    "a certificate": (lambda: CERTIFICATE, "not a PEM public key"),
-    "junk": (lambda: KEY.replace("PRIVATE", "PUBLIC"), "not a PEM public key"),
-    "RSA of 1024 bits": (lambda: rsa_pem(1024), "2048 bits or more"),
-    "secp256k1": (lambda: pem(ec.generate_private_key(ec.SECP256K1())), "an RSA, P-256, P-384, P-521 or Ed25519 key"),
-    "X25519": (lambda: pem(x25519.X25519PrivateKey.generate()), "an RSA, P-256, P-384, P-521 or Ed25519 key"),
-}
-
-
-@pytest.mark.parametrize(("value", "right"), UNFIT.values(), ids=UNFIT)
-def test_an_unfit_public_key_is_refused(value: Any, right: str) -> None:
-    """What is no public key, or a weak or unknown one, is said at the start and not at the first token."""
-    told = refusal({"JWT_PUBLIC_KEY": value()})
-
-    assert told.startswith("JWT_PUBLIC_KEY: "), told
-    assert right in told
-
-
 @pytest.mark.parametrize(
     ("key", "algorithms"),
     [
@@ -393,6 +410,12 @@ def test_only_what_checks_tokens_needs_a_key() -> None:
     assert from_env({}, keys_needed=False).jwt_secret is None
     with pytest.raises(SettingsError, match=r"^PORT: "):
         from_env({"PORT": "x"}, keys_needed=False)
+
+
+def test_issuers_are_named_and_grouped() -> None:
+    """Names of the first group stand alone; those of a later one share its first name, which goes before subjects."""
+    assert {"a": "", "b": "", "c": "c", "d": "c", "e": "e"} == read(JWT_ISSUER="a|b, c | d,e").issuers
+    assert {} == read().issuers
 
 
 def test_encryption_keys_are_read_in_their_order() -> None:
@@ -429,8 +452,9 @@ def test_tls_is_on_when_something_calls_for_it(environ: dict[str, str], tls: obj
 
 @pytest.mark.parametrize("kind", ["PATH", "DATA"])
 def test_mutual_tls_by_files_or_by_text(tmp_path: Path, kind: str) -> None:
-    """CA, client certificate and key reach the SDK, byte for byte."""
+    """CA, client certificate and key reach the SDK, byte for byte but for white space around a text."""
     pems = {"SERVER_CA_CERT": CERTIFICATE + CERTIFICATE, "CLIENT_CERT": CERTIFICATE, "CLIENT_KEY": KEY}
+    arrived = {name: (text if kind == "PATH" else text.strip()).encode() for name, text in pems.items()}
     environ = {}
     for name, text in pems.items():
         (tmp_path / name).write_text(text)
@@ -438,9 +462,9 @@ def test_mutual_tls_by_files_or_by_text(tmp_path: Path, kind: str) -> None:
 
     assert (
         TLSConfig(
-            server_root_ca_cert=(CERTIFICATE + CERTIFICATE).encode(),
-            client_cert=CERTIFICATE.encode(),
-            client_private_key=KEY.encode(),
+            server_root_ca_cert=arrived["SERVER_CA_CERT"],
+            client_cert=arrived["CLIENT_CERT"],
+            client_private_key=arrived["CLIENT_KEY"],
         )
         == read(**environ).temporal["tls"]
     )
@@ -491,6 +515,8 @@ async def test_the_command_line_ends_2_with_one_line() -> None:
     cases = [
         ("serve", {}, "JWT_JWKS_URL, JWT_PUBLIC_KEY or JWT_SECRET: set exactly one, found none; "),
         ("serve", {"JWT_PUBLIC_KEY": rsa_pem(1024)}, "JWT_PUBLIC_KEY: an RSA key of 2048 bits or more is needed"),
+        ("serve", {"JWT_SECRET": '"hunter2"'}, "JWT_SECRET: is in quotes"),
+        ("serve", {"JWT_SECRET": SECRET, "SECRET_KEY": "\n"}, "SECRET_KEY: white space alone"),
         ("worker", {"TEMPORAL_CONFIG_FILE": "/hunter2"}, "TEMPORAL_CONFIG_FILE: there is no such file"),
     ]
 

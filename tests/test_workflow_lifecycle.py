@@ -281,3 +281,60 @@ async def test_malformed_requests(alice: httpx.AsyncClient) -> None:
     for action in ("update", "terminate", "reset"):
         response = await alice.post(f"/api/v1/workflows/nobody/{action}", headers=ADMIN)
         assert_problem(response, 400, "validation_error")
+
+
+# --- only as it is known ---
+
+CHANGES: list[tuple[str, str, dict[str, Any] | None]] = [
+    ("POST", "/signal", {"signal_name": "note", "signal_input": "y"}),
+    ("POST", "/update", {"update_name": "echo", "update_input": "y"}),
+    *(("POST", f"/{action}", body) for action, body in ACTIONS[1:]),
+]
+CHANGES.append(("DELETE", "", None))
+
+
+@pytest.mark.parametrize(("method", "action", "body"), CHANGES)
+async def test_a_change_of_another_state_is_refused(
+    alice: httpx.AsyncClient, queue: str, method: str, action: str, body: dict[str, Any] | None
+) -> None:
+    """With `If-Match` of another state it is a 412 and nothing happens; with the present state's ETag it is done."""
+    path = await start(alice, queue)
+    await update(alice, path, "echo", update_input="x")  # its first workflow task is over: what a reset needs
+    before = (await alice.get(path)).headers["etag"]
+    await signal(alice, path, "note", "x")
+
+    async def settled() -> bool:
+        last = await alice.get(f"{path}/history", params={"order": "reverse", "page_size": 1})
+        return bool(last.json()["items"][0]["event_type"] == "WORKFLOW_TASK_COMPLETED")
+
+    await eventually(settled)
+
+    async def change(*tags: str) -> httpx.Response:
+        headers = [*ADMIN.items(), *(("If-Match", tag) for tag in tags)]
+        return await alice.request(method, f"{path}{action}", json=body, headers=headers)
+
+    now = (await alice.get(path)).headers["etag"]
+    for tags in ([before], ['"nope"'], ["nope"], [""], [f'{before}, "nope"'], [before, '"x"'], [now.replace('"', "")]):
+        problem = assert_problem(await change(*tags), 412, "precondition_failed")
+        assert path.rpartition("/")[2] == problem["details"]["workflow_id"]
+    assert now == (await alice.get(path)).headers["etag"]
+    assert (await change(f'"nope", {now}')).is_success
+
+
+@pytest.mark.parametrize("form", ["{}", "W/{}", "*", '"x", {}', "{}-gzip", "{}--gzip", "{};br"])
+async def test_a_state_is_known_in_every_form(alice: httpx.AsyncClient, task_queue: str, form: str) -> None:
+    """A list, `*`, strong or weak, with what a proxy appends when it compresses: the same state."""
+    path = await start(alice, task_queue)
+    tag = (await alice.get(path)).headers["etag"].removeprefix("W/").strip('"')
+    sent = form.replace("{}", f'"{tag}"') if "}-" not in form and ";" not in form else f'"{form.format(tag)}"'
+    read = await alice.get(path, headers={"If-None-Match": sent})
+    deleted = await alice.delete(path, headers={**ADMIN, "If-Match": sent})
+
+    assert (304, 204) == (read.status_code, deleted.status_code)
+
+
+async def test_the_precondition_of_what_is_not_there(alice: httpx.AsyncClient) -> None:
+    """A workflow that is not there is a 404, whatever state is expected of it."""
+    response = await alice.delete(f"/api/v1/workflows/{uuid.uuid4()}", headers={**ADMIN, "If-Match": "*"})
+
+    assert_problem(response, 404, "workflow_not_found")

@@ -410,7 +410,7 @@ async def test_a_workflow_that_was_never_begun_cannot_be_asked(alice: httpx.Asyn
         ({"update_name": "u", "update_id": ""}, "update_id"),
         ({"update_name": "u", "update_id": "x" * 1001}, "update_id"),
         ({"update_name": "u", "update_args": {}}, "update_args"),
-        ({"update_name": "u", "update_args": [], "update_input": 1}, "update_args"),
+        ({"update_name": "u", "update_args": [2], "update_input": 1}, "update_args"),
         ({"update_name": "u", "input": 1}, "input"),
     ],
 )
@@ -548,3 +548,20 @@ async def test_a_workflow_that_temporal_does_not_ask(describe: Any, last: Any, c
         with pytest.raises(Problem) as caught:
             await asking
         assert code == caught.value.code
+
+
+async def test_an_empty_list_beside_an_input_is_no_list(alice: httpx.AsyncClient, client: Client, queue: str) -> None:
+    """Some generated clients send `[]` for a list that they have not: the input beside it is the argument."""
+    path = await start(alice, queue, "parrot")
+    signal = {"signal_name": "s", "signal_input": {"n": 1}, "signal_args": []}
+    signalled = await alice.post(f"{path}/signal", json=signal)
+    told = await alice.post(f"{path}/update", json={"update_name": "u", "update_input": None, "update_args": []})
+    nothing = await alice.post(f"{path}/update", json={"update_name": "u", "update_args": []})
+    body = {"workflow_type": "none", "task_queue": f"nobody-{uuid.uuid4()}", "input_data": [7], "args": []}
+    started = (await alice.post("/api/v1/workflows", json=body)).headers["location"]
+    (begun,) = await events(client, started, EventType.EVENT_TYPE_WORKFLOW_EXECUTION_STARTED)
+
+    assert 202 == signalled.status_code
+    assert ["null"] == told.json()["result"]
+    assert [] == nothing.json()["result"]
+    assert [b"[7]"] == [each.data for each in begun.workflow_execution_started_event_attributes.input.payloads]

@@ -12,11 +12,20 @@ from urllib.parse import quote
 import httpx
 import pytest
 from temporalio import activity, workflow
+from temporalio.api.batch.v1 import BatchOperationSignal
 from temporalio.api.common.v1 import Payload
 from temporalio.api.enums.v1 import EventType
 from temporalio.api.history.v1 import HistoryEvent
-from temporalio.client import Client
-from temporalio.common import RawValue, WorkflowIDReusePolicy
+from temporalio.api.taskqueue.v1 import TaskQueue
+from temporalio.api.workflowservice.v1 import PollWorkflowTaskQueueRequest, StartBatchOperationRequest
+from temporalio.client import (
+    Client,
+    Schedule,
+    ScheduleActionStartWorkflow,
+    ScheduleSpec,
+    WorkflowExecutionStatus,
+)
+from temporalio.common import RawValue, RetryPolicy, WorkflowIDReusePolicy
 from temporalio.exceptions import ApplicationError
 from temporalio.worker import UnsandboxedWorkflowRunner, Worker
 
@@ -122,6 +131,33 @@ class Listen:
         raise ApplicationError("not today", type="NotToday") from KeyError("hidden")
 
 
+@activity.defn
+async def count_pages() -> None:
+    """Say how far it has come, and fail for half an hour."""
+    activity.heartbeat({"page": 7})
+    raise ApplicationError("out of paper", next_retry_delay=timedelta(minutes=30))
+
+
+@workflow.defn(name="wait")
+class Wait:
+    """Waits for an activity, for a child, or for its code to be fixed."""
+
+    @workflow.run
+    async def run(self, what: str) -> None:
+        """Wait for that."""
+        match what:
+            case "activity":
+                policy = RetryPolicy(maximum_attempts=3)
+                timeout = timedelta(minutes=1)
+                await workflow.execute_activity(count_pages, start_to_close_timeout=timeout, retry_policy=policy)
+            case "child":
+                policy = workflow.ParentClosePolicy.REQUEST_CANCEL
+                name = f"{workflow.info().workflow_id}-child"
+                await workflow.execute_child_workflow("listen", id=name, parent_close_policy=policy)
+            case "fix":
+                raise KeyError("invoice")
+
+
 @workflow.defn(name="parrot")
 class Parrot:
     """Answers any query with its arguments' bytes."""
@@ -155,8 +191,8 @@ async def queue(foreign: Client) -> AsyncIterator[str]:
     async with Worker(
         foreign,
         task_queue=name,
-        workflows=[Echo, Give, Fail, Listen, Parrot],
-        activities=[stumble],
+        workflows=[Echo, Give, Fail, Listen, Parrot, Wait],
+        activities=[stumble, count_pages],
         workflow_runner=UnsandboxedWorkflowRunner(),
     ):
         yield name
@@ -395,7 +431,7 @@ NAMES = [
     ({"workflow_type": "x", "execution_timeout_seconds": "1"}, "execution_timeout_seconds"),
     ({"workflow_type": "x", "args": None}, "args"),
     ({"workflow_type": "x", "args": {}}, "args"),
-    ({"workflow_type": "x", "args": [], "input_data": None}, "args"),
+    ({"workflow_type": "x", "args": [2], "input_data": None}, "args"),
     ({"workflow_type": "x", "inputdata": 1}, "inputdata"),
 ]
 
@@ -406,20 +442,6 @@ async def test_a_wrong_start_is_refused(alice: httpx.AsyncClient, body: dict[str
     problem = assert_problem(await alice.post("/api/v1/workflows", json=body), 400, "validation_error")
 
     assert [key] == [error["key"] for error in problem["details"]["errors"]]
-
-
-async def test_names_that_only_temporal_refuses(alice: httpx.AsyncClient, queue: str) -> None:
-    """A name within our limits and over Temporal's, which counts bytes, is a 400 too; an id in a path is unknown."""
-    too_long = "ü" * 600
-    running = at((await start(alice, "listen", queue))["workflow_id"])
-    for changes in ({"workflow_type": too_long}, {"workflow_id": too_long}, {"task_queue": too_long}):
-        response = await alice.post("/api/v1/workflows", json={"workflow_type": "x", "task_queue": queue, **changes})
-        assert_problem(response, 400, "workflow_start_error")
-    signal = {"signal_name": too_long}
-
-    assert_problem(await alice.post(running + "/signal", json=signal), 400, "validation_error")
-    assert_problem(await alice.get(at("x" * 1500)), 404, "workflow_not_found")
-    assert_problem(await alice.get(running, params={"run_id": "no-uuid"}), 400, "validation_error")
 
 
 async def test_an_id_is_used_once(alice: httpx.AsyncClient, client: Client, task_queue: str) -> None:
@@ -494,7 +516,7 @@ async def test_a_workflow_from_running_to_completed(alice: httpx.AsyncClient, qu
 
     same = {"workflow_id": body["workflow_id"], "run_id": body["run_id"], "workflow_type": "listen"}
     same |= {"task_queue": queue, "failure": None, "start_time": ended["start_time"], "parent_workflow_id": None}
-    same |= {"memo": {}, "pending_activities": []}
+    same |= {"memo": {}, "pending_activities": [], "pending_children": [], "pending_workflow_task": None}
     assert {**same, "status": "RUNNING", "result": None, "close_time": None, "execution_time_seconds": None} == {
         k: v for k, v in running.items() if k not in ("history_length", "search_attributes")
     }
@@ -507,6 +529,96 @@ async def test_a_workflow_from_running_to_completed(alice: httpx.AsyncClient, qu
     assert (end - begun).total_seconds() == pytest.approx(ended["execution_time_seconds"], abs=1e-5)
     assert 0 < running["history_length"] < ended["history_length"]
     assert [] == [name for name in ended["search_attributes"] if name != "BuildIds"]  # Temporal's own
+
+
+async def waits_for(alice: httpx.AsyncClient, queue: str, what: str, field: str) -> Any:
+    """What the status says in that field once it says something."""
+    path = at((await start(alice, "wait", queue, input_data=what))["workflow_id"])
+
+    async def told() -> Any:
+        return (await alice.get(path)).json()[field]
+
+    return await eventually(told)
+
+
+async def test_an_activity_that_will_be_tried_again(alice: httpx.AsyncClient, foreign: Client, queue: str) -> None:
+    """The status tells how far it came, who had it, why it failed and when its next attempt is."""
+    path = at((await start(alice, "wait", queue, input_data="activity"))["workflow_id"])
+
+    async def told() -> dict[str, Any] | None:
+        pending = (await alice.get(path)).json()["pending_activities"]
+        return pending[0] if pending and pending[0]["next_attempt_time"] else None
+
+    pending = await eventually(told)
+    assert pending is not None
+    left = datetime.fromisoformat(pending.pop("next_attempt_time")) - datetime.now(UTC)
+    assert timedelta(minutes=25) < left < timedelta(minutes=31)
+    assert "out of paper" == pending.pop("last_failure")["message"]
+    assert pending == {
+        "activity_id": "1",
+        "activity_type": "count_pages",
+        "state": "SCHEDULED",
+        "attempt": 2,
+        "maximum_attempts": 3,
+        "heartbeat_details": [{"page": 7}],
+        "last_worker_identity": foreign.identity,
+    }
+
+
+async def test_a_child_that_is_waited_for(alice: httpx.AsyncClient, queue: str) -> None:
+    """The status names the children that are open."""
+    (child,) = await waits_for(alice, queue, "child", "pending_children")
+    found = (await alice.get(at(child["workflow_id"]))).json()
+
+    assert found["parent_workflow_id"] == child["workflow_id"].removesuffix("-child")
+    assert child == {
+        "workflow_id": found["workflow_id"],
+        "run_id": found["run_id"],
+        "workflow_type": "listen",
+        "parent_close_policy": "REQUEST_CANCEL",
+    }
+
+
+async def test_code_that_fails_again_and_again(alice: httpx.AsyncClient, queue: str) -> None:
+    """The status of such a run, which is RUNNING to Temporal, tells the failure and the attempt, without a trace."""
+    task = await waits_for(alice, queue, "fix", "pending_workflow_task")
+
+    assert task["attempt"] > 1
+    assert ("KeyError", "'invoice'") == (task["failure"]["type"], task["failure"]["message"])
+    assert "stack_trace" not in task["failure"]
+
+
+async def test_a_task_whose_worker_went_away(alice: httpx.AsyncClient, client: Client, task_queue: str) -> None:
+    """A workflow task that nobody has answered is tried again; that is no failure of the code."""
+    path = at((await start(alice, "wait", task_queue, task_timeout_seconds=1))["workflow_id"])
+    queue = TaskQueue(name=task_queue)
+    poll = PollWorkflowTaskQueueRequest(namespace=client.namespace, task_queue=queue, identity="gone")
+    assert (await client.workflow_service.poll_workflow_task_queue(poll)).attempt == 1
+    assert (await client.workflow_service.poll_workflow_task_queue(poll)).attempt == 2
+
+    assert (await alice.get(path)).json()["pending_workflow_task"] is None
+
+
+async def test_a_result_that_is_not_there_yet(alice: httpx.AsyncClient, queue: str) -> None:
+    """202 says where to ask again: for the run that was pinned, or whatever follows."""
+    body = await start(alice, "parrot", queue)
+    path = at(body["workflow_id"], "/result")
+    for asked in (path, f"{path}?run_id={body['run_id']}"):
+        answer = await alice.get(asked)
+        assert (202, asked) == (answer.status_code, answer.headers["location"])
+
+
+async def test_the_service_s_own_memo_is_hidden(alice: httpx.AsyncClient, task_queue: str) -> None:
+    """What the service keeps for itself is in no status and no history; a caller's own memo is."""
+    body = {"workflow_type": "any", "task_queue": task_queue, "memo": {"note": "mine"}}
+    started = await alice.post("/api/v1/workflows", json=body, headers={"Idempotency-Key": str(uuid.uuid4())})
+    placed = (await alice.post("/api/v1/orders", json=order())).json()["workflow_id"]
+    for workflow_id, memo in ((started.json()["workflow_id"], {"note": "mine"}), (placed, {})):
+        status = await alice.get(at(workflow_id), headers=OPERATOR)
+        history = await alice.get(at(workflow_id, "/history"), headers=OPERATOR)
+        kept = history.json()["items"][0]["attributes"]["memo"]
+        assert (memo, {"fields": memo} if memo else kept) == (status.json()["memo"], kept)
+        assert "temporal_api." not in status.text + history.text
 
 
 @pytest.mark.parametrize(
@@ -592,6 +704,7 @@ async def test_a_run_is_pinned(alice: httpx.AsyncClient, client: Client, queue: 
     assert {"result": False} == (await alice.post(at(workflow_id, "/query"), json=query)).json()
     assert 202 == (await alice.post(at(workflow_id, "/signal"), params=second, json=signal)).status_code
 
+    assert_problem(await alice.get(at(workflow_id), params={"run_id": "no-uuid"}), 400, "validation_error")
     for response in (
         await alice.get(at(workflow_id), params={"run_id": UUID}),
         await alice.post(at(workflow_id, "/signal"), params={"run_id": UUID}, json=signal),
@@ -611,6 +724,129 @@ async def test_a_workflow_that_is_not_there(alice: httpx.AsyncClient) -> None:
     ):
         problem = assert_problem(response, 404, "workflow_not_found")
         assert workflow_id == problem["details"]["workflow_id"]
+
+
+TOO_LONG = ["x" * 1001, "x" * 7000, "é" * 501, "😀" * 1500]
+
+
+@pytest.mark.parametrize("name", TOO_LONG, ids=lambda name: f"{len(name)}{name[0]}")
+async def test_an_id_that_is_longer_than_temporal_takes(alice: httpx.AsyncClient, queue: str, name: str) -> None:
+    """It is the id of nothing: 404 in every path."""
+    workflow_id = (await start(alice, "listen", queue))["workflow_id"]
+    for method, action, body in CALLS:
+        response = await alice.request(method, at(name, action), json=body, headers=OPERATOR)
+        assert_problem(response, 404, "workflow_not_found")
+    assert_problem(await alice.get(at(workflow_id, f"/updates/{quote(name, safe='')}")), 404, "update_not_found")
+    for method, action in (("GET", ""), ("GET", "/events"), ("POST", "/cancel")):
+        response = await alice.request(method, f"/api/v1/orders/{quote(name, safe='')}{action}")
+        assert_problem(response, 404, "order_not_found")
+
+
+@pytest.mark.parametrize(
+    ("action", "body", "key"),
+    [
+        ("", {"workflow_type": "NAME"}, "workflow_type"),
+        ("", {"workflow_type": "x", "task_queue": "NAME"}, "task_queue"),
+        ("", {"workflow_type": "x", "workflow_id": "NAME"}, "workflow_id"),
+        ("", {"workflow_type": "x", "signal": {"signal_name": "NAME"}}, "signal.signal_name"),
+        ("", {"workflow_type": "x", "update": {"update_name": "NAME"}}, "update.update_name"),
+        ("", {"workflow_type": "x", "update": {"update_name": "x", "update_id": "NAME"}}, "update.update_id"),
+        ("/ID/signal", {"signal_name": "NAME"}, "signal_name"),
+        ("/ID/query", {"query_name": "NAME"}, "query_name"),
+        ("/ID/update", {"update_name": "NAME"}, "update_name"),
+        ("/ID/update", {"update_name": "x", "update_id": "NAME"}, "update_id"),
+    ],
+)
+async def test_a_name_that_is_longer_than_temporal_takes(
+    alice: httpx.AsyncClient, queue: str, action: str, body: dict[str, Any], key: str
+) -> None:
+    """In a body it is a 400 that names the field: Temporal counts bytes, and takes 1000."""
+    workflow_id = (await start(alice, "listen", queue))["workflow_id"]
+    path = "/api/v1/workflows" + action.replace("ID", workflow_id)
+    for name in ("é" * 501, "😀" * 1000, "x" * 1001):
+        sent = json.dumps(body).replace("NAME", name)
+        problem = assert_problem(await alice.post(path, content=sent, headers=JSON), 400, "validation_error")
+        assert [key] == [error["key"] for error in problem["details"]["errors"]]
+
+
+# --- Temporal's own workflows ---
+
+
+CALLS: list[tuple[str, str, Any]] = [
+    ("GET", "", None),
+    ("GET", "/result", None),
+    ("GET", "/history", None),
+    ("GET", "/events", None),
+    ("GET", "/updates/x", None),
+    ("POST", "/signal", {"signal_name": "patch", "signal_input": {"trigger_immediately": {}}}),
+    ("POST", "/query", {"query_name": "describe"}),
+    ("POST", "/update", {"update_name": "x"}),
+    ("POST", "/cancel", None),
+    ("POST", "/terminate", {"reason": "x"}),
+    ("POST", "/reset", {"reason": "x", "to": "first_workflow_task"}),
+    ("DELETE", "", None),
+]
+
+
+async def test_a_schedule_is_no_workflow_to_callers(alice: httpx.AsyncClient, client: Client, task_queue: str) -> None:
+    """The workflow behind a schedule is there for nobody: no signal triggers it, no call ends or shows it."""
+    action = ScheduleActionStartWorkflow("any", id=f"made-{uuid.uuid4()}", task_queue=task_queue)
+    schedule = await client.create_schedule(str(uuid.uuid4()), Schedule(action, ScheduleSpec()))
+    hidden = f"temporal-sys-scheduler:{schedule.id}"
+    assert WorkflowExecutionStatus.RUNNING == (await client.get_workflow_handle(hidden).describe()).status
+    for method, below, body in CALLS:
+        response = await alice.request(method, at(hidden, below), json=body, headers=OPERATOR)
+        assert_problem(response, 404, "workflow_not_found")
+    signal = {"signal_name": "patch", "signal_input": {"trigger_immediately": {}}}
+    body = {"workflow_type": "any", "workflow_id": hidden, "task_queue": task_queue, "signal": signal}
+    assert_problem(await alice.post("/api/v1/workflows", json=body, headers=OPERATOR), 403, "not_allowed")
+
+    assert 0 == (await schedule.describe()).info.num_actions
+    assert WorkflowExecutionStatus.RUNNING == (await client.get_workflow_handle(hidden).describe()).status
+    await schedule.delete()
+
+
+@pytest.mark.parametrize(
+    "own",
+    [
+        {"workflow_type": "temporal-sys-batch-workflow", "task_queue": "temporal-sys-per-ns-tq"},
+        {"workflow_type": "temporal-sys-batch-workflow-protobuf"},
+        {"task_queue": "temporal-sys-per-ns-tq"},
+        {"task_queue": "/_sys/temporal-sys-per-ns-tq/1"},
+        {"workflow_id": "temporal-sys-scheduler:mine"},
+        {"workflow_id": "/_sys/mine"},
+        {"search_attributes": {"TemporalNamespaceDivision": {"type": "Keyword", "value": "TemporalScheduler"}}},
+    ],
+)
+@pytest.mark.parametrize("message", [{}, {"signal": {"signal_name": "s"}}, {"update": {"update_name": "u"}}])
+async def test_nobody_starts_temporal_s_own_workflows(
+    alice: httpx.AsyncClient, client: Client, task_queue: str, own: dict[str, Any], message: dict[str, Any]
+) -> None:
+    """A batch job by the way of a start would end other callers' workflows: 403, and nothing ends."""
+    victim = (await start(alice, "any", task_queue))["workflow_id"]
+    job = {"Namespace": "default", "Query": f"WorkflowId='{victim}'", "BatchType": "terminate", "Reason": "x"}
+    body = {"workflow_type": "any", "task_queue": task_queue, "input_data": job, **own, **message}
+    for headers in (bearer(scope="workflows:write"), OPERATOR):
+        assert_problem(await alice.post("/api/v1/workflows", json=body, headers=headers), 403, "not_allowed")
+
+    assert "RUNNING" == (await alice.get(at(victim))).json()["status"]
+
+
+async def test_a_batch_job_is_no_workflow_to_callers(alice: httpx.AsyncClient, client: Client) -> None:
+    """Its id may be any; its type says what it is."""
+    job = f"job-{uuid.uuid4()}"
+    request = StartBatchOperationRequest(
+        namespace=client.namespace,
+        job_id=job,
+        reason="x",
+        visibility_query="WorkflowId = 'nobody'",
+        signal_operation=BatchOperationSignal(signal="s"),
+    )
+    await client.workflow_service.start_batch_operation(request)
+    for method, below, body in CALLS:
+        if below not in ("/signal", "/query", "/update"):  # which the job does not read
+            response = await alice.request(method, at(job, below), json=body, headers=OPERATOR)
+            assert_problem(response, 404, "workflow_not_found")
 
 
 # --- signalling and asking ---
@@ -680,7 +916,7 @@ async def test_internal_queries_are_for_administrators(alice: httpx.AsyncClient,
         ("signal", {}, "signal_name"),
         ("signal", {"signal_name": ""}, "signal_name"),
         ("signal", {"signal_name": "s", "signal_args": 1}, "signal_args"),
-        ("signal", {"signal_name": "s", "signal_args": [], "signal_input": 1}, "signal_args"),
+        ("signal", {"signal_name": "s", "signal_args": [2], "signal_input": 1}, "signal_args"),
         ("signal", {"signal_name": "s", "input": 1}, "input"),
         ("query", {}, "query_name"),
         ("query", {"query_name": "x" * 1001}, "query_name"),

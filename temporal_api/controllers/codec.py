@@ -1,13 +1,15 @@
-"""Temporal's remote codec protocol, for its UI and CLI: payloads in, payloads out, sealed or opened.
+"""Temporal's remote codec protocol, for its UI and CLI: payloads in, payloads out, encrypted or decrypted.
 
 `temporal workflow show --codec-endpoint https://HOST/api/v1/codec --codec-auth "Bearer TOKEN" ...`
 """
 
 from collections.abc import Iterable
+from typing import Annotated
 
 import msgspec
 from litestar import Controller, post
 from litestar.params import JSONBody
+from msgspec import Meta
 from temporalio.converter import PayloadCodec
 
 from temporal_api.errors import NotFound, PayloadUndecodable
@@ -16,23 +18,27 @@ from temporal_api.services import CurrentServices, Services
 from temporal_api.temporal.payloads import Payload
 
 SCOPE = "codec:decode"
+LARGEST_PAYLOAD = 4 * 2**20
+"""Temporal takes no larger message."""
 
 
 class CodecPayload(msgspec.Struct):
     """A payload in Temporal's JSON form: metadata values and data are base64."""
 
-    metadata: dict[str, bytes] = {}
-    data: bytes = b""
+    metadata: Annotated[
+        dict[Annotated[str, Meta(max_length=1000)], Annotated[bytes, Meta(max_length=10_000)]], Meta(max_length=100)
+    ] = {}
+    data: Annotated[bytes, Meta(max_length=LARGEST_PAYLOAD)] = b""
 
 
 class CodecPayloads(msgspec.Struct):
     """What the protocol sends, and wants back in the same order."""
 
-    payloads: list[CodecPayload] = []
+    payloads: Annotated[list[CodecPayload], Meta(max_length=1000)] = []
 
 
 class CodecController(Controller):
-    """Seals and opens payloads for Temporal's own tools. Needs PAYLOAD_ENCRYPTION_KEYS."""
+    """Encrypts and decrypts payloads for Temporal's own tools. Needs PAYLOAD_ENCRYPTION_KEYS."""
 
     path = "/codec"
     tags = ["codec"]  # noqa: RUF012 - Litestar's way
@@ -42,11 +48,11 @@ class CodecController(Controller):
         scope=SCOPE,
         status_code=200,
         operation_id="encodePayloads",
-        summary="Seal payloads",
+        summary="Encrypt payloads",
         responses=responses(NotFound, body=True),
     )
     async def encode(self, data: JSONBody[CodecPayloads], services: CurrentServices) -> CodecPayloads:
-        """With the first key."""
+        """Encrypt each payload with the first key."""
         return _json(await _codec(services).encode(_payloads(data)))
 
     @post(
@@ -54,11 +60,11 @@ class CodecController(Controller):
         scope=SCOPE,
         status_code=200,
         operation_id="decodePayloads",
-        summary="Open payloads",
+        summary="Decrypt payloads",
         responses=responses(NotFound, PayloadUndecodable, body=True),
     )
     async def decode(self, data: JSONBody[CodecPayloads], services: CurrentServices) -> CodecPayloads:
-        """With the key that each names; what is not sealed comes back as it is."""
+        """Decrypt each payload with the key that it names; one that is not encrypted comes back as it is."""
         return _json(await _codec(services).decode(_payloads(data)))
 
 

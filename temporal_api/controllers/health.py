@@ -23,7 +23,9 @@ class HealthStatus(msgspec.Struct):
 
     status: Healthy
     timestamp: Annotated[datetime, Meta(tz=True, examples=["2026-01-31T12:00:00.123456Z"])]
-    services: Annotated[dict[str, str], Meta(examples=[{"temporal": "healthy", "orders_workers": "polling"}])]
+    services: Annotated[
+        dict[str, str], Meta(examples=[{"temporal": "healthy", "orders_workers": "polling", "auth": "healthy"}])
+    ]
     version: Annotated[str, Meta(examples=["1.0.0"])]
 
 
@@ -42,12 +44,15 @@ class LiveStatus(msgspec.Struct):
     status: Literal["alive"]
 
 
+_NEEDED = ("temporal", "auth")
+
+
 def _unavailable(answer: msgspec.Struct) -> dict[int, ResponseSpec]:
     """For OpenAPI: what a probe answers with 503."""
     return {
         503: ResponseSpec(
             type(answer),
-            description="Temporal does not answer, or its namespace does not exist.",
+            description="Temporal does not answer, its namespace does not exist, or there are no keys for tokens yet.",
             generate_examples=False,
             examples=[Example(id="unavailable", value=msgspec.to_builtins(answer))],
         )
@@ -67,13 +72,16 @@ class HealthController(Controller):
     @get(
         operation_id="getHealth",
         summary="Health in detail",
-        responses=_unavailable(HealthStatus("unhealthy", _THEN, {"temporal": _SILENT}, __version__)),
+        responses=_unavailable(HealthStatus("unhealthy", _THEN, {"temporal": _SILENT, "auth": "healthy"}, __version__)),
     )
     async def health(self, request: Request[Any, Any, Any]) -> JSONResponse[HealthStatus]:
-        """Temporal is really asked. `orders_workers` tells whether a worker polls the queue of orders."""
-        services = await services_of(request).health.check()
-        healthy = services["temporal"] == "healthy"
-        status = HealthStatus("healthy" if healthy else "unhealthy", datetime.now(UTC), services, __version__)
+        """Ask Temporal, and whether a worker polls the queue of each resource, such as `orders_workers`.
+
+        `auth` tells whether the keys that tokens are checked with have been fetched.
+        """
+        found = await services_of(request).health.check()
+        healthy = all(found[name] == "healthy" for name in _NEEDED)
+        status = HealthStatus("healthy" if healthy else "unhealthy", datetime.now(UTC), found, __version__)
         return JSONResponse(status, status_code=200 if healthy else 503)
 
     @get(
@@ -83,13 +91,16 @@ class HealthController(Controller):
         responses=_unavailable(ReadyStatus("not_ready", f"temporal {_SILENT}")),
     )
     async def ready(self, request: Request[Any, Any, Any]) -> JSONResponse[ReadyStatus]:
-        """200 when Temporal answers and the namespace exists, and the process is not ending."""
+        """200 when Temporal answers, the namespace exists, the keys that tokens are checked with have been fetched, and
+        the process is not ending.
+        """
         if services_of(request).waits.draining.is_set():
             return JSONResponse(ReadyStatus("not_ready", "shutting down"), status_code=503)
-        temporal = (await services_of(request).health.check())["temporal"]
-        if temporal == "healthy":
-            return JSONResponse(ReadyStatus("ready"))
-        return JSONResponse(ReadyStatus("not_ready", f"temporal {temporal}"), status_code=503)
+        services = await services_of(request).health.check()
+        for name in _NEEDED:
+            if services[name] != "healthy":
+                return JSONResponse(ReadyStatus("not_ready", f"{name} {services[name]}"), status_code=503)
+        return JSONResponse(ReadyStatus("ready"))
 
     @get("/live", operation_id="getLive", summary="Liveness probe")
     async def live(self) -> LiveStatus:

@@ -18,15 +18,16 @@ from temporal_api.owned import EXAMPLE_ID, Resource, ResourceController
 from temporal_api.requests import JSONResponse
 from temporal_api.services import CurrentServices
 
-NonEmpty = Annotated[str, Meta(min_length=1, max_length=1000)]
+Text = Annotated[str, Meta(max_length=1000)]
+NonEmpty = Annotated[Text, Meta(min_length=1)]
 
 
 class OrderItem(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     """One line of an order. `unit_price`: a JSON number or plain decimal string, 0 to 10^12, at most 6 decimals."""
 
     id: Annotated[NonEmpty, Meta(examples=["item_1"])]
-    name: Annotated[str, Meta(max_length=1000, examples=["Mug"])] = ""
-    sku: Annotated[str, Meta(max_length=1000, examples=["MUG-1"])] = ""
+    name: Annotated[Text, Meta(examples=["Mug"])] = ""
+    sku: Annotated[Text, Meta(examples=["MUG-1"])] = ""
     quantity: Annotated[int, Meta(ge=1, le=1_000_000, examples=[2])]
     unit_price: Price
 
@@ -40,9 +41,11 @@ class CreateOrderRequest(msgspec.Struct, forbid_unknown_fields=True, kw_only=Tru
 
     customer_id: Annotated[NonEmpty, Meta(examples=["cust_123"])]
     items: Annotated[list[OrderItem], Meta(min_length=1, max_length=1000)]
-    shipping_address: Annotated[dict[str, str], Meta(examples=[{"street": "1 Main Street", "city": "Springfield"}])]
+    shipping_address: Annotated[
+        dict[Text, Text], Meta(max_length=100, examples=[{"street": "1 Main Street", "city": "Springfield"}])
+    ]
     payment_method: Annotated[NonEmpty, Meta(examples=["card"])]
-    payment_details: Annotated[dict[str, Raw], Meta(examples=[{"card_token": "tok_visa"}])]
+    payment_details: Annotated[dict[Text, Raw], Meta(max_length=100, examples=[{"card_token": "tok_visa"}])]
 
 
 class KeptOrder(msgspec.Struct):
@@ -90,7 +93,7 @@ class OrderController(ResourceController, resource=ORDERS):
         services: CurrentServices,
         idempotency_key: IdempotencyKey = None,
     ) -> JSONResponse[OrderResponse]:
-        """Start `order_processing` for it. The order goes on by itself; `Location` is where to look."""
+        """Start `order_processing`, which takes the order on its way by itself. `Location` is where to look."""
         # 1000 lines of at most 10^6 x 10^12 with 6 decimals fit into Decimal's 28 digits: the sum is exact.
         total = sum((item.quantity * exact(item.unit_price) for item in data.items), Decimal("0.00"))
         kept = KeptOrder(data.customer_id, format(total, "f"))

@@ -10,12 +10,13 @@ from typing import Any
 
 import click
 from temporalio.client import Client
+from temporalio.runtime import Runtime, TelemetryConfig
 
 from temporal_api.app import SCOPES, SEARCH_ATTRIBUTES, create_app
 from temporal_api.dev.build import find_temporal
 from temporal_api.dev.server import dev_server, free_port
 from temporal_api.dev.tokens import sign
-from temporal_api.logs import configure_logging
+from temporal_api.logs import SDK_LOGGING, configure_logging
 from temporal_api.serving import serving
 from temporal_api.settings import from_env
 from temporal_api.temporal.payloads import data_converter
@@ -52,7 +53,8 @@ async def run_everything(*, once: bool) -> bool:
             temporal = await stack.enter_async_context(server)
             settings = from_env({**environ, "TEMPORAL_ADDRESS": temporal.address})
             ui = temporal.ui_url or ui
-        client = await Client.connect(**settings.temporal, data_converter=data_converter(settings))
+        runtime = Runtime(telemetry=TelemetryConfig(logging=SDK_LOGGING))
+        client = await Client.connect(**settings.temporal, data_converter=data_converter(settings), runtime=runtime)
         await add_search_attributes(client, SEARCH_ATTRIBUTES)
         stand_ins = StandIns(pace_seconds=0.7)
         await stack.enter_async_context(

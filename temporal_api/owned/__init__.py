@@ -1,4 +1,4 @@
-"""What every business resource shares: ids, owner, memo, status, idempotency, list, status events, cancel.
+"""Resources that have an owner: what they all share. Ids, memo, status, idempotency, list, status events, cancel.
 
 A resource is a run of one workflow type, and Temporal keeps all there is of it:
 
@@ -7,8 +7,8 @@ A resource is a run of one workflow type, and Temporal keeps all there is of it:
     memo temporal_api.idempotency   the fingerprint of the request, when it came with an Idempotency-Key
 
 So an answer is right with no worker running, and after the end. A workflow that continues as new passes its memo and
-search attributes on. `controllers/orders.py` is the model to follow: it
-declares a `Resource`, and extends `ResourceController` with the one handler that is its own.
+search attributes on. `controllers/orders.py` is the model to follow: it declares a `Resource`, and extends
+`ResourceController` with the one handler that is its own.
 """
 
 from temporal_api.owned.controller import ResourceController

@@ -1,6 +1,5 @@
 """The operations that every resource has, written once."""
 
-import asyncio
 from collections.abc import AsyncGenerator
 from typing import Annotated, Any, ClassVar, TypeVar, get_type_hints
 
@@ -14,20 +13,21 @@ from temporal_api.auth import APIRequest, CurrentUser
 from temporal_api.errors import invalid
 from temporal_api.owned.resource import STATUS_MEMO, Resource, StatusMemo
 from temporal_api.problems import responses
-from temporal_api.record import record_of
 from temporal_api.requests import NOT_MODIFIED, JSONResponse, unchanged
-from temporal_api.services import CurrentServices, Services
+from temporal_api.sealing import LONGEST_TOKEN
+from temporal_api.services import CurrentServices
 from temporal_api.temporal.events import CLOSING
 from temporal_api.temporal.feeds import Feeds
 from temporal_api.temporal.history import retry_while_away
 from temporal_api.temporal.run import Run
-from temporal_api.temporal.visibility import list_runs
 from temporal_api.temporal.workflow import Workflow
 from temporal_api.waiting import (
     EventStream,
+    IfMatch,
     IfNoneMatch,
     LastEventId,
     Prefer,
+    check_match,
     etag,
     is_known,
     preference_applied,
@@ -37,7 +37,7 @@ from temporal_api.waiting import (
     wait_for_change,
 )
 
-# What differs from one resource to the next in the handlers they share: each controller fills these in.
+# Types in the shared handlers that differ from one resource to the next: `_types` gives each controller its own.
 ResourceId = TypeVar("ResourceId", bound=str)
 StatusFilter = TypeVar("StatusFilter", bound=str | None)
 OwnerFilter = TypeVar("OwnerFilter", bound=str | None)
@@ -54,7 +54,7 @@ class ResourceController(Controller):
     def __init_subclass__(cls, *, resource: Resource[Any, Any]) -> None:
         """Make the shared handlers the resource's own: its paths, scopes, names, types and sentences."""
         cls.resource, cls.path, cls.tags = resource, resource.path, [resource.plural]
-        title, one, an_order = resource.title, f"/{{{resource.name}_id:str}}", resource.a_name
+        title, one, a_name = resource.title, f"/{{{resource.name}_id:str}}", resource.a_name
         read, write = (resource.read_scope, resource.admin_scope), (resource.write_scope, resource.admin_scope)
         cls.signature_namespace = _types(resource)
         _check_create(cls)
@@ -62,7 +62,7 @@ class ResourceController(Controller):
             one,
             scope=read,
             operation_id=f"get{title}",
-            summary=f"{an_order.capitalize()} as it is now",
+            summary=f"{a_name.capitalize()} as it is now",
             headers={200: ("ETag", "Preference-Applied"), 304: ("ETag", "Preference-Applied")},
             responses={304: NOT_MODIFIED, **responses(resource.NotFound)},
         )(cls.get_one)
@@ -76,7 +76,7 @@ class ResourceController(Controller):
             f"{one}/events",
             scope=read,
             operation_id=f"stream{title}Events",
-            summary=f"{an_order.capitalize()}'s status, live",
+            summary=f"{a_name.capitalize()}'s status, live",
             media_type="text/event-stream",
             responses=responses(resource.NotFound, errors.TooManyWaits, errors.ShuttingDown),
         )(cls.stream)
@@ -85,8 +85,8 @@ class ResourceController(Controller):
             scope=write,
             status_code=204,
             operation_id=f"cancel{title}",
-            summary=f"Cancel {an_order}",
-            responses=responses(resource.NotFound, resource.NotCancellable, body=True),
+            summary=f"Cancel {a_name}",
+            responses=responses(resource.NotFound, resource.NotCancellable, errors.PreconditionFailed, body=True),
         )(cls.cancel)
 
     async def get_one(
@@ -104,10 +104,10 @@ class ResourceController(Controller):
         """
         seconds = preferred_wait(request, services.settings.max_wait_seconds) if if_none_match else None
         resource = self.resource
-        answer, run = await resource.read(services, request.user, resource_id)
-        workflow = _recorded(request, services, run)
+        answer, run = await resource.read(request, services, resource_id)
+        workflow = services.workflow(run.workflow_id)
         if await wait_for_change(request, services.waits, services.feeds, workflow, run, seconds):
-            answer, run = await resource.read(services, request.user, resource_id)
+            answer, run = await resource.read(request, services, resource_id)
         headers = {"ETag": etag(run), **preference_applied(request, seconds)}
         if if_none_match and is_known(request, run):
             return unchanged(headers)
@@ -130,22 +130,23 @@ class ResourceController(Controller):
         status: StatusFilter = None,  # type: ignore[assignment]
         owner: OwnerFilter = None,  # type: ignore[assignment]
         page_size: Annotated[int, QueryParameter(ge=1, le=1000, description="Items a page, at most.")] = 100,
-        page_token: Annotated[str, QueryParameter(description="`next_page_token` of the page before.")] = "",
+        page_token: Annotated[
+            str, QueryParameter(max_length=LONGEST_TOKEN, description="`next_page_token` of the page before.")
+        ] = "",
     ) -> JSONResponse[ListResponse]:
-        """Running ones first, newest first; then closed ones, last closed first. Eventually consistent."""
+        """Running ones first, newest first; then closed ones, last closed first. Eventually consistent.
+
+        Callers with the admin scope get everyone's.
+        """
         resource = self.resource
         whose = owner if resource.admin_scope in user.scopes else user.sub
         query = resource.query(whose, status)
         token = services.page_tokens.unseal(page_token, resource.plural, query)
         try:
-            runs, next_token = await list_runs(services.temporal, query, page_size, token)
+            items, next_token = await resource.page(services.temporal, whose, status, page_size, token)
         except errors.InvalidQuery:
             raise errors.SearchAttributesMissing from None
-        found = await asyncio.gather(*(resource.listable(services, run) for run in runs))
-        content = resource.list_response(
-            [answer for answer, owned_by in filter(None, found) if whose in (None, owned_by)],
-            services.page_tokens.seal(next_token, resource.plural, query),
-        )
+        content = resource.list_response(items, services.page_tokens.seal(next_token, resource.plural, query))
         return JSONResponse(content)
 
     async def stream(
@@ -157,8 +158,8 @@ class ResourceController(Controller):
     ) -> EventStream:
         """Server-sent events: `status` (`status`, `reason`) at each change, from the first one on, then `done`."""
         run_id, seen = resume(last_event_id)
-        _, run = await self.resource.read(services, request.user, resource_id)
-        workflow = _recorded(request, services, run)
+        _, run = await self.resource.read(request, services, resource_id)
+        workflow = services.workflow(run.workflow_id)
         run = await _watched_run(workflow, run, run_id, seen)
         events = _status_events(self.resource, services.feeds, workflow, run, seen)
         return EventStream(services.waits, events, request.user)
@@ -169,22 +170,25 @@ class ResourceController(Controller):
         resource_id: ResourceId,
         services: CurrentServices,
         data: JSONBody[CancelRequest | None] = None,
+        if_match: IfMatch = None,
     ) -> None:
-        """Ask the workflow to undo what was done. Once it is too late, the answer is 409."""
+        """Ask the workflow to stop, and to undo what it did. Once it is too late, the answer is 409."""
         resource = self.resource
-        answer, run = await resource.read(services, request.user, resource_id)
-        workflow = _recorded(request, services, run)
+        answer, run = await resource.read(request, services, resource_id)
+        workflow = services.workflow(run.workflow_id)
+        if if_match is not None:
+            check_match(request, run)
         if answer.status not in resource.too_late:
             try:
                 return await workflow.run(run.run_id).signal("cancel", [data or resource.cancel_request()])
             except errors.WorkflowCompleted:  # it closed just now: say how
-                answer, _ = await resource.read(services, request.user, resource_id)
+                answer, _ = await resource.read(request, services, resource_id)
         message = f"The {resource.words} can no longer be cancelled: it is {answer.status}."
         raise resource.NotCancellable(message, workflow_id=workflow.id, status=answer.status)
 
 
 def _check_create(cls: type[ResourceController]) -> None:
-    """Raise TypeError unless one handler places the resource, from a body that can be nothing else."""
+    """Raise TypeError unless one handler places the resource, from a body that takes no unknown field and no id."""
     resource = cls.resource
     found = [each for each in vars(cls).values() if getattr(each, "operation_id", "") == f"create{resource.title}"]
     if len(found) != 1:
@@ -198,27 +202,22 @@ def _check_create(cls: type[ResourceController]) -> None:
 
 def _types(resource: Resource[Any, Any]) -> dict[Any, Any]:
     """The types and sentences that are one resource's own."""
-    status, whose = resource.status_type | None, f"With `{resource.admin_scope}`: whose; without it, everyone's."
+    status = resource.status_type | None
+    whose = f"Only those of this caller: the `sub` of a token. Ignored without the scope `{resource.admin_scope}`."
     return {
         ResourceId: Annotated[
             str, PathParameter(name=f"{resource.name}_id", description=f"The {resource.words}'s `id`.")
         ],
         StatusFilter: Annotated[status, QueryParameter(description="Only those with this status.")],
-        OwnerFilter: Annotated[str | None, QueryParameter(description=whose)],
+        OwnerFilter: Annotated[str | None, QueryParameter(description=whose, max_length=1000)],
         CancelRequest: resource.cancel_request,
         StatusResponse: resource.status_response,
         ListResponse: resource.list_response,
     }
 
 
-def _recorded(request: APIRequest, services: Services, run: Run) -> Workflow:
-    """The workflow of a run, named in the request's log line."""
-    record_of(request.scope).workflow_id = run.workflow_id
-    return services.workflow(run.workflow_id)
-
-
 async def _watched_run(workflow: Workflow, run: Run, run_id: str, seen: int) -> Run:
-    """The run that a watcher was at: an earlier one when an operator has reset it since. Raises ValidationError."""
+    """The run of the watcher's last event: an earlier one if an operator has reset it since. Raises ValidationError."""
     forged = invalid("Last-Event-ID", "Expected the id of an event of this stream")
     if run_id not in ("", run.run_id):
         try:

@@ -13,18 +13,20 @@ from litestar.handlers import HTTPRouteHandler
 from msgspec import Meta, Raw
 
 from temporal_api import errors, idempotency
-from temporal_api.auth import APIRequest, User
-from temporal_api.errors import Problem
+from temporal_api.auth import APIRequest
+from temporal_api.errors import Problem, shown
 from temporal_api.idempotency import REPLAYED, check_key, check_same, derived_id, fingerprint
 from temporal_api.problems import responses
 from temporal_api.record import record_of
 from temporal_api.requests import JSONResponse
 from temporal_api.services import Services
+from temporal_api.settings import ResourceSettings, Settings
 from temporal_api.temporal.client import Temporal
 from temporal_api.temporal.run import Run
-from temporal_api.temporal.visibility import compare, index_value
+from temporal_api.temporal.visibility import compare, index_value, latest_runs, list_runs
 
 STATUS_MEMO = "temporal_api.status"
+EMPTY_PAGES = 10
 EXAMPLE_ID = "0b9f3c1e-5d3c-4c56-9d0a-1f2f6b8f7a55"
 
 Kept = TypeVar("Kept", bound=msgspec.Struct)
@@ -35,6 +37,7 @@ log = logging.getLogger(__name__)
 _NOUN = re.compile(r"[a-z][a-z0-9]*(_[a-z][a-z0-9]*)*")
 # Names whose scopes, paths, memo keys or fields this service has itself.
 _TAKEN = {"workflow", "workflows", "codec", "status", "idempotency", "result"}
+_TAKEN |= {"workflow_id", "run_id", "history_length", "execution_time_seconds"}
 
 
 class StatusMemo(msgspec.Struct):
@@ -52,14 +55,14 @@ class Resource(Generic[Kept, Answer]):
     `id`, `status`, `created_at`, `workflow_id` and `reason`. Its `status` is a Literal that begins with the status of
     a new one.
 
-    A run that completes without setting a status that ends it counts as `completed`; one that fails, or is terminated,
-    as `cancelled`. Name further statuses that end it in `other_ends`, and those in which cancelling comes too late,
-    though it goes on, in `too_late_to_cancel`.
+    `completed`, `cancelled` and `other_ends` are the statuses that end it. A run that completes without writing one of
+    them counts as `completed`; a run that fails, times out or is terminated, as `cancelled`. `too_late_to_cancel` names
+    the statuses in which the workflow goes on, but can no longer be cancelled.
 
-    The workflow gets one argument: the request's fields and the new `id`. It keeps its status in the memo
-    `temporal_api.status` as `{"status": ..., "reason": ...}`, and in the search attribute that lists look at if it was
-    started with it. The signal `cancel` with `{"reason": ...}` asks it to stop. Its task queue is `task_queue`, or else
-    the plural, unless a setting such as `ORDERS_TASK_QUEUE` names another.
+    The workflow gets one argument: the request's fields and the new `id`. It writes its status into the memo
+    `temporal_api.status` as `{"status": ..., "reason": ...}`, and into the search attribute, such as `OrderStatus`, if
+    the run was started with it. The signal `cancel` with `{"reason": ...}` asks it to stop. Its task queue is the one
+    that a setting such as `ORDERS_TASK_QUEUE` names; without one `task_queue`, and without that the plural.
 
     Raises TypeError for a declaration that does not hold together.
     """
@@ -114,7 +117,7 @@ class Resource(Generic[Kept, Answer]):
             errors.Conflict, f"{name}_not_cancellable", f"The {self.words} can no longer be cancelled."
         )
         # The owner and the time come from us, never from the handler.
-        self.memo: Any = msgspec.defstruct(
+        self.memo_type: Any = msgspec.defstruct(
             f"{self.title}Memo", [("owner", str), ("created_at", datetime)], bases=(kept,), kw_only=True
         )
         self.cancel_request, self.status_response, self.list_response = _structs(self)
@@ -135,7 +138,7 @@ class Resource(Generic[Kept, Answer]):
     def create(
         self, verb: str = "Place"
     ) -> Callable[[Callable[..., Awaitable[JSONResponse[Answer]]]], HTTPRouteHandler]:
-        """Mark the handler that places one; it answers with `place`."""
+        """Mark the handler that places one; it answers with `place`. `verb` is for the contract: "Place an order"."""
         return post(
             scope=(self.write_scope, self.admin_scope),
             operation_id=f"create{self.title}",
@@ -143,6 +146,10 @@ class Resource(Generic[Kept, Answer]):
             headers={201: ("Location", "Idempotent-Replayed")},
             responses=responses(errors.WorkflowStartError, errors.IdempotencyKeyReused, body=True),
         )
+
+    def settings(self, settings: Settings) -> ResourceSettings:
+        """Its own settings: those that are set, and what it declares."""
+        return settings.resource(self.plural, self.task_queue)
 
     async def place(
         self,
@@ -152,12 +159,12 @@ class Resource(Generic[Kept, Answer]):
         kept: Kept,
         idempotency_key: str | None,
     ) -> JSONResponse[Answer]:
-        """Start the workflow; its argument is `data` and the new id. A key that came before gets what it started."""
-        user, key = request.user, check_key(idempotency_key)
+        """Start the workflow with `data` and a new id as its argument; the same key again gets what it started."""
+        user, key = request.user, check_key(request, idempotency_key)
         new_id = derived_id(self.plural, user, key) if key else str(uuid.uuid4())
         workflow_id = record_of(request.scope).workflow_id = self.id_prefix + new_id
-        own = services.settings.resource(self.plural, self.task_queue)
-        memo = self.memo(owner=user.sub, created_at=datetime.now(UTC), **msgspec.structs.asdict(kept))
+        own = self.settings(services.settings)
+        memo = self.memo_type(owner=user.sub, created_at=datetime.now(UTC), **msgspec.structs.asdict(kept))
         status = StatusMemo(self.statuses[0])
         memos = {self.memo_key: memo, STATUS_MEMO: status}
         start = await services.starts.request(
@@ -176,16 +183,17 @@ class Resource(Generic[Kept, Answer]):
         except errors.WorkflowAlreadyExists:
             if key is None:
                 raise
-            placed, run = await self.read(services, user, new_id)
+            placed, run = await self.read(request, services, new_id)
             check_same(key, data, await services.temporal.memo(run.memo, idempotency.MEMO, str))
             return JSONResponse(placed, headers=headers | REPLAYED)
         return JSONResponse(self._answer(workflow_id, memo, status), headers=headers)
 
-    async def read(self, services: Services, user: User, resource_id: str) -> tuple[Answer, Run]:
-        """The resource and its run. Raises its NotFound, for another caller's too."""
-        missing = self.NotFound(f"There is no {self.words} {resource_id!r}.")
+    async def read(self, request: APIRequest, services: Services, resource_id: str) -> tuple[Answer, Run]:
+        """The resource and its run, if the caller may see it; else raise its NotFound."""
+        user, missing = request.user, self.NotFound(f"There is no {self.words} {shown(resource_id)!r}.")
+        workflow_id = record_of(request.scope).workflow_id = self.id_prefix + resource_id
         try:
-            run = await services.workflow(self.id_prefix + resource_id).describe()
+            run = await services.workflow(workflow_id).describe()
         except (errors.ValidationError, errors.NotFound):  # an id that Temporal does not take is the id of none
             raise missing from None
         match await self.found_in(services.temporal, run):
@@ -194,8 +202,8 @@ class Resource(Generic[Kept, Answer]):
         raise missing
 
     async def found_in(self, temporal: Temporal, run: Run) -> tuple[Answer, str] | None:
-        """The resource that the run is, and its owner; None when it is none of ours."""
-        memo = await temporal.memo(run.memo, self.memo_key, self.memo)
+        """The resource that this run is, and its owner; None if the run is no such resource."""
+        memo = await temporal.memo(run.memo, self.memo_key, self.memo_type)
         if memo is None:
             return None
         status, _ = await self.status(temporal, run)
@@ -212,7 +220,7 @@ class Resource(Generic[Kept, Answer]):
         )
 
     async def status(self, temporal: Temporal, run: Run) -> tuple[StatusMemo, bool]:
-        """The status, and whether the workflow keeps it; if not, the run's end implies it: it ended without a word."""
+        """The status, and whether the workflow wrote it; if not, the way in which the run ended implies it."""
         kept = await temporal.memo(run.memo, STATUS_MEMO, StatusMemo) or StatusMemo(self.statuses[0])
         if run.is_open or kept.status in self.ends:
             return kept, True
@@ -220,8 +228,10 @@ class Resource(Generic[Kept, Answer]):
 
     def query(self, owner: str | None, status: str | None) -> str:
         """The visibility query for those of an owner (None: of everyone) with a status (None: any)."""
-        # A run that went on as another is not the resource: the other is.
-        terms = [compare("WorkflowType", self.workflow_type), "ExecutionStatus != 'ContinuedAsNew'"]
+        # Operators may write any search attribute, but not start a workflow with an id that is reserved. A run that
+        # went on as another is not the resource: the other is.
+        terms = [compare("WorkflowId", self.id_prefix, "STARTS_WITH"), compare("WorkflowType", self.workflow_type)]
+        terms.append("ExecutionStatus != 'ContinuedAsNew'")
         terms.append(
             f"{self.owner_attribute} IS NOT NULL"
             if owner is None
@@ -232,29 +242,43 @@ class Resource(Generic[Kept, Answer]):
         return " AND ".join(terms)
 
     def _status_query(self, status: str) -> str:
-        # A run that ended without a word has the status that this implies, whatever its search attribute still says.
-        said = f"{self.status_attribute} = '{status}'"
-        silent = " AND ".join(f"{self.status_attribute} != '{end}'" for end in sorted(self.ends - {status}))
+        # A run that ended before its workflow wrote an end has the status that its ending implies, as in `status`: its
+        # search attribute is out of date.
+        written = f"{self.status_attribute} = '{status}'"
+        no_other_end = " AND ".join(f"{self.status_attribute} != '{end}'" for end in sorted(self.ends - {status}))
         if status == self.completed:
-            return f"({said} OR (ExecutionStatus = 'Completed' AND {silent}))"
+            return f"({written} OR (ExecutionStatus = 'Completed' AND {no_other_end}))"
         if status == self.cancelled:
-            return f"({said} OR (ExecutionStatus IN ('Failed', 'Canceled', 'Terminated', 'TimedOut') AND {silent}))"
-        return said if status in self.ends else f"{said} AND CloseTime IS NULL"
+            failed = "ExecutionStatus IN ('Failed', 'Canceled', 'Terminated', 'TimedOut')"
+            return f"({written} OR ({failed} AND {no_other_end}))"
+        return written if status in self.ends else f"{written} AND CloseTime IS NULL"
 
-    async def listable(self, services: Services, run: Run) -> tuple[Answer, str] | None:
-        """One of a list; one that cannot be read must not hide all the others."""
-        try:
-            # One that was reset goes on in another run.
-            if run.status == "TERMINATED":
-                run = await services.workflow(run.workflow_id, run.run_id).describe()
-                if run.reset_run_id:
-                    return None
-            return await self.found_in(services.temporal, run)
-        except errors.WorkflowNotFound:  # deleted, and the index does not know it yet
-            return None
-        except errors.PayloadUndecodable as problem:
-            log.warning("%s is left out of a list: %s", run.workflow_id, problem.message)
-            return None
+    async def page(
+        self, temporal: Temporal, owner: str | None, status: str | None, size: int, token: bytes
+    ) -> tuple[list[Answer], bytes]:
+        """A page of what `query` finds, and Temporal's token of the next. Raises InvalidQuery.
+
+        A page is empty only when none follows, or after ten pages that hold nothing of the owner's.
+        """
+        found: list[Answer] = []
+        for _ in range(EMPTY_PAGES):
+            is_first = not (token or status)
+            runs, token = await list_runs(temporal, self.query(owner, status), size, token)
+            # One that was reset goes on in another run, which comes first: on this page, or one before, or nowhere.
+            latest = {run.workflow_id: run.run_id for run in reversed(runs)}
+            if not is_first:
+                latest |= await latest_runs(temporal, (run.workflow_id for run in runs if not run.is_open))
+            for run in runs:
+                if latest[run.workflow_id] == run.run_id:
+                    try:
+                        match await self.found_in(temporal, run):
+                            case (answer, owned_by) if owner in (None, owned_by):
+                                found.append(answer)
+                    except errors.PayloadUndecodable as problem:  # it must not hide all the others
+                        log.warning("%s is left out of a list: %s", run.workflow_id, problem.message)
+            if found or not token:
+                break
+        return found, token
 
 
 def _plural(noun: str) -> str:

@@ -1,6 +1,7 @@
 """Temporal: the one place that knows gRPC.
 
-client             the connection: calls with a deadline, payloads encoded and decoded
+client             calls with a deadline, payloads encoded and decoded
+connections        what carries the calls
 failures           what Temporal's failures mean
 payloads           JSON into Temporal and out of it, byte for byte
 workers            whether a task queue has workers

@@ -1,7 +1,8 @@
 """The connection to Temporal: every call has a deadline, and fails only with a Problem."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+import functools
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from datetime import timedelta
 from typing import TypeVar
@@ -13,31 +14,66 @@ from temporalio.api.failure.v1 import Failure
 from temporalio.api.workflowservice.v1 import DescribeNamespaceRequest
 from temporalio.client import Client
 from temporalio.runtime import Runtime
-from temporalio.service import GrpcCompression, RetryConfig, RPCError
+from temporalio.service import GrpcCompression, KeepAliveConfig, RetryConfig, RPCError, WorkflowService
 
+from temporal_api import deadline
 from temporal_api.encryption import ENCODING as ENCRYPTED
 from temporal_api.errors import PayloadUndecodable, ShuttingDown, TemporalConnectionError, TemporalTimeout
 from temporal_api.memory import Memory
 from temporal_api.settings import Settings
-from temporal_api.temporal.failures import NOTHING, FailureInfo, Subject, failure_kind, problem_of
-from temporal_api.temporal.payloads import data_converter, raw_json
+from temporal_api.temporal.connections import Connections
+from temporal_api.temporal.failures import (
+    NOTHING,
+    FailureInfo,
+    Subject,
+    failure_kind,
+    is_overload,
+    is_passing,
+    problem_of,
+)
+from temporal_api.temporal.payloads import OWN_MEMO, data_converter, raw_json
 
 Response = TypeVar("Response", bound=Message)
 Value = TypeVar("Value")
 
 
-def connect(settings: Settings, runtime: Runtime) -> Awaitable[Client]:
-    """A client that connects when first used: the service starts, and recovers, whether Temporal is there or not."""
-    return Client.connect(
+async def connect(settings: Settings, runtime: Runtime, memory: Memory) -> "Temporal":
+    """Temporal, connected to when first used: the service starts, and recovers, whether it is there or not."""
+    connect = functools.partial(
+        Client.connect,
         **settings.temporal,
         data_converter=data_converter(settings),
         runtime=runtime,
         lazy=True,
         # Orders are smaller than what gzip saves, and each call would pay for it.
         grpc_compression=GrpcCompression.NONE,
-        # Give up retrying before the deadline, so that "cannot be reached" is not reported as "did not answer".
-        retry_config=RetryConfig(max_elapsed_time_millis=int(settings.rpc_timeout_seconds * 500)),
+        # Never by the SDK, which tries for seconds when Temporal is at its limit: see `_attempt`.
+        retry_config=RetryConfig(max_retries=1),
+        # The shortest interval between pings that Temporal takes from an idle client.
+        keep_alive_config=KeepAliveConfig(interval_millis=10_000, timeout_millis=3_000),
     )
+    waits = Connections(connect)
+    calls = Connections(connect, waits)
+    return Temporal(await connect(), calls.service, waits.service, settings.rpc_timeout_seconds, memory)
+
+
+async def _attempt(rpc: Callable[..., Awaitable[Response]], request: Message, now: float, ending_at: float) -> Response:
+    """Call again after a passing failure; only once, and soon, when Temporal is at its limit."""
+    # Stop in time, so that "cannot be reached" is not reported as "did not answer".
+    last_at, pause, timeout = (now + ending_at) / 2, 0.1, timedelta(seconds=ending_at - now)
+    while True:
+        try:
+            # Without `retry`, the SDK's metrics take a long poll for a call.
+            return await rpc(request, retry=True, timeout=timeout)
+        except RPCError as error:
+            if is_overload(error):
+                last_at, pause = min(last_at, now + 0.4), 0.25
+            elif not is_passing(error):
+                raise
+            if asyncio.get_running_loop().time() + pause > last_at:
+                raise
+        await asyncio.sleep(pause)
+        pause *= 1.5
 
 
 class _FailureAttributes(msgspec.Struct):
@@ -47,14 +83,23 @@ class _FailureAttributes(msgspec.Struct):
 class Temporal:
     """Temporal's services as this gateway uses them."""
 
-    def __init__(self, client: Client, rpc_timeout_seconds: float, memory: Memory) -> None:
+    def __init__(
+        self,
+        client: Client,
+        service: WorkflowService,
+        waits: WorkflowService,
+        rpc_timeout_seconds: float,
+        memory: Memory,
+    ) -> None:
         self.memory = memory
-        self.service = client.workflow_service
+        self.service = service
+        self.waits = waits
+        """For calls that wait for news, or for a worker: they take no room from the others."""
         self.namespace = client.namespace
         self.identity = client.identity
         self.codec = client.data_converter.payload_codec
         self._to_payload = client.data_converter.payload_converter.to_payload
-        self._timeout = timedelta(seconds=rpc_timeout_seconds)
+        self._seconds = rpc_timeout_seconds
         self._under_way: set[asyncio.Timeout] = set()
         self._ending_at = float("inf")
 
@@ -65,18 +110,19 @@ class Temporal:
         subject: Subject = NOTHING,
         seconds: float | None = None,
     ) -> Response:
-        """Make one call, retries included, within the deadline: `seconds`, else RPC_TIMEOUT_SECONDS.
+        """Make one call, retries included, within `seconds`; without them, by the request's deadline.
 
         Raises Problem, never RPCError. `subject` names what the call is about in the words of whoever makes it.
         """
-        limit = self._timeout if seconds is None else timedelta(seconds=seconds)
-        deadline = min(asyncio.get_running_loop().time() + limit.total_seconds(), self._ending_at)
+        now = asyncio.get_running_loop().time()
+        ending_at = deadline.of_call(now, self._seconds) if seconds is None else now + seconds
+        ending_at = min(ending_at, self._ending_at)
         try:
             # The SDK's own timeout is for one attempt; connecting has none.
-            async with asyncio.timeout_at(deadline) as timeout:
+            async with asyncio.timeout_at(ending_at) as timeout:
                 self._under_way.add(timeout)
                 try:
-                    return await rpc(request, retry=True, timeout=limit)
+                    return await _attempt(rpc, request, now, ending_at)
                 finally:
                     self._under_way.remove(timeout)
         except RPCError as error:
@@ -109,13 +155,19 @@ class Temporal:
         encoded = await self.encode(fields.values())
         return Memo(fields=dict(zip(fields, encoded.payloads, strict=True)))
 
-    async def decode(self, payloads: Iterable[Payload]) -> Iterable[Payload]:
-        """Decrypt payloads, if there are keys. Raises PayloadUndecodable."""
-        return await self.codec.decode(list(payloads)) if self.codec else payloads
+    async def decode(self, payloads: Iterable[Payload]) -> Sequence[Payload]:
+        """Decrypt payloads, if there are keys. One that cannot be decrypted stays as it is, and hides no other."""
+        encoded = list(payloads)
+        if self.codec is None:
+            return encoded
+        try:
+            return await self.codec.decode(encoded)
+        except PayloadUndecodable:
+            return encoded if len(encoded) == 1 else [one for each in encoded for one in await self.decode([each])]
 
     async def values(self, fields: Mapping[str, Payload]) -> dict[str, msgspec.Raw]:
-        """A memo or search attributes as JSON, in the order of their names."""
-        names = sorted(fields)
+        """A memo or search attributes as JSON, in the order of their names; without this service's own memo."""
+        names = sorted(name for name in fields if not name.startswith(OWN_MEMO))
         decoded = await self.decode(fields[name] for name in names)
         return {name: raw_json(payload) for name, payload in zip(names, decoded, strict=True)}
 
@@ -130,8 +182,10 @@ class Temporal:
         """One memo field as that type; None when it is missing or is something else. Raises PayloadUndecodable."""
         if key not in memo.fields:
             return None
-        (payload,) = await self.decode([memo.fields[key]])
-        if payload.metadata.get("encoding") == ENCRYPTED:
+        payload = memo.fields[key]
+        if self.codec:
+            (payload,) = await self.codec.decode([payload])
+        elif payload.metadata.get("encoding") == ENCRYPTED:
             raise PayloadUndecodable("What Temporal keeps here is encrypted, and this service has no key.")
         try:
             return msgspec.json.decode(payload.data, type=kind)

@@ -1,7 +1,8 @@
-"""A history's events as JSON, with their payloads decoded."""
+"""A history's events as JSON, with their payloads decoded; without this service's own memo."""
 
+import asyncio
 import base64
-from collections.abc import Iterable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from typing import Any
 
 import msgspec
@@ -16,10 +17,11 @@ from temporalio.api.history.v1 import HistoryEvent
 
 from temporal_api.memory import PIECE_BYTES
 from temporal_api.temporal.client import Temporal
-from temporal_api.temporal.payloads import raw_json
+from temporal_api.temporal.payloads import OWN_MEMO, raw_json
 
 EVENTS_AT_ONCE = 100
 """Some milliseconds of work."""
+VALUES_AT_ONCE = 1000
 
 _ENDS = ("COMPLETED", "FAILED", "TIMED_OUT", "CANCELED", "TERMINATED", "CONTINUED_AS_NEW")
 CLOSING = {EventType.Value(f"EVENT_TYPE_WORKFLOW_EXECUTION_{end}"): end for end in _ENDS}
@@ -53,6 +55,16 @@ def in_parts(events: list[HistoryEvent]) -> Iterator[list[HistoryEvent]]:
     return (events[start : start + EVENTS_AT_ONCE] for start in range(0, len(events), EVENTS_AT_ONCE))
 
 
+async def _list(values: Iterable[Any], told: Callable[[Any], Awaitable[Any]]) -> list[Any]:
+    """Every value as told; an event may hold very many, so other requests are served in between."""
+    answer = []
+    for number, value in enumerate(values, 1):
+        answer.append(await told(value))
+        if number % VALUES_AT_ONCE == 0:
+            await asyncio.sleep(0)
+    return answer
+
+
 async def _fields(temporal: Temporal, message: Message) -> dict[str, Any]:
     return {
         field.name: await _value(temporal, field, value)
@@ -65,19 +77,23 @@ async def _value(temporal: Temporal, field: FieldDescriptor, value: Any) -> Any:
     kind = field.message_type
     if kind is not None and kind.GetOptions().map_entry:
         of = kind.fields_by_name["value"]
-        return {key: await _one(temporal, of, value[key]) for key in value}
+        return {key: await _one(temporal, of, value[key]) for key in value if not key.startswith(OWN_MEMO)}
     if isinstance(value, Iterable) and not isinstance(value, str | bytes | Message):
-        return [await _one(temporal, field, item) for item in value]
+        return await _list(value, lambda item: _one(temporal, field, item))
     return await _one(temporal, field, value)
+
+
+async def _payload(temporal: Temporal, payload: Payload) -> msgspec.Raw:
+    (decoded,) = await temporal.decode([payload])
+    return raw_json(decoded)
 
 
 async def _one(temporal: Temporal, field: FieldDescriptor, value: Any) -> Any:
     match value:
         case Payload():
-            (decoded,) = await temporal.decode([value])
-            return raw_json(decoded)
+            return await _payload(temporal, value)
         case Payloads():
-            return [raw_json(payload) for payload in await temporal.decode(value.payloads)]
+            return await _list(value.payloads, lambda payload: _payload(temporal, payload))
         case Failure():
             return await temporal.failure(value)
         case Timestamp():

@@ -1,6 +1,7 @@
 """What Temporal's failures mean: a failed call as a Problem, a run's failure without its stack trace."""
 
 import logging
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar
 
@@ -12,7 +13,7 @@ from temporalio.api.failure.v1 import Failure, MultiOperationExecutionAborted
 from temporalio.service import RPCError, RPCStatusCode
 
 from temporal_api import errors
-from temporal_api.errors import Problem
+from temporal_api.errors import Problem, shown
 
 Detail = TypeVar("Detail", bound=Message)
 
@@ -45,7 +46,7 @@ NOTHING = Subject()
 def workflow_subject(workflow_id: str, run_id: str = "") -> Subject:
     """A workflow, or one run of it."""
     return Subject(
-        f"workflow {workflow_id!r}" + (f" with the run {run_id!r}" if run_id else ""),
+        f"workflow {shown(workflow_id)!r}" + (f" with the run {run_id!r}" if run_id else ""),
         missing=errors.WorkflowNotFound,
         details={"workflow_id": workflow_id, "run_id": run_id},
     )
@@ -54,7 +55,7 @@ def workflow_subject(workflow_id: str, run_id: str = "") -> Subject:
 def start_subject(workflow_id: str) -> Subject:
     """A workflow that is to be started; it may be closed, or gone, before an update that comes along reaches it."""
     return Subject(
-        f"workflow {workflow_id!r}",
+        f"workflow {shown(workflow_id)!r}",
         missing=errors.WorkflowNotFound,
         exists=errors.WorkflowAlreadyExists,
         invalid=errors.WorkflowStartError,
@@ -70,6 +71,41 @@ _BY_STATUS: dict[RPCStatusCode, type[Problem]] = {
     RPCStatusCode.RESOURCE_EXHAUSTED: errors.TemporalOverloaded,
     RPCStatusCode.UNAVAILABLE: errors.TemporalConnectionError,
 }
+
+_PASSING = {
+    RPCStatusCode.UNAVAILABLE,
+    RPCStatusCode.UNKNOWN,
+    RPCStatusCode.INTERNAL,
+    RPCStatusCode.ABORTED,
+    RPCStatusCode.OUT_OF_RANGE,
+    RPCStatusCode.DATA_LOSS,
+}
+# The SDK has no status of its own for a connection that broke during a call.
+_OF_CALLS_CUT_OFF = {
+    RPCStatusCode.UNKNOWN,
+    RPCStatusCode.INTERNAL,
+    RPCStatusCode.CANCELLED,
+    RPCStatusCode.DATA_LOSS,
+    RPCStatusCode.RESOURCE_EXHAUSTED,
+}
+_CUT_OFF = re.compile(
+    r"transport error|h2 protocol error|operation was canceled|error reading a body|broken pipe|channel closed"
+    r"|unexpected eof|connection (was )?(error|reset|closed|refused|aborted|lost|not ready)"
+)
+
+
+def is_overload(error: RPCError) -> bool:
+    """Whether the caller, or everyone, asks more of Temporal than it takes."""
+    return error.status is RPCStatusCode.RESOURCE_EXHAUSTED and not _is_too_large(error.message.lower())
+
+
+def is_passing(error: RPCError) -> bool:
+    """Whether the same call may succeed in a moment."""
+    return error.status in _PASSING or _is_cut_off(error)
+
+
+def _is_cut_off(error: RPCError) -> bool:
+    return error.status in _OF_CALLS_CUT_OFF and _CUT_OFF.search(error.message.lower()) is not None
 
 
 def problem_of(error: RPCError, subject: Subject = NOTHING) -> Problem:
@@ -100,6 +136,8 @@ def problem_of(error: RPCError, subject: Subject = NOTHING) -> Problem:
         case RPCStatusCode.FAILED_PRECONDITION if "task in failed state" in text:
             return errors.WorkflowTaskFailing(**details)
     kind = _BY_STATUS.get(error.status, errors.TemporalError)
+    if _is_cut_off(error):
+        kind = errors.TemporalConnectionError
     if kind is errors.TemporalError:
         log.error("Temporal failed: %s %s", error.status.name, error.message)
     return kind(**details)

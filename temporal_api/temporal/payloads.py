@@ -13,6 +13,8 @@ from temporal_api.settings import Settings
 # Prices stay JSON numbers with all their digits, in Temporal as in HTTP.
 _ENCODER = msgspec.json.Encoder(decimal_format="number")
 JSON_METADATA = {"encoding": b"json/plain"}
+OWN_MEMO = "temporal_api."
+"""What this service's own memo keys begin with. Callers neither set nor see them."""
 
 
 class JSONPayloadConverter(temporalio.converter.EncodingPayloadConverter):

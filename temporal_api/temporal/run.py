@@ -8,13 +8,18 @@ import msgspec
 from google.protobuf.timestamp_pb2 import Timestamp
 from msgspec import Meta
 from temporalio.api.common.v1 import Memo, Payload
-from temporalio.api.enums.v1 import PendingActivityState, WorkflowExecutionStatus
-from temporalio.api.workflow.v1 import PendingActivityInfo, WorkflowExecutionInfo
+from temporalio.api.enums.v1 import ParentClosePolicy, PendingActivityState, WorkflowExecutionStatus
+from temporalio.api.workflow.v1 import PendingActivityInfo, PendingChildExecutionInfo, WorkflowExecutionInfo
 from temporalio.api.workflowservice.v1 import DescribeWorkflowExecutionResponse
 
 from temporal_api.temporal.client import Temporal
 from temporal_api.temporal.failures import FailureInfo
+from temporal_api.temporal.payloads import raw_json
 
+TEMPORALS_OWN = ("temporal-sys-", "/_sys/")
+"""What the ids, types and task queues of Temporal's own workflows begin with: schedules, batches, deployments."""
+DIVISION = "TemporalNamespaceDivision"
+"""The search attribute that most of them have."""
 RUN_STATUS = {value: name.removeprefix("WORKFLOW_EXECUTION_STATUS_") for name, value in WorkflowExecutionStatus.items()}
 """Temporal's names of the states of a run."""
 
@@ -26,7 +31,36 @@ class PendingActivity(msgspec.Struct):
     activity_type: Annotated[str, Meta(examples=["render_pdf"])]
     state: Annotated[str, Meta(examples=["STARTED"])]
     attempt: Annotated[int, Meta(examples=[1])]
+    maximum_attempts: Annotated[int, Meta(description="0 means without end.", examples=[0])]
+    next_attempt_time: Annotated[
+        Annotated[datetime, Meta(tz=True)] | None,
+        Meta(description="Null unless it waits for its next attempt.", examples=[None]),
+    ]
+    heartbeat_details: Annotated[
+        list[msgspec.Raw], Meta(description="What its last heartbeat told.", examples=[[{"page": 7}]])
+    ]
+    last_worker_identity: Annotated[
+        str | None, Meta(description="The worker that had its last attempt.", examples=["4711@worker-1"])
+    ]
     last_failure: Annotated[FailureInfo | None, Meta(examples=[None])]
+
+
+class PendingWorkflowTask(msgspec.Struct):
+    """A workflow task that the workflow's code fails again and again, until the code is fixed."""
+
+    attempt: Annotated[int, Meta(examples=[7])]
+    failure: Annotated[FailureInfo | None, Meta(examples=[{"type": "KeyError", "message": "'invoice'"}])]
+
+
+class PendingChild(msgspec.Struct):
+    """A child workflow that is open."""
+
+    workflow_id: Annotated[str, Meta(examples=["invoice-2041-reminder"])]
+    run_id: Annotated[str, Meta(examples=["019ab3c4-9c11-7e0b-9f3e-5d0c1b2a3f4e"])]
+    workflow_type: Annotated[str, Meta(examples=["remind"])]
+    parent_close_policy: Annotated[
+        str, Meta(description="What happens to it when its parent closes.", examples=["TERMINATE"])
+    ]
 
 
 class Run(msgspec.Struct, frozen=True, kw_only=True):
@@ -56,6 +90,12 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
     task_attempt: int
     """How often its pending workflow task was tried."""
     activities: Iterable[PendingActivityInfo]
+    children: Iterable[PendingChildExecutionInfo]
+
+    @property
+    def is_temporals_own(self) -> bool:
+        """Whether it is one of Temporal's own workflows."""
+        return any(name.startswith(TEMPORALS_OWN) for name in (self.workflow_id, self.workflow_type, self.task_queue))
 
     @property
     def is_completed(self) -> bool:
@@ -85,9 +125,27 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
                 activity.activity_type.name,
                 PendingActivityState.Name(activity.state).removeprefix("PENDING_ACTIVITY_STATE_"),
                 activity.attempt,
+                activity.maximum_attempts,
+                activity.next_attempt_schedule_time.ToDatetime(tzinfo=UTC)
+                if activity.HasField("next_attempt_schedule_time")
+                else None,
+                [raw_json(payload) for payload in await temporal.decode(activity.heartbeat_details.payloads)],
+                activity.last_worker_identity or None,
                 await temporal.failure(activity.last_failure) if activity.HasField("last_failure") else None,
             )
             for activity in self.activities
+        ]
+
+    def pending_children(self) -> list[PendingChild]:
+        """Its children that are open."""
+        return [
+            PendingChild(
+                child.workflow_id,
+                child.run_id,
+                child.workflow_type_name,
+                ParentClosePolicy.Name(child.parent_close_policy).removeprefix("PARENT_CLOSE_POLICY_"),
+            )
+            for child in self.children
         ]
 
 
@@ -113,4 +171,5 @@ def read_run(info: WorkflowExecutionInfo, described: DescribeWorkflowExecutionRe
         reset_run_id=described.workflow_extended_info.reset_run_id if described else "",
         task_attempt=described.pending_workflow_task.attempt if described else 0,
         activities=described.pending_activities if described else (),
+        children=described.pending_children if described else (),
     )

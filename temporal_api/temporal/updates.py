@@ -6,6 +6,7 @@ Temporal may lose an update that it has only admitted: a caller hears of success
 import asyncio
 import functools
 from collections.abc import Awaitable, Callable, Iterable
+from contextlib import suppress
 from typing import Any, TypeVar
 
 import msgspec
@@ -17,7 +18,7 @@ from temporal_api.errors import Problem, TemporalTimeout, Unavailable, UpdateNot
 from temporal_api.temporal.failures import start_subject
 from temporal_api.temporal.history import retry_while_away
 from temporal_api.temporal.starts import Started
-from temporal_api.temporal.workflow import LONG_POLL_SECONDS, Workflow
+from temporal_api.temporal.workflow import LONG_POLL_SECONDS, Workflow, is_too_long
 
 ACCEPTED = Stage.UPDATE_WORKFLOW_EXECUTION_LIFECYCLE_STAGE_ACCEPTED
 DONE = Stage.UPDATE_WORKFLOW_EXECUTION_LIFECYCLE_STAGE_COMPLETED
@@ -44,7 +45,7 @@ async def send(workflow: Workflow, update_id: str, name: str, args: Iterable[obj
 
     Raises WorkflowCompleted, UpdateRejected, NoWorker, WorkflowTaskFailing, TemporalTimeout, ... with the update's id.
     """
-    rpc = workflow.fail_without_worker(_until_accepted(workflow.temporal.service.update_workflow_execution))
+    rpc = workflow.fail_without_worker(_until_accepted(workflow.temporal.waits.update_workflow_execution))
     try:
         response = await workflow.call_open(rpc, await _request(workflow, update_id, name, args))
     except (Unavailable, TemporalTimeout) as problem:
@@ -71,7 +72,7 @@ async def send_with_start(
             operation(update_workflow=await _request(workflow, update_id, name, args)),
         ],
     )
-    rpc = workflow.fail_without_worker(_until_accepted(temporal.service.execute_multi_operation))
+    rpc = workflow.fail_without_worker(_until_accepted(temporal.waits.execute_multi_operation))
     response = await temporal.call(rpc, both, start_subject(workflow.id))
     first, second = response.responses
     started = Started(first.start_workflow.run_id, first.start_workflow.started)
@@ -95,20 +96,19 @@ async def _request(
 
 async def find(workflow: Workflow, update_id: str) -> Update:
     """The update as it is now, once it is accepted. Raises UpdateNotFound, and as `send` does."""
-    rpc = workflow.fail_without_worker(_until_accepted(workflow.temporal.service.poll_workflow_execution_update))
-    try:
-        response = await workflow.call(rpc, _poll(workflow, update_id, ACCEPTED))
-    except WorkflowNotFound:
-        await workflow.describe()
-        message = f"The workflow {workflow.id!r} has no update {update_id!r}; one that was rejected is not kept."
-        raise UpdateNotFound(message, **workflow.subject.details, update_id=update_id) from None
-    return await _update(workflow, update_id, response)
+    rpc = workflow.fail_without_worker(_until_accepted(workflow.temporal.waits.poll_workflow_execution_update))
+    with suppress(WorkflowNotFound):
+        if not is_too_long(update_id):
+            return await _update(workflow, update_id, await workflow.call(rpc, _poll(workflow, update_id, ACCEPTED)))
+    await workflow.describe()
+    message = f"The workflow {workflow.id!r} has no update {update_id!r}; one that was rejected is not kept."
+    raise UpdateNotFound(message, **workflow.subject.details, update_id=update_id)
 
 
 async def wait(workflow: Workflow, update: Update) -> Update:
     """The update when its handler has ended, however long that takes. Raises UpdateRejected, ..."""
     run = workflow.run(update.run_id)
-    rpc, request = run.temporal.service.poll_workflow_execution_update, _poll(run, update.update_id, DONE)
+    rpc, request = run.temporal.waits.poll_workflow_execution_update, _poll(run, update.update_id, DONE)
     while update.result is None:
         response = await retry_while_away(functools.partial(run.call, rpc, request, LONG_POLL_SECONDS))
         update = await _update(run, update.update_id, response)

@@ -18,7 +18,7 @@ from temporalio.service import RPCError
 from temporal_api.errors import NoWorker, Problem, WorkflowCompleted, WorkflowNotFound, WorkflowTaskFailing
 from temporal_api.temporal.client import Response, Temporal
 from temporal_api.temporal.failures import detail_of, workflow_subject
-from temporal_api.temporal.run import Run, read_run
+from temporal_api.temporal.run import TEMPORALS_OWN, PendingWorkflowTask, Run, read_run
 from temporal_api.temporal.workers import Workers
 
 # How long a query or an update goes unanswered before we look for the reason, and how often we look again.
@@ -28,6 +28,8 @@ RECENT_BATCHES = 100
 
 LONG_POLL_SECONDS = 30.0
 """More than the 20 s after which Temporal answers an empty page."""
+MAX_ID_BYTES = 1000
+"""The longest id or name that Temporal takes, in UTF-8."""
 PAGE_BATCHES = 25
 """The most that a page asks for: how long the next batches are, nobody knows."""
 
@@ -40,10 +42,18 @@ class Page(msgspec.Struct):
     size: int
 
 
+def is_too_long(name: str) -> bool:
+    """Whether Temporal does not take an id or name of that length."""
+    return len(name.encode()) > MAX_ID_BYTES
+
+
 class Workflow:
     """A workflow by its id; with `run_id`, that run of it only. Every method raises WorkflowNotFound."""
 
     def __init__(self, temporal: Temporal, workers: Workers, workflow_id: str, run_id: str = "") -> None:
+        """Raises WorkflowNotFound for an id that no workflow has, and for those of Temporal's own workflows."""
+        if is_too_long(workflow_id) or workflow_id.startswith(TEMPORALS_OWN):
+            raise WorkflowNotFound(f"There is no workflow {workflow_id!r}.", workflow_id=workflow_id)
         self.temporal = temporal
         self.id = workflow_id
         self.run_id = run_id
@@ -75,7 +85,10 @@ class Workflow:
         """Ask for its state now."""
         request = api.DescribeWorkflowExecutionRequest(namespace=self.temporal.namespace, execution=self.execution)
         described = await self.call(self.temporal.service.describe_workflow_execution, request)
-        return read_run(described.workflow_execution_info, described)
+        run = read_run(described.workflow_execution_info, described)
+        if run.is_temporals_own:
+            raise WorkflowNotFound(f"There is no {self.subject.name}.", **self.subject.details)
+        return run
 
     async def current_run(self) -> "Workflow":
         """Pin the run that it has now, whatever may follow it."""
@@ -99,7 +112,7 @@ class Workflow:
             execution=self.execution,
             query=WorkflowQuery(query_type=name, query_args=await self.temporal.encode(args)),
         )
-        response = await self.call(self.fail_without_worker(self.temporal.service.query_workflow), request)
+        response = await self.call(self.fail_without_worker(self.temporal.waits.query_workflow), request)
         return await self.temporal.result(response.query_result.payloads)
 
     async def cancel(self, reason: str) -> None:
@@ -115,11 +128,13 @@ class Workflow:
 
     async def terminate(self, reason: str) -> None:
         """End it at once. Raises WorkflowCompleted."""
+        await self.describe()  # one of Temporal's own is not there
         request = api.TerminateWorkflowExecutionRequest(**self._target, identity=self.temporal.identity, reason=reason)
         await self.call_open(self.temporal.service.terminate_workflow_execution, request)
 
     async def delete(self) -> None:
         """Delete it with its history."""
+        await self.describe()  # one of Temporal's own is not there
         request = api.DeleteWorkflowExecutionRequest(**self._target)
         await self.call(self.temporal.service.delete_workflow_execution, request)
 
@@ -160,8 +175,8 @@ class Workflow:
             forward = api.GetWorkflowExecutionHistoryRequest(
                 **which, wait_new_event=wait, history_event_filter_type=HistoryEventFilterType.Value(kind)
             )
-            seconds = LONG_POLL_SECONDS if wait else None
-            answer = await self.call(self.temporal.service.get_workflow_execution_history, forward, seconds)
+            service, seconds = (self.temporal.waits, LONG_POLL_SECONDS) if wait else (self.temporal.service, None)
+            answer = await self.call(service.get_workflow_execution_history, forward, seconds)
         return Page(list(answer.history.events), answer.next_page_token, answer.history.ByteSize())
 
     def _completed(self, message: str | None = None) -> WorkflowCompleted:
@@ -205,8 +220,7 @@ class Workflow:
                     task_queue=run.task_queue,
                     **self.subject.details,
                 )
-            if run.task_attempt > 1:
-                return await self._task_failure(run.run_id)
+            return await self._task_failing(run)
         except Problem:  # the call itself reports what is wrong with Temporal
             return None
         return None
@@ -216,22 +230,35 @@ class Workflow:
         run = await self.describe()
         if not run.is_open:
             return self._completed(f"The workflow {self.id!r} was closed before a worker could answer for it.")
-        failing = await self._task_failure(run.run_id)
-        return failing or WorkflowTaskFailing(source="gateway", **self.subject.details)
+        return await self._task_failing(run) or WorkflowTaskFailing(source="gateway", **self.subject.details)
 
-    async def _task_failure(self, run_id: str) -> Problem | None:
-        """The failure of the run's last workflow task; None when its code is not to blame (a worker went away)."""
-        for event in (await self.run(run_id).read_page(batches=RECENT_BATCHES, reverse=True)).events:
+    async def _task_failing(self, run: Run) -> Problem | None:
+        task = await self.pending_workflow_task(run)
+        if task is None:
+            return None
+        if task.failure is None:
+            return WorkflowTaskFailing(source="gateway", **self.subject.details)
+        return WorkflowTaskFailing(
+            f"The workflow cannot answer: its code fails again and again: {task.failure.message}",
+            source="workflow",
+            failure=task.failure,
+            **{**self.subject.details, "run_id": run.run_id},
+        )
+
+    async def pending_workflow_task(self, run: Run) -> PendingWorkflowTask | None:
+        """The workflow task that the run's code fails again and again; None when its code is not to blame.
+
+        `failure` is None when it is no longer among the recent events.
+        """
+        if run.task_attempt <= 1:
+            return None
+        for event in (await self.run(run.run_id).read_page(batches=RECENT_BATCHES, reverse=True)).events:
             if event.event_type == EventType.EVENT_TYPE_WORKFLOW_TASK_TIMED_OUT:
-                return None
+                return None  # a worker went away
             if event.event_type == EventType.EVENT_TYPE_WORKFLOW_TASK_FAILED:
                 failed = event.workflow_task_failed_event_attributes
                 failure = await self.temporal.failure(failed.failure)
                 cause = WorkflowTaskFailedCause.Name(failed.cause).removeprefix("WORKFLOW_TASK_FAILED_CAUSE_")
-                return WorkflowTaskFailing(
-                    f"The workflow cannot answer: its code fails again and again: {failure.message or cause}",
-                    source="workflow",
-                    failure=failure,
-                    **{**self.subject.details, "run_id": run_id},
-                )
-        return WorkflowTaskFailing(source="gateway", **self.subject.details)
+                failure.message = failure.message or cause
+                return PendingWorkflowTask(run.task_attempt, failure)
+        return PendingWorkflowTask(run.task_attempt, None)

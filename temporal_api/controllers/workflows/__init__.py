@@ -3,7 +3,7 @@
 from litestar import Router
 
 from temporal_api.controllers.workflows import history, lifecycle, listing, messages, start, status
-from temporal_api.controllers.workflows.addressing import WORKFLOW
+from temporal_api.controllers.workflows.addressing import TARGET, WORKFLOW
 
 WORKFLOWS = Router(
     "/",
@@ -24,6 +24,6 @@ WORKFLOWS = Router(
         lifecycle.reset_workflow,
         lifecycle.delete_workflow,
     ],
-    dependencies={"workflow": WORKFLOW},
+    dependencies={"workflow": WORKFLOW, "target": TARGET},
     tags=["workflows"],
 )

@@ -6,13 +6,14 @@ from urllib.parse import quote
 
 from litestar.di import NamedDependency, Provide
 from litestar.params import PathParameter, QueryParameter, SkipValidation
-from msgspec import Meta, Raw, UnsetType
+from msgspec import Meta, Raw, Struct, UnsetType
 
 from temporal_api.auth import APIRequest
-from temporal_api.errors import WorkflowNotFound, invalid
+from temporal_api.errors import WorkflowNotFound, invalid, shown
 from temporal_api.record import record_of
 from temporal_api.services import CurrentServices
-from temporal_api.temporal.workflow import Workflow
+from temporal_api.temporal.workflow import MAX_ID_BYTES, Workflow, is_too_long
+from temporal_api.waiting import IfMatch, check_match
 
 ADMIN = "workflows:admin"
 READ = ("workflows:read", ADMIN)
@@ -23,13 +24,15 @@ ONE = "/workflows/{workflow_id:str}"
 
 # Fields of bodies, with the examples that the documentation shows.
 NonEmpty = Annotated[str, Meta(min_length=1, max_length=1000)]
+"""An id or a name. Temporal counts its bytes: `check_lengths` does too."""
 WorkflowId = Annotated[str, Meta(examples=["invoice-2041"])]
 RunId = Annotated[str, Meta(examples=["019ab3c4-7d1e-7f3a-8b55-0c2d4e6f8a10"])]
 StatusName = Annotated[str, Meta(description="Temporal's name of it, such as RUNNING.", examples=["RUNNING"])]
 Result = Annotated[Raw, Meta(description="What it returned: any JSON; null while it runs.", examples=[None])]
 Time = Annotated[datetime, Meta(tz=True)]
 Argument = Raw | UnsetType
-Arguments = list[Raw] | UnsetType
+ArgumentList = Annotated[list[Raw], Meta(max_length=100)]
+Arguments = ArgumentList | UnsetType
 
 PinnedRun = Annotated[
     str,
@@ -51,13 +54,20 @@ def location(workflow_id: str, *below: str) -> str:
     return "/".join(("/api/v1/workflows", *(quote(part, safe="") for part in (workflow_id, *below))))
 
 
+def check_lengths(body: Struct, *fields: str) -> None:
+    """Raises ValueError, as a struct's `__post_init__` does, for an id or a name that is longer than Temporal takes."""
+    for field in fields:
+        if is_too_long(getattr(body, field) or ""):
+            raise ValueError(f"{field}: Expected at most {MAX_ID_BYTES} bytes of UTF-8")
+
+
 def arguments(names: tuple[str, str], one: Argument, many: Arguments) -> list[Raw]:
     """One argument, an argument list, or none; both at once are refused."""
-    if not isinstance(one, UnsetType) and not isinstance(many, UnsetType):
+    if isinstance(one, UnsetType):
+        return many or []
+    if many:  # an empty list is what some generated clients send when they have none
         raise invalid(names[1], f"Send {names[0]} or {names[1]}, not both")
-    if not isinstance(many, UnsetType):
-        return many
-    return [] if isinstance(one, UnsetType) else [one]
+    return [one]
 
 
 def provide_workflow(
@@ -69,9 +79,25 @@ def provide_workflow(
     """The workflow that the path names. Hide workflows that the caller may not see: answer 404."""
     record_of(request.scope).workflow_id = workflow_id
     if workflow_id.startswith(services.hidden_from(request.user)):
-        raise WorkflowNotFound(f"There is no workflow {workflow_id!r}.", workflow_id=workflow_id)
+        raise WorkflowNotFound(f"There is no workflow {shown(workflow_id)!r}.", workflow_id=workflow_id)
     return services.workflow(workflow_id, run_id)
 
 
 PathWorkflow = NamedDependency[SkipValidation[Workflow]]
+
+
+async def provide_target(request: APIRequest, workflow: PathWorkflow, if_match: IfMatch = None) -> Workflow:
+    """The workflow that the request changes. Raises PreconditionFailed when it is not as `If-Match` says.
+
+    The run that was compared is then the only one that is changed: another one has another state.
+    """
+    if if_match is None:
+        return workflow
+    run = await workflow.describe()
+    check_match(request, run)
+    return workflow.run(run.run_id)
+
+
 WORKFLOW = Provide(provide_workflow, sync_to_thread=False)
+Target = NamedDependency[SkipValidation[Workflow]]
+TARGET = Provide(provide_target)

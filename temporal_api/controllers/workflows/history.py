@@ -17,6 +17,7 @@ from temporal_api.memory import PIECE_BYTES
 from temporal_api.problems import responses
 from temporal_api.record import record_of
 from temporal_api.requests import JSONResponse
+from temporal_api.sealing import LONGEST_TOKEN
 from temporal_api.services import CurrentServices, Services
 from temporal_api.temporal.client import Temporal
 from temporal_api.temporal.events import Event, event_json, in_parts
@@ -44,7 +45,9 @@ async def get_history(
     services: CurrentServices,
     order: Annotated[Literal["forward", "reverse"], QueryParameter(description="From which end.")] = "forward",
     page_size: Annotated[int, QueryParameter(ge=1, le=1000, description="Events a page, at most.")] = 100,
-    page_token: Annotated[str, QueryParameter(description="`next_page_token` of the page before.")] = "",
+    page_token: Annotated[
+        str, QueryParameter(max_length=LONGEST_TOKEN, description="`next_page_token` of the page before.")
+    ] = "",
 ) -> JSONResponse[HistoryResponse]:
     """Payloads are decoded. A page token is good for this workflow, run and order only."""
     bound = ("history", workflow.id, workflow.run_id, order)

@@ -7,8 +7,8 @@ from litestar import delete, post
 from litestar.params import JSONBody
 from msgspec import Meta
 
-from temporal_api.controllers.workflows.addressing import ADMIN, ONE, WRITE, NonEmpty, PathWorkflow, RunId, WorkflowId
-from temporal_api.errors import ValidationError, WorkflowCompleted, WorkflowNotFound, invalid
+from temporal_api.controllers.workflows.addressing import ADMIN, ONE, WRITE, NonEmpty, RunId, Target, WorkflowId
+from temporal_api.errors import PreconditionFailed, ValidationError, WorkflowCompleted, WorkflowNotFound, invalid
 from temporal_api.problems import responses
 from temporal_api.temporal.history import workflow_task_end
 
@@ -31,12 +31,12 @@ class CancelResponse(msgspec.Struct):
     status_code=202,
     operation_id="cancelWorkflow",
     summary="Ask a workflow to end",
-    responses=responses(WorkflowNotFound, WorkflowCompleted, body=True),
+    responses=responses(WorkflowNotFound, PreconditionFailed, WorkflowCompleted, body=True),
 )
-async def cancel_workflow(workflow: PathWorkflow, data: JSONBody[CancelRequest | None] = None) -> CancelResponse:
+async def cancel_workflow(target: Target, data: JSONBody[CancelRequest | None] = None) -> CancelResponse:
     """Ask the workflow's code to end. It may clean up first, or go on. To end it at once, terminate it."""
-    await workflow.cancel(data.reason if data else "")
-    return CancelResponse(workflow.id)
+    await target.cancel(data.reason if data else "")
+    return CancelResponse(target.id)
 
 
 class TerminateRequest(msgspec.Struct, forbid_unknown_fields=True):
@@ -51,11 +51,11 @@ class TerminateRequest(msgspec.Struct, forbid_unknown_fields=True):
     status_code=204,
     operation_id="terminateWorkflow",
     summary="End a workflow at once",
-    responses=responses(WorkflowNotFound, WorkflowCompleted, body=True),
+    responses=responses(WorkflowNotFound, PreconditionFailed, WorkflowCompleted, body=True),
 )
-async def terminate_workflow(workflow: PathWorkflow, data: JSONBody[TerminateRequest]) -> None:
+async def terminate_workflow(target: Target, data: JSONBody[TerminateRequest]) -> None:
     """End the workflow without asking its code, which cleans nothing up."""
-    await workflow.terminate(data.reason)
+    await target.terminate(data.reason)
 
 
 class ResetRequest(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
@@ -68,7 +68,7 @@ class ResetRequest(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     reason: Annotated[NonEmpty, Meta(examples=["fixed code"])]
 
     def __post_init__(self) -> None:
-        """One place, and only one."""
+        """Check that exactly one of the two is given."""
         if (self.to is None) == (self.event_id is None):
             raise ValueError("to: Expected either to or event_id")
 
@@ -86,19 +86,19 @@ class ResetResponse(msgspec.Struct):
     status_code=200,
     operation_id="resetWorkflow",
     summary="Run a workflow again from a point",
-    responses=responses(WorkflowNotFound, body=True),
+    responses=responses(WorkflowNotFound, PreconditionFailed, body=True),
 )
-async def reset_workflow(workflow: PathWorkflow, data: JSONBody[ResetRequest]) -> ResetResponse:
+async def reset_workflow(target: Target, data: JSONBody[ResetRequest]) -> ResetResponse:
     """Begin a new run with the history up to that point. Signals and updates that came later are sent to it again.
 
     A running workflow is terminated first; a closed one can be reset too.
     """
-    run = await workflow.current_run()
+    run = await target.current_run()
     event_id = data.event_id or await workflow_task_end(run, last=data.to == "last_workflow_task")
     if event_id is None:
         raise invalid("to", "Expected a run with a completed workflow task; this one has none")
     try:
-        return ResetResponse(workflow.id, await run.reset(event_id, data.reason))
+        return ResetResponse(target.id, await run.reset(event_id, data.reason))
     except ValidationError as error:
         field = "event_id" if data.event_id else "to"
         raise invalid(field, f"Temporal cannot reset the run to the event {event_id}: {error.message}") from None
@@ -109,11 +109,11 @@ async def reset_workflow(workflow: PathWorkflow, data: JSONBody[ResetRequest]) -
     scope=ADMIN,
     operation_id="deleteWorkflow",
     summary="Delete a workflow",
-    responses=responses(WorkflowNotFound),
+    responses=responses(WorkflowNotFound, PreconditionFailed),
 )
-async def delete_workflow(workflow: PathWorkflow) -> None:
+async def delete_workflow(target: Target) -> None:
     """Permanently delete the workflow and its history. A running workflow is terminated first.
 
     Temporal may take a minute to do it.
     """
-    await workflow.delete()
+    await target.delete()

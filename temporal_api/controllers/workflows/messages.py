@@ -16,24 +16,28 @@ from msgspec import UNSET, Meta, Raw, UnsetType
 
 from temporal_api import errors
 from temporal_api.auth import APIRequest
+from temporal_api.bounds import check_entries
 from temporal_api.controllers.workflows.addressing import (
     ADMIN,
     ONE,
     READ,
     WRITE,
     Argument,
+    ArgumentList,
     Arguments,
     NonEmpty,
     PathWorkflow,
     RunId,
+    Target,
     WorkflowId,
     arguments,
+    check_lengths,
     in_path,
     location,
 )
 from temporal_api.errors import invalid
-from temporal_api.idempotency import check_key, derived_id
-from temporal_api.problems import responses
+from temporal_api.idempotency import KEY_SCHEMA, check_key, derived_id
+from temporal_api.problems import in_json_words, responses
 from temporal_api.requests import JSONResponse
 from temporal_api.services import CurrentServices
 from temporal_api.temporal import updates
@@ -47,18 +51,23 @@ SignalKey = Annotated[
     str | None,
     HeaderParameter(
         name="Idempotency-Key",
-        description="A run gets the signals with one key of one caller once, whatever else they say, also when they "
-        "are sent again; a run that comes from a reset may get one more. 1 to 255 visible ASCII characters.",
+        schema_extra=KEY_SCHEMA,
+        description="The same key again, from the same caller, sends nothing to a run that has the signal, whatever "
+        "the body says. A run that a reset has begun may get it once more. 1 to 255 visible ASCII characters.",
     ),
 ]
 
 
 class SignalRequest(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
-    """A signal. `signal_input` is one argument; `signal_args` is the argument list; neither: no argument."""
+    """A signal. `signal_input` is one argument, `signal_args` the list of them unless it is empty; neither: none."""
 
     signal_name: Annotated[NonEmpty, Meta(examples=["approve"])]
     signal_input: Annotated[Argument, Meta(description="Any JSON.", examples=[{"by": "alice"}])] = UNSET
     signal_args: Arguments = UNSET
+
+    def __post_init__(self) -> None:
+        """Refuse names that Temporal does not take."""
+        check_lengths(self, "signal_name")
 
     def arguments(self, at: str = "") -> list[Raw]:
         """What is sent along; `at` is where the request has this."""
@@ -78,26 +87,32 @@ class SignalResponse(msgspec.Struct):
     status_code=202,
     operation_id="signalWorkflow",
     summary="Send a signal",
-    responses=responses(errors.WorkflowNotFound, errors.WorkflowCompleted, body=True),
+    responses=responses(errors.WorkflowNotFound, errors.WorkflowCompleted, errors.PreconditionFailed, body=True),
 )
 async def signal_workflow(
-    workflow: PathWorkflow,
+    target: Target,
     data: JSONBody[SignalRequest],
     request: APIRequest,
     idempotency_key: SignalKey = None,
 ) -> SignalResponse:
-    """Accepted (202): Temporal keeps it until a worker handles it."""
-    key = check_key(idempotency_key)
+    """Send a signal. Temporal keeps it (202) until a worker handles it."""
+    key = check_key(request, idempotency_key)
     request_id = derived_id("signals", request.user, key) if key else None
-    await workflow.signal(data.signal_name, data.arguments(), request_id)
-    return SignalResponse(workflow.id, data.signal_name)
+    await target.signal(data.signal_name, data.arguments(), request_id)
+    return SignalResponse(target.id, data.signal_name)
 
 
 class QueryRequest(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     """A query. An array in `query_args` is the argument list; anything else is one argument."""
 
     query_name: Annotated[NonEmpty, Meta(examples=["progress"])]
-    query_args: Annotated[Argument, Meta(description="Any JSON.", examples=[["in percent"]])] = UNSET
+    query_args: Annotated[
+        Argument, Meta(description="Any JSON; an array of at most 100.", examples=[["in percent"]])
+    ] = UNSET
+
+    def __post_init__(self) -> None:
+        """Refuse names that Temporal does not take."""
+        check_lengths(self, "query_name")
 
 
 class QueryResponse(msgspec.Struct):
@@ -106,10 +121,20 @@ class QueryResponse(msgspec.Struct):
     result: Annotated[Raw, Meta(description="Any JSON.", examples=[{"percent": 40}])]
 
 
-def _query_arguments(args: Argument) -> list[Raw]:
+_ARGUMENT_LIST = msgspec.inspect.type_info(ArgumentList)
+
+
+async def _query_arguments(args: Argument) -> list[Raw]:
     if isinstance(args, UnsetType):
         return []
-    return msgspec.json.decode(args, type=list[Raw]) if bytes(args).startswith(b"[") else [args]
+    text = bytes(args)
+    if not text.startswith(b"["):
+        return [args]
+    await check_entries(text, _ARGUMENT_LIST, "query_args")
+    try:
+        return msgspec.json.decode(text, type=ArgumentList)
+    except msgspec.ValidationError as error:
+        raise invalid("query_args", in_json_words(str(error))) from None
 
 
 @post(
@@ -121,16 +146,17 @@ def _query_arguments(args: Argument) -> list[Raw]:
     responses=responses(*_ASKED, errors.WorkflowCompleted, errors.QueryFailed, body=True),
 )
 async def query_workflow(workflow: PathWorkflow, data: JSONBody[QueryRequest], request: APIRequest) -> QueryResponse:
-    """Its worker answers; names that begin with `__` need the scope `workflows:admin`."""
+    """Ask the workflow's code; a worker answers. Names that begin with `__` need the scope `workflows:admin`."""
     if data.query_name.startswith("__") and ADMIN not in request.user.scopes:
         raise errors.InsufficientScope(f"Queries that begin with __ need the scope {ADMIN}.", ADMIN)
-    return QueryResponse(await workflow.query(data.query_name, _query_arguments(data.query_args)))
+    return QueryResponse(await workflow.query(data.query_name, await _query_arguments(data.query_args)))
 
 
 UpdateKey = Annotated[
     str | None,
     HeaderParameter(
         name="Idempotency-Key",
+        schema_extra=KEY_SCHEMA,
         description="Serves as `update_id`: the same one again gives the first outcome, whatever else the body says, "
         "also after the workflow has closed. 1 to 255 visible ASCII characters.",
     ),
@@ -139,12 +165,16 @@ UpdateId = Annotated[str, Meta(examples=["add-line-7"])]
 
 
 class UpdateRequest(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
-    """An update. `update_input` is one argument; `update_args` is the argument list; neither: no argument."""
+    """An update. `update_input` is one argument, `update_args` the list of them unless it is empty; neither: none."""
 
     update_name: Annotated[NonEmpty, Meta(examples=["add_line"])]
     update_input: Annotated[Argument, Meta(description="Any JSON.", examples=[{"sku": "MUG-1"}])] = UNSET
     update_args: Arguments = UNSET
     update_id: Annotated[NonEmpty | None, Meta(examples=["add-line-7"])] = None
+
+    def __post_init__(self) -> None:
+        """Refuse names that Temporal does not take."""
+        check_lengths(self, "update_name", "update_id")
 
     def arguments(self, at: str = "") -> list[Raw]:
         """What is sent along; `at` is where the request has this."""
@@ -161,7 +191,7 @@ class UpdateResponse(msgspec.Struct):
 
 
 class UpdatePendingResponse(msgspec.Struct):
-    """An update that a worker has accepted, and that goes on: ask at `Location` after `Retry-After` seconds."""
+    """An update that a worker has accepted and is not done yet: ask at `Location` after `Retry-After` seconds."""
 
     workflow_id: WorkflowId
     run_id: RunId
@@ -180,33 +210,34 @@ _PENDING: dict[int, ResponseSpec] = {
     status_code=200,
     operation_id="updateWorkflow",
     summary="Send an update",
-    headers={200: ("Preference-Applied",), 202: ("Preference-Applied", "Retry-After")},
+    headers={200: ("Preference-Applied",), 202: ("Location", "Preference-Applied", "Retry-After")},
     responses={
         **_PENDING,
-        **responses(*_ASKED, errors.WorkflowCompleted, errors.UpdateRejected, body=True),
+        **responses(*_ASKED, errors.WorkflowCompleted, errors.PreconditionFailed, errors.UpdateRejected, body=True),
     },
 )
 async def update_workflow(
     request: APIRequest,
-    workflow: PathWorkflow,
+    target: Target,
     data: JSONBody[UpdateRequest],
     services: CurrentServices,
     idempotency_key: UpdateKey = None,
     prefer: Prefer = None,
 ) -> JSONResponse[UpdateResponse]:
-    """The outcome once it is done within the wait (without `Prefer`, that of any call), else 202 and a `Location`.
+    """Send an update, and wait for its outcome: as long as `Prefer` says, or else as any call to Temporal.
 
-    202 means that a worker has accepted it, so that it will not be lost. Refused, or failed: 422.
+    202 means that a worker has accepted the update and is not done yet: it cannot be lost, and `Location` is where to
+    ask for the outcome. An update that is rejected or fails is a 422.
     """
-    update_id = _update_id(data, check_key(idempotency_key))
+    update_id = _update_id(data, check_key(request, idempotency_key))
     settings, waits = services.settings, services.waits
     preferred = preferred_wait(request, settings.max_wait_seconds)
     now = asyncio.get_running_loop().time
     until = now() + (settings.rpc_timeout_seconds if preferred is None else preferred)
-    update = await updates.send(workflow, update_id, data.update_name, data.arguments())
+    update = await updates.send(target, update_id, data.update_name, data.arguments())
     if update.result is None:
         left = max(0, until - now())
-        done = await waits.within(request, left, lambda: updates.wait(workflow, update))
+        done = await waits.within(request, left, lambda: updates.wait(target, update))
         update = done or update
     return _answer(request, update, preferred)
 
@@ -216,7 +247,7 @@ async def update_workflow(
     scope=READ,
     operation_id="getWorkflowUpdate",
     summary="An update's outcome",
-    headers={200: ("Preference-Applied",), 202: ("Preference-Applied", "Retry-After")},
+    headers={200: ("Preference-Applied",), 202: ("Location", "Preference-Applied", "Retry-After")},
     responses={
         **_PENDING,
         **responses(*_ASKED, errors.UpdateNotFound, errors.UpdateRejected),
@@ -229,7 +260,7 @@ async def get_update(
     services: CurrentServices,
     prefer: Prefer = None,
 ) -> JSONResponse[UpdateResponse]:
-    """Kept as long as the run is, also after its end; but a refusal is told once and not kept."""
+    """The outcome is kept as long as the run, also after its end. A rejected update is not kept: it is a 404."""
     seconds = preferred_wait(request, services.settings.max_wait_seconds)
     update = await updates.find(workflow, update_id)
     if update.result is None:

@@ -25,6 +25,7 @@ from temporal_api.controllers.workflows.addressing import (
     Time,
     WorkflowId,
     arguments,
+    check_lengths,
     location,
 )
 from temporal_api.controllers.workflows.messages import SignalRequest, UpdateRequest
@@ -37,11 +38,11 @@ from temporal_api.services import CurrentServices, Services
 from temporal_api.settings import Settings
 from temporal_api.temporal import updates
 from temporal_api.temporal.failures import FailureInfo
-from temporal_api.temporal.payloads import typed_payload
+from temporal_api.temporal.payloads import OWN_MEMO, typed_payload
+from temporal_api.temporal.run import DIVISION, TEMPORALS_OWN
 from temporal_api.temporal.starts import Started
 from temporal_api.waiting import RETRY_AFTER_SECONDS, Prefer, preference_applied, preferred_wait
 
-OWN_MEMO = "temporal_api."
 Duration = Annotated[float, Meta(ge=0.001, le=315_360_000, description="Seconds.")]
 ReusePolicy = Literal["ALLOW_DUPLICATE", "ALLOW_DUPLICATE_FAILED_ONLY", "REJECT_DUPLICATE"]
 ConflictPolicy = Literal["FAIL", "USE_EXISTING", "TERMINATE_EXISTING"]
@@ -54,7 +55,7 @@ class RetryPolicy(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     backoff_coefficient: Annotated[float, Meta(ge=1, le=100)] = 2
     maximum_interval_seconds: Duration | None = None
     maximum_attempts: Annotated[int, Meta(ge=0, le=1_000_000)] = 0
-    non_retryable_error_types: list[str] = []
+    non_retryable_error_types: Annotated[list[Annotated[str, Meta(max_length=1000)]], Meta(max_length=100)] = []
 
     def for_temporal(self) -> temporalio.common.RetryPolicy:
         """The SDK's own form of it."""
@@ -69,27 +70,33 @@ class RetryPolicy(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
 
 
 class SearchAttribute(msgspec.Struct, forbid_unknown_fields=True):
-    """A value to find the workflow by, with the type that the namespace has for it."""
+    """A value to find the workflow by, with the type that the namespace has for it.
+
+    A text or keyword has at most 10,000 characters, a KeywordList at most 1000 keywords.
+    """
 
     type: Literal["Bool", "Datetime", "Double", "Int", "Keyword", "KeywordList", "Text"]
     value: Raw
 
     def __post_init__(self) -> None:
-        """The value is of the type."""
+        """Check that the value is of the type."""
         try:
             msgspec.json.decode(self.value, type=_SEARCH_TYPES[self.type])
-        except msgspec.ValidationError:
+        except msgspec.ValidationError as error:
+            if " of length <= " in str(error):
+                raise ValueError("value: Expected at most 10000 characters, and in a list 1000 keywords") from None
             raise ValueError(f"value: Expected a value of the type {self.type}") from None
 
 
+_SearchText = Annotated[str, Meta(max_length=10_000)]
 _SEARCH_TYPES: dict[str, Any] = {
     "Bool": bool,
     "Datetime": Time,
     "Double": float,
     "Int": int,
-    "Keyword": str,
-    "KeywordList": list[str],
-    "Text": str,
+    "Keyword": _SearchText,
+    "KeywordList": Annotated[list[_SearchText], Meta(max_length=1000)],
+    "Text": _SearchText,
 }
 
 
@@ -110,7 +117,7 @@ class StartedUpdate(msgspec.Struct):
 
 
 class WorkflowExecutionRequest(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
-    """A start. `input_data` is one argument; `args` is the argument list; neither: no argument."""
+    """A start. `input_data` is one argument, `args` the list of them unless it is empty; neither: none."""
 
     workflow_type: Annotated[NonEmpty, Meta(examples=["send_invoice"])]
     task_queue: Annotated[NonEmpty, Meta(examples=["invoices"])] = "temporal-product-queue"
@@ -124,13 +131,14 @@ class WorkflowExecutionRequest(msgspec.Struct, forbid_unknown_fields=True, kw_on
     retry_policy: RetryPolicy | None = None
     id_reuse_policy: ReusePolicy | None = None
     id_conflict_policy: ConflictPolicy | None = None
-    memo: dict[NonEmpty, Raw] = {}
-    search_attributes: dict[NonEmpty, SearchAttribute] = {}
+    memo: Annotated[dict[NonEmpty, Raw], Meta(max_length=100)] = {}
+    search_attributes: Annotated[dict[NonEmpty, SearchAttribute], Meta(max_length=100)] = {}
     signal: StartSignal | None = None
     update: StartUpdate | None = None
 
     def __post_init__(self) -> None:
-        """What does not go together."""
+        """Refuse names that Temporal does not take, and fields that do not go together."""
+        check_lengths(self, "workflow_type", "task_queue", "workflow_id")
         for key in self.memo:
             if key.startswith(OWN_MEMO):
                 raise ValueError(f"memo: Expected keys of your own: {OWN_MEMO}* is this service's")
@@ -159,7 +167,7 @@ class WorkflowExecutionResponse(msgspec.Struct, omit_defaults=True):
     scope=WRITE,
     operation_id="startWorkflow",
     summary="Start a workflow",
-    headers={200: ("Preference-Applied",), 201: ("Location", "Preference-Applied", "Idempotent-Replayed")},
+    headers={200: ("Location", "Preference-Applied"), 201: ("Location", "Preference-Applied", "Idempotent-Replayed")},
     responses={
         200: ResponseSpec(WorkflowExecutionResponse, description="It ran already.", generate_examples=False),
         **responses(
@@ -183,9 +191,9 @@ async def start_workflow(
     prefer: Prefer = None,
 ) -> JSONResponse[WorkflowExecutionResponse]:
     """Start the workflow. The answer comes at once, or with `Prefer: wait` when the workflow has ended."""
-    key = check_key(idempotency_key)
+    key = check_key(request, idempotency_key)
     workflow_id = record_of(request.scope).workflow_id = _workflow_id(request.user, services, data, key)
-    _check_allowed(request.user, data, services.settings)
+    _check_allowed(request.user, data, workflow_id, services.settings)
     preferred = preferred_wait(request, services.settings.max_wait_seconds)
     headers = {"Location": location(workflow_id)}
     is_open = True
@@ -236,13 +244,16 @@ def _workflow_id(user: User, services: Services, data: WorkflowExecutionRequest,
     return workflow_id
 
 
-def _check_allowed(user: User, data: WorkflowExecutionRequest, settings: Settings) -> None:
+def _check_allowed(user: User, data: WorkflowExecutionRequest, workflow_id: str, settings: Settings) -> None:
     for what, value, allowed in (
+        ("workflow id", workflow_id, ()),
         ("workflow type", data.workflow_type, settings.allowed_workflow_types),
         ("task queue", data.task_queue, settings.allowed_task_queues),
     ):
-        if allowed and value not in allowed:
+        if value.startswith(TEMPORALS_OWN) or (allowed and value not in allowed):
             raise errors.NotAllowed(f"This service may not start the {what} {value!r}.")
+    if DIVISION in data.search_attributes:
+        raise errors.NotAllowed(f"{DIVISION} is for Temporal's own workflows: it hides a workflow from every list.")
     if data.id_conflict_policy == "TERMINATE_EXISTING" and ADMIN not in user.scopes:
         raise errors.NotAllowed("TERMINATE_EXISTING terminates a workflow: that needs the scope workflows:admin.")
 

@@ -17,6 +17,7 @@ from temporal_api.controllers.workflows.addressing import (
     StatusName,
     Time,
     WorkflowId,
+    location,
 )
 from temporal_api.errors import ShuttingDown, WorkflowNotFound
 from temporal_api.problems import responses
@@ -24,7 +25,7 @@ from temporal_api.requests import NOT_MODIFIED, JSONResponse, unchanged
 from temporal_api.services import CurrentServices
 from temporal_api.temporal.endings import Ending
 from temporal_api.temporal.failures import FailureInfo
-from temporal_api.temporal.run import PendingActivity, Run
+from temporal_api.temporal.run import PendingActivity, PendingChild, PendingWorkflowTask, Run
 from temporal_api.waiting import (
     RETRY_AFTER_SECONDS,
     IfNoneMatch,
@@ -65,6 +66,10 @@ class WorkflowStatusResponse(RunFields, kw_only=True):
     memo: Annotated[dict[str, Raw], Meta(examples=[{"note": "by hand"}])]
     search_attributes: Annotated[dict[str, Raw], Meta(examples=[{"CustomerId": "cust_123"}])]
     pending_activities: list[PendingActivity]
+    pending_children: list[PendingChild]
+    pending_workflow_task: Annotated[
+        PendingWorkflowTask | None, Meta(description="Null unless its code fails again and again.", examples=[None])
+    ]
 
 
 @get(
@@ -82,7 +87,7 @@ async def get_workflow(
     if_none_match: IfNoneMatch = None,
     prefer: Prefer = None,
 ) -> JSONResponse[WorkflowStatusResponse]:
-    """The status; once the workflow is closed, its result or failure too. A run that failed is a 200 that says so.
+    """The workflow's status; once it is closed, its result or failure too. A failed workflow is a 200 that says so.
 
     With `If-None-Match` the answer is 304 while nothing has changed. With `Prefer: wait` too, it comes as soon as
     something changes.
@@ -104,6 +109,8 @@ async def get_workflow(
         memo=await temporal.values(run.memo.fields),
         search_attributes=await temporal.values(run.search_attributes),
         pending_activities=await run.pending_activities(temporal),
+        pending_children=run.pending_children(),
+        pending_workflow_task=await workflow.pending_workflow_task(run),
     )
     return JSONResponse(status, headers=headers)
 
@@ -125,7 +132,7 @@ class WorkflowPendingResponse(msgspec.Struct):
     scope=READ,
     operation_id="getWorkflowResult",
     summary="A workflow's result, when it has one",
-    headers={200: ("Preference-Applied",), 202: ("Preference-Applied", "Retry-After")},
+    headers={200: ("Preference-Applied",), 202: ("Location", "Preference-Applied", "Retry-After")},
     responses={
         202: ResponseSpec(WorkflowPendingResponse, description="Not yet.", generate_examples=False),
         **responses(WorkflowNotFound, ShuttingDown),
@@ -134,7 +141,10 @@ class WorkflowPendingResponse(msgspec.Struct):
 async def get_result(
     request: APIRequest, workflow: PathWorkflow, services: CurrentServices, prefer: Prefer = None
 ) -> JSONResponse[WorkflowResultResponse]:
-    """Continue-as-new, retries and cron are followed. A pinned run is not; it names its `new_run_id`."""
+    """The result of the last run: continue-as-new, retries and cron are followed.
+
+    With `run_id` it is the result of that run, and `new_run_id` names the run that goes on after it.
+    """
     seconds = preferred_wait(request, services.settings.max_wait_seconds)
     run = await workflow.describe()
     pinned, follow = workflow.run(run.run_id), not workflow.run_id
@@ -145,5 +155,7 @@ async def get_result(
     headers = preference_applied(request, seconds)
     if ending is None:
         pending: Any = WorkflowPendingResponse(workflow.id, run.run_id, run.status)
-        return JSONResponse(pending, status_code=202, headers={"Retry-After": RETRY_AFTER_SECONDS, **headers})
+        where = location(workflow.id, "result") + (f"?run_id={workflow.run_id}" if workflow.run_id else "")
+        headers |= {"Location": where, "Retry-After": RETRY_AFTER_SECONDS}
+        return JSONResponse(pending, status_code=202, headers=headers)
     return JSONResponse(WorkflowResultResponse(**msgspec.structs.asdict(ending)), headers=headers)

@@ -1,0 +1,172 @@
+"""The keys that an issuer publishes: asked for at start, renewed when they may be old or a new one is named."""
+
+import asyncio
+import json
+import logging
+import time
+import urllib.request
+from collections.abc import Collection
+from email.message import Message
+from math import ceil
+from typing import IO, Any
+from urllib.error import HTTPError
+from urllib.parse import urlsplit
+
+from temporal_api import __version__
+from temporal_api.auth.keys import Key, from_jwk
+from temporal_api.auth.refusals import shown
+from temporal_api.errors import AuthUnavailable
+from temporal_api.settings import is_http_address
+
+REFRESH_SECONDS = 240.0
+"""How old keys may be. One taken out stops working within this time and the verifier's `REMEMBERED_SECONDS`."""
+COOLDOWN_SECONDS = 30.0
+"""However many tokens with unknown key ids come, the issuer is asked at most this often; sooner after a failure."""
+TIMEOUT_SECONDS = 5.0
+MAX_BYTES = 1_000_000
+
+log = logging.getLogger(__name__)
+
+
+class JWKS:
+    """The keys of an issuer. Known keys go on working while the issuer is away; the event loop never waits for it."""
+
+    def __init__(self, url: str, issuers: Collection[str], accepted: frozenset[str]) -> None:
+        self._url = url
+        self._issuers = issuers
+        self._accepted = accepted
+        self.known: tuple[Key, ...] = ()
+        self._fetched_at = self._next_at = float("-inf")
+        self._failures = 0
+        self._fetching: asyncio.Task[None] | None = None
+        self._starting: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Ask for the keys before anybody needs them, and again until they are there."""
+        self._starting = asyncio.create_task(self._until_known())
+
+    def close(self) -> None:
+        """Ask no more."""
+        for task in (self._starting, self._fetching):
+            if task is not None:
+                task.cancel()
+
+    async def _until_known(self) -> None:
+        while not self.known:
+            if (fetching := self._fetch()) is not None:
+                await asyncio.shield(fetching)  # whose end others wait for
+            else:
+                await asyncio.sleep(self._next_at - time.monotonic())
+
+    async def keys(self, kid: str | None) -> list[Key]:
+        """The keys that a token with this key id may be checked with; none when the issuer, just asked, has none.
+
+        Raises AuthUnavailable when it cannot be asked, or was asked a moment ago.
+        """
+        found = self._find(kid)
+        fresh = time.monotonic() - self._fetched_at < REFRESH_SECONDS
+        if fresh and (found or (kid is None and self.known)):
+            return found
+        fetching = self._fetch()
+        # A known key waits only for an issuer that answered the last time.
+        if fetching is not None and not (found and self._failures):
+            await asyncio.shield(fetching)  # shared: a caller that goes away does not cancel it for the others
+            found = self._find(kid)
+        if not found and (fetching is None or self._failures):
+            seconds = max(1, ceil(self._next_at - time.monotonic()))
+            raise AuthUnavailable(
+                "The key that this token is checked with cannot be had now; try again.", {"Retry-After": str(seconds)}
+            )
+        return found
+
+    async def renew(self) -> bool:
+        """Ask the issuer again; whether its keys are newer than before."""
+        if (fetching := self._fetch()) is None:
+            return False
+        await asyncio.shield(fetching)
+        return not self._failures
+
+    def _find(self, kid: str | None) -> list[Key]:
+        """The keys of that id. Without one it is those that have none, or the only key there is (RFC 7515 4.1.4)."""
+        found = [key for key in self.known if key.kid == kid]
+        return list(self.known) if kid is None and not found and len(self.known) == 1 else found
+
+    def _fetch(self) -> asyncio.Task[None] | None:
+        if self._fetching is None and time.monotonic() >= self._next_at:
+            self._fetching = asyncio.create_task(self._fetch_keys())
+        return self._fetching
+
+    async def _fetch_keys(self) -> None:
+        try:
+            async with asyncio.timeout(TIMEOUT_SECONDS):  # finding the host's address has no other
+                published = await asyncio.to_thread(_published, self._url, self._issuers)
+            keys = tuple(key for jwk in published if (key := from_jwk(jwk, self._accepted)))
+            if not keys:
+                raise ValueError(f"none of its {len(published)} keys signs by {', '.join(sorted(self._accepted))}")
+        except Exception as error:  # whatever the issuer sends: the old keys stay
+            seconds = min(2.0**self._failures, COOLDOWN_SECONDS)
+            self._failures = min(self._failures + 1, 10)
+            log.warning(
+                "JWT_JWKS_URL: no keys can be had from there, next try in %.0f s: %s",
+                seconds,
+                str(error)[:300] or "no answer in time",
+            )
+        else:
+            if self._failures or not self.known:
+                log.info("JWT_JWKS_URL: its keys are there: %s", shown([key.kid for key in keys]))
+            seconds, self._failures = COOLDOWN_SECONDS, 0
+            self.known, self._fetched_at = keys, time.monotonic()
+        finally:
+            self._fetching = None
+        self._next_at = time.monotonic() + seconds
+
+
+class _NoRedirects(urllib.request.HTTPRedirectHandler):
+    """Keys come from where the settings say, or not at all."""
+
+    def redirect_request(
+        self, req: urllib.request.Request, fp: IO[bytes], code: int, msg: str, headers: Message, newurl: str
+    ) -> None:
+        """Fail, and say where it leads."""
+        raise HTTPError(req.full_url, code, f"redirects are not followed, this one to {shown(newurl)}", headers, fp)
+
+
+def _published(url: str, issuers: Collection[str]) -> list[object]:
+    """The JWKs at that address, or at the one that the discovery document there names."""
+    deadline = time.monotonic() + TIMEOUT_SECONDS
+    document = _get(url, deadline)
+    if "keys" not in document and "jwks_uri" in document:
+        found, there = document.get("issuer"), document["jwks_uri"]
+        if found not in issuers:
+            raise ValueError(
+                f"it is the discovery document of {shown(found)}, JWT_ISSUER has {', '.join(map(shown, issuers))}"
+            )
+        if not isinstance(there, str) or not is_http_address(there):
+            raise ValueError(f"its jwks_uri is no http or https address: {shown(there)}")
+        if urlsplit(url).scheme == "https" != urlsplit(there).scheme:
+            raise ValueError(f"its jwks_uri leads from https to http: {shown(there)}")
+        document = _get(there, deadline)
+    keys = document.get("keys")
+    if not isinstance(keys, list):
+        raise TypeError("what is there is neither a JWKS nor a discovery document")
+    return keys
+
+
+def _get(url: str, deadline: float) -> dict[str, Any]:
+    """The JSON object at that address, read in a thread that always ends: the process waits for it when it exits."""
+    request = urllib.request.Request(  # noqa: S310 - http or https, by the settings
+        url, headers={"Accept": "application/json", "User-Agent": f"temporal-api/{__version__}"}
+    )
+    body = b""
+    with urllib.request.build_opener(_NoRedirects).open(request, timeout=TIMEOUT_SECONDS) as answer:
+        while piece := answer.read1(65_536):
+            body += piece
+            if len(body) > MAX_BYTES or time.monotonic() > deadline:
+                raise TimeoutError("its answer does not end")
+    try:
+        document = json.loads(body)
+    except (ValueError, RecursionError):
+        raise ValueError("what is there is not JSON") from None
+    if not isinstance(document, dict):
+        raise TypeError("what is there is not a JSON object")
+    return document

@@ -1,0 +1,209 @@
+"""Keys that tokens are checked with: what each may be used for, and JWT_PUBLIC_KEY in every form it comes in."""
+
+import binascii
+import logging
+import os.path
+import re
+from base64 import b64decode
+from contextlib import suppress
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import jwt
+import msgspec
+from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePublicKey
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
+from cryptography.hazmat.primitives.serialization import load_der_private_key, load_der_public_key
+from jwt.algorithms import ECAlgorithm, OKPAlgorithm, RSAAlgorithm
+
+from temporal_api.settings import DEFAULT_ASYMMETRIC_ALGORITHMS, Settings, SettingsError
+
+PublicKey = RSAPublicKey | EllipticCurvePublicKey | Ed25519PublicKey
+
+ED25519 = frozenset({"EdDSA", "Ed25519"})
+"""Two names of one algorithm: RFC 8037's, and RFC 9864's."""
+_RSA = frozenset({"RS256", "RS384", "RS512", "PS256", "PS384", "PS512"})
+_CURVES = {"secp256r1": "ES256", "secp384r1": "ES384", "secp521r1": "ES512"}
+
+log = logging.getLogger(__name__)
+
+with suppress(ValueError):  # a PyJWT that knows the newer name itself
+    jwt.register_algorithm("Ed25519", OKPAlgorithm())
+
+
+class Key(msgspec.Struct, frozen=True):
+    """A key, the algorithms that it is used with and no others, and the id by which an issuer calls it."""
+
+    material: PublicKey | str
+    algorithms: frozenset[str]
+    kid: str | None = None
+
+
+def accepted_algorithms(settings: Settings) -> frozenset[str]:
+    """What a token's `alg` may be."""
+    default = ("HS256",) if settings.jwt_secret else DEFAULT_ASYMMETRIC_ALGORITHMS
+    names = frozenset(settings.jwt_algorithms or default)
+    return names | ED25519 if names & ED25519 else names
+
+
+def _fit(key: object) -> tuple[PublicKey, frozenset[str]]:
+    """The key and what it may be used with, by its kind and not by a token's word. Raises ValueError: with nothing."""
+    if isinstance(key, RSAPublicKey):
+        if key.key_size < 2048:
+            raise ValueError("an RSA key of 2048 bits or more is needed")
+        return key, _RSA
+    if isinstance(key, EllipticCurvePublicKey) and key.curve.name in _CURVES:
+        return key, frozenset({_CURVES[key.curve.name]})
+    if isinstance(key, Ed25519PublicKey):
+        return key, ED25519
+    raise ValueError("an RSA, P-256, P-384, P-521 or Ed25519 key is needed")
+
+
+# Keys that an issuer publishes
+
+_KINDS: dict[object, type[RSAAlgorithm | ECAlgorithm | OKPAlgorithm]] = {
+    "RSA": RSAAlgorithm,
+    "EC": ECAlgorithm,
+    "OKP": OKPAlgorithm,
+}
+_PUBLIC_MEMBERS = ("kty", "crv", "n", "e", "x", "y")
+
+
+def from_jwk(jwk: Any, accepted: frozenset[str]) -> Key | None:
+    """The key that a JWK is; None for one that checks no token of ours. It spoils no other key of its set."""
+    try:
+        kid, use, operations, alg = (jwk.get(name) for name in ("kid", "use", "key_ops", "alg"))
+        if use not in (None, "sig") or not (operations is None or "verify" in operations):
+            return None
+        # Its private members, if an issuer is so careless, are nobody's business.
+        public = {name: jwk[name] for name in _PUBLIC_MEMBERS if name in jwk}
+        material, algorithms = _fit(_KINDS[jwk["kty"]].from_jwk(public))
+        algorithms &= accepted
+        if alg is not None:  # RFC 7517 4.4
+            algorithms &= ED25519 if alg in ED25519 else {alg}
+    except Exception:  # whatever the issuer sends
+        return None
+    return Key(material, algorithms, kid) if algorithms and isinstance(kid, str | None) else None
+
+
+# JWT_PUBLIC_KEY
+
+_EXPECTED = "public keys or certificates in PEM, or as base64, or a readable file with them"
+_PUBLIC_HALF = "expected its public half, which `openssl pkey -pubout` tells"
+_PEM = re.compile(r"-----BEGIN ([A-Z0-9 ]+)-----(.*?)-----END \1-----", re.DOTALL)
+
+
+def public_keys(value: str, accepted: frozenset[str]) -> tuple[Key, ...]:
+    """Every key that JWT_PUBLIC_KEY holds, or the file it names. Raises SettingsError."""
+    try:
+        found = [_fit(key) for key in _loaded(value)]
+    except (ValueError, UnsupportedAlgorithm) as error:
+        raise SettingsError(f"JWT_PUBLIC_KEY: {error}") from None
+    keys = tuple(Key(key, algorithms & accepted) for key, algorithms in found if algorithms & accepted)
+    for _, algorithms in found:
+        if not algorithms & accepted:
+            names = "/".join(sorted(algorithms))
+            if not keys:
+                raise SettingsError(f"JWT_ALGORITHMS: none of them goes with this JWT_PUBLIC_KEY ({names})")
+            log.warning("JWT_PUBLIC_KEY: a key of it is not used, as JWT_ALGORITHMS has none of %s", names)
+    return keys
+
+
+def _loaded(value: str) -> list[object]:
+    if not os.path.isfile(value):  # unlike Path.is_file(), true or false whatever the text
+        keys = _read(value.encode())
+        if keys is None:
+            raise ValueError(f"{_form(value)}; expected {_EXPECTED}")
+        return keys
+    try:
+        data = Path(value).read_bytes()
+    except OSError as error:
+        raise ValueError(f"cannot read the file it names: {error.strerror}") from None
+    keys = _read(data) or ([_from_der(data, "a file of DER")] if data[:1] == b"\x30" else None)
+    if keys is None:
+        raise ValueError(f"a file, but it holds {_form(data.decode('latin-1').strip())}; expected {_EXPECTED}")
+    return keys
+
+
+def _read(data: bytes) -> list[object] | None:
+    """The keys in PEM, or in base64 of a PEM or of DER; None for what is neither."""
+    if b"-----BEGIN" in data:
+        text = data.decode("latin-1").replace("\\r", "").replace("\\n", "\n")
+        blocks = _PEM.findall(text)
+        if not blocks or text.count("-----BEGIN") != len(blocks):
+            raise ValueError("PEM with a block that does not end")
+        return [_from_pem(label, content) for label, content in blocks]
+    try:
+        decoded = _base64(data.decode("utf-8-sig"))
+    except ValueError:  # no text, or no base64
+        return None
+    if b"-----BEGIN" in decoded:
+        return _read(decoded)
+    return [_from_der(decoded, "base64 of DER")] if decoded[:1] == b"\x30" else None
+
+
+def _base64(text: str) -> bytes:
+    """Both alphabets, any line breaks, with padding or without."""
+    text = re.sub(r"\s|=+\s*$", "", text)
+    return b64decode(text.replace("-", "+").replace("_", "/") + "=" * (-len(text) % 4), validate=True)
+
+
+def _from_pem(label: str, content: str) -> object:
+    if label.endswith("PRIVATE KEY"):
+        raise ValueError(f"{label} in PEM, a private key; {_PUBLIC_HALF}")
+    if label not in ("PUBLIC KEY", "RSA PUBLIC KEY", "CERTIFICATE", "X509 CERTIFICATE"):
+        raise ValueError(f"{label} in PEM; expected PUBLIC KEY or CERTIFICATE")
+    try:
+        der = _base64(content)
+    except binascii.Error:
+        raise ValueError(f"{label} in PEM, but what it holds is not base64") from None
+    return _from_der(der, f"{label} in PEM")
+
+
+def _from_der(der: bytes, form: str) -> object:
+    """The key itself, or a certificate's."""
+    with suppress(ValueError, UnsupportedAlgorithm):
+        return load_der_public_key(der)
+    with suppress(ValueError, UnsupportedAlgorithm):
+        certificate = x509.load_der_x509_certificate(der)
+        key = certificate.public_key()
+        if certificate.not_valid_after_utc < datetime.now(UTC):
+            log.warning(
+                "JWT_PUBLIC_KEY: a certificate of it expired on %s; what its key signs is still accepted",
+                f"{certificate.not_valid_after_utc:%Y-%m-%d}",
+            )
+        return key
+    if _is_private(der):
+        raise ValueError(f"{form}, a private key; {_PUBLIC_HALF}")
+    raise ValueError(f"{form}, but no public key and no certificate can be read from it")
+
+
+def _is_private(der: bytes) -> bool:
+    try:
+        load_der_private_key(der, None)
+    except TypeError:  # it has a password
+        return True
+    except (ValueError, UnsupportedAlgorithm):
+        return False
+    return True
+
+
+def _form(text: str) -> str:
+    """What somebody took for a key, so that they see their mistake; never the text itself."""
+    if text.startswith(("http://", "https://")):
+        return "an address, which JWT_JWKS_URL takes"
+    if text.startswith("{"):
+        return "JSON; a JWK is read from an address only, by JWT_JWKS_URL"
+    if text.startswith(("ssh-", "ecdsa-")):
+        return "a key in the form of OpenSSH, which `ssh-keygen -e -m PKCS8` turns into PEM"
+    if re.fullmatch(r"[A-Za-z0-9+/=_\s-]{64,}", text):
+        return "base64 of neither a PEM nor DER"
+    if os.path.isdir(text):
+        return "the path of a folder"
+    if text.startswith(("/", ".")):
+        return "a path with no file there"
+    return "neither a key nor the name of a file"

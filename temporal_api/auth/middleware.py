@@ -1,0 +1,59 @@
+"""What stands before every route under `/api/v1`."""
+
+from collections.abc import Iterable
+from typing import Any
+
+from litestar import Request
+from litestar.di import NamedDependency, Provide
+from litestar.params import SkipValidation
+from litestar.types import ASGIApp, Receive, Scope, Send
+
+from temporal_api.auth.verifier import User, Verifier
+from temporal_api.errors import InsufficientScope, MissingToken
+from temporal_api.record import record_of
+
+
+class Authenticate:
+    """The `/api/v1` router's middleware: no token, no handler; no scope, no handler."""
+
+    def __init__(self, app: ASGIApp, verifier: Verifier) -> None:
+        self._app = app
+        self._verifier = verifier
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Authenticate and authorize, or raise Unauthorized or InsufficientScope."""
+        user = await self._verifier.user(_bearer(scope["headers"]))
+        scope["user"] = user
+        record_of(scope).user = user.sub
+        needed = scope["route_handler"].opt.get("scope", ())
+        allowed = (needed,) if isinstance(needed, str) else needed
+        # Litestar's own OPTIONS handlers tell which methods there are, and name no scope.
+        if user.scopes.isdisjoint(allowed) and scope.get("method") != "OPTIONS":
+            needs = " or ".join(allowed) or "(none is enough)"
+            raise InsufficientScope(f"The token needs the scope {needs}.", " ".join(allowed[:1]))
+        await self._app(scope, receive, send)
+
+
+def _bearer(headers: Iterable[tuple[bytes, bytes]]) -> str:
+    values = [value for name, value in headers if name == b"authorization"]
+    if not values:
+        raise MissingToken
+    scheme, _, token = values[0].decode("latin-1").partition(" ")
+    if len(values) > 1 or scheme.lower() != "bearer" or not token.strip():
+        raise MissingToken("Send exactly one Authorization header of the form: Authorization: Bearer TOKEN.")
+    token = token.strip()
+    # Pasted with its own prefix, where a form asks for the token alone.
+    return token[7:].lstrip() if token[:7].lower() == "bearer " else token
+
+
+APIRequest = Request[User, Any, Any]
+"""A request under `/api/v1`: its `user` is the verified caller."""
+
+
+def provide_user(request: APIRequest) -> User:
+    """The verified caller. Outside `/api/v1` there is none, and asking for one is an error: never an anonymous pass."""
+    return request.user
+
+
+CurrentUser = NamedDependency[SkipValidation[User]]
+USER = Provide(provide_user, sync_to_thread=False)
