@@ -213,6 +213,21 @@ async def test_a_large_page_is_the_same_json(alice: httpx.AsyncClient, dev_serve
     assert (200, b"") == (head.status_code, head.content)
 
 
+async def test_who_takes_their_time_gets_everything(dev_server: DevServer) -> None:
+    """The deadline bounds Temporal's calls, not the time in which a caller reads a large page."""
+    history, content = f"{await large_history(dev_server)}/history", b""
+    async with (
+        service(TEMPORAL_ADDRESS=dev_server.address, RPC_TIMEOUT_SECONDS="3") as api,
+        api.stream("GET", history) as answer,
+    ):
+        async for piece in answer.aiter_bytes():
+            if not content:
+                await asyncio.sleep(4)
+            content += piece
+
+    assert 20 == len(json.loads(content)["items"])
+
+
 async def test_a_failure_before_the_first_byte_is_an_answer(alice: httpx.AsyncClient) -> None:
     """A history that is not there is a 404, not a page that breaks off."""
     assert_problem(await alice.get(f"/api/v1/workflows/{uuid.uuid4()}/history"), 404, "workflow_not_found")
