@@ -18,9 +18,12 @@ from temporalio.service import RPCError, RPCStatusCode
 from api import assert_problem, bearer, eventually, order, own_server, samples, service
 from proxy import Link, Proxy, proxied
 from scripted import Scripted
+from temporal_api import deadline
 from temporal_api.dev.build import find_temporal
 from temporal_api.dev.server import DevServer, free_port
-from temporal_api.errors import TemporalConnectionError, TemporalError
+from temporal_api.errors import TemporalConnectionError, TemporalError, TemporalTimeout
+from temporal_api.memory import Memory
+from temporal_api.temporal.client import Temporal
 
 pytestmark = pytest.mark.anyio
 
@@ -55,6 +58,19 @@ async def waits_carried(proxy: Proxy, calling: Sequence[Link], wanted: int) -> l
         return each if sum(each) >= wanted else []
 
     return await eventually(carried)
+
+
+# --- the deadline ---
+
+
+async def test_no_time_left(client: Client) -> None:
+    """A call that begins after the request's deadline is a timeout, and no defect."""
+    deadline.begin()
+    deadline.of_call(asyncio.get_running_loop().time(), -1)
+    temporal = Temporal(client, client.workflow_service, client.workflow_service, 5, Memory(2**28))
+
+    with pytest.raises(TemporalTimeout):
+        await temporal.check()
 
 
 # --- connections ---

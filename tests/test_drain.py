@@ -30,8 +30,9 @@ async def test_sigterm_loses_nobody(times: int) -> None:
 async def end_with_callers_of_every_kind(temporal: DevServer) -> None:
     """One process from its start to its end."""
     port = free_port()
+    environ = {"TEMPORAL_ADDRESS": temporal.address, "PORT": str(port), "MAX_OPEN_WAITS_PER_USER": "200"}
     async with (
-        temporal_api("serve", JWT_SECRET=SECRET, TEMPORAL_ADDRESS=temporal.address, PORT=str(port)) as serve,
+        temporal_api("serve", JWT_SECRET=SECRET, **environ) as serve,
         httpx.AsyncClient(
             base_url=f"http://127.0.0.1:{port}",
             headers=bearer(),

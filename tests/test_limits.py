@@ -159,6 +159,29 @@ async def test_readers_that_do_not_read(harmed: DevServer, path: str) -> None:
         await held_again(api, before + 80 * MIB)
 
 
+@pytest.mark.parametrize("path", ["history", "events"])
+async def test_who_does_not_read_is_closed(harmed: DevServer, path: str) -> None:
+    """After REQUEST_TIMEOUT_SECONDS in which nothing was taken the request is over, and its connection gone."""
+    history = await large_history(harmed)
+    authorization = f"Bearer {token(scope=WORKFLOWS)}"
+    request = f"GET {history}/{path} HTTP/1.1\r\nHost: x\r\nAuthorization: {authorization}\r\n\r\n"
+    async with served(harmed, REQUEST_TIMEOUT_SECONDS="2") as api, AsyncExitStack() as stack:
+
+        async def under_way() -> int:
+            return int((await samples(api.alice))[("http_requests_in_progress",)]) - 1
+
+        async def begun() -> bool:
+            return await under_way() == 3
+
+        async def over() -> bool:
+            return await under_way() == 0
+
+        for _ in range(3):
+            await api.deaf(stack, request.encode())
+        await eventually(begun)
+        await eventually(over)
+
+
 async def test_scripts_that_nobody_reads(dev_server: DevServer) -> None:
     """Twenty that ask three thousand times for a large script and read nothing of it."""
     request = b"GET /docs/redoc.js HTTP/1.1\r\nHost: x\r\n\r\n"
@@ -188,6 +211,21 @@ async def test_a_large_page_is_the_same_json(alice: httpx.AsyncClient, dev_serve
         for event in forward[2:]
     ]
     assert (200, b"") == (head.status_code, head.content)
+
+
+async def test_who_takes_their_time_gets_everything(dev_server: DevServer) -> None:
+    """The deadline bounds Temporal's calls, not the time in which a caller reads a large page."""
+    history, content = f"{await large_history(dev_server)}/history", b""
+    async with (
+        service(TEMPORAL_ADDRESS=dev_server.address, RPC_TIMEOUT_SECONDS="3") as api,
+        api.stream("GET", history) as answer,
+    ):
+        async for piece in answer.aiter_bytes():
+            if not content:
+                await asyncio.sleep(4)
+            content += piece
+
+    assert 20 == len(json.loads(content)["items"])
 
 
 async def test_a_failure_before_the_first_byte_is_an_answer(alice: httpx.AsyncClient) -> None:

@@ -60,7 +60,7 @@ async def connect(settings: Settings, runtime: Runtime, memory: Memory) -> "Temp
 async def _attempt(rpc: Callable[..., Awaitable[Response]], request: Message, now: float, ending_at: float) -> Response:
     """Call again after a passing failure; only once, and soon, when Temporal is at its limit."""
     # Stop in time, so that "cannot be reached" is not reported as "did not answer".
-    last_at, pause, timeout = (now + ending_at) / 2, 0.1, timedelta(seconds=ending_at - now)
+    last_at, pause, timeout = (now + ending_at) / 2, 0.1, timedelta(seconds=max(0, ending_at - now))
     while True:
         try:
             # Without `retry`, the SDK's metrics take a long poll for a call.

@@ -10,6 +10,7 @@ from litestar import get
 from litestar.params import QueryParameter
 from litestar.types import Receive, Scope, Send
 
+from temporal_api import deadline
 from temporal_api.auth import APIRequest
 from temporal_api.controllers.workflows.addressing import ONE, READ, PathWorkflow
 from temporal_api.errors import InvalidPageToken, Problem, ShuttingDown, TooManyWaits, WorkflowNotFound, invalid
@@ -128,10 +129,11 @@ class _LongPage(JSONResponse[HistoryResponse]):
             await send({"type": "http.response.start", "status": 200, "headers": headers})
             await send({"type": "http.response.body", "body": begin, "more_body": True})
             if not record_of(scope).is_head:
-                async for piece in self._rest:
-                    if gone.done():
-                        return
-                    await send({"type": "http.response.body", "body": piece, "more_body": True})
+                with deadline.paused():  # the caller may take their time; each call has its own
+                    async for piece in self._rest:
+                        if gone.done():
+                            return
+                        await send({"type": "http.response.body", "body": piece, "more_body": True})
             await send({"type": "http.response.body", "body": b"", "more_body": False})
         finally:
             await cancel(gone)
