@@ -9,6 +9,7 @@ from typing import Any
 
 import httpx
 import pytest
+from test_limits import MIB, served
 
 from api import SECRET, bearer, service
 from temporal_api.app import create_app
@@ -16,7 +17,6 @@ from temporal_api.auth import Verifier
 from temporal_api.auth import verifier as verifier_module
 from temporal_api.dev.server import DevServer
 from temporal_api.settings import from_env
-from test_limits import MIB, served
 
 pytestmark = pytest.mark.anyio
 
