@@ -1,6 +1,7 @@
 """What every test shares: one Temporal dev server, one listening service, names that never collide."""
 
 import asyncio
+import signal
 import uuid
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
@@ -22,6 +23,9 @@ from tokens import KEYS, Clock, Issuer, jwk
 
 def pytest_sessionstart(session: pytest.Session) -> None:
     """Have Temporal before the first test, and say so: a build takes minutes, which no test may."""
+    # Begun in the background by a shell, this process ignores Ctrl-C, and so would all that the tests start.
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     if not session.config.option.collectonly:
         reporter = session.config.pluginmanager.get_plugin("terminalreporter")
 
