@@ -18,7 +18,7 @@ from temporalio.service import GrpcCompression, KeepAliveConfig, RetryConfig, RP
 
 from temporal_api import deadline
 from temporal_api.encryption import ENCODING as ENCRYPTED
-from temporal_api.errors import PayloadUndecodable, ShuttingDown, TemporalConnectionError, TemporalTimeout
+from temporal_api.errors import PayloadUndecodable, ShuttingDown, TemporalTimeout
 from temporal_api.memory import Memory
 from temporal_api.settings import Settings
 from temporal_api.temporal.connections import Connections
@@ -30,6 +30,7 @@ from temporal_api.temporal.failures import (
     is_overload,
     is_passing,
     problem_of,
+    unreachable,
 )
 from temporal_api.temporal.payloads import OWN_MEMO, data_converter, raw_json
 
@@ -131,7 +132,7 @@ class Temporal:
             kind = ShuttingDown if asyncio.get_running_loop().time() >= self._ending_at else TemporalTimeout
             raise kind(source="gateway", **subject.details) from error
         except RuntimeError as error:  # a lazy connect that failed
-            raise TemporalConnectionError(source="gateway", **subject.details) from error
+            raise unreachable(error, subject) from error
 
     def shorten_deadlines(self, seconds: float) -> None:
         """Give up every call, open or to come, in that many seconds: the process is ending."""

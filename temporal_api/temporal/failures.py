@@ -140,7 +140,15 @@ def problem_of(error: RPCError, subject: Subject = NOTHING) -> Problem:
         kind = errors.TemporalConnectionError
     if kind is errors.TemporalError:
         log.error("Temporal failed: %s %s", error.status.name, error.message)
+    elif kind is errors.TemporalConnectionError:
+        log.warning("Temporal cannot be reached: %s", error.message)
     return kind(**details)
+
+
+def unreachable(error: RuntimeError, subject: Subject) -> Problem:
+    """A connection that could not be made at all."""
+    log.warning("Temporal cannot be reached: %s", error)
+    return errors.TemporalConnectionError(source="gateway", **subject.details)
 
 
 def _decisive(error: RPCError) -> RPCError:
