@@ -65,12 +65,15 @@ async def waits_carried(proxy: Proxy, calling: Sequence[Link], wanted: int) -> l
 
 async def test_no_time_left(client: Client) -> None:
     """A call that begins after the request's deadline is a timeout, and no defect."""
-    deadline.begin()
-    deadline.of_call(asyncio.get_running_loop().time(), -1)
     temporal = Temporal(client, client.workflow_service, client.workflow_service, 5, Memory(2**28))
 
-    with pytest.raises(TemporalTimeout):
+    async def late() -> None:
+        deadline.begin()
+        deadline.of_call(asyncio.get_running_loop().time(), -1)
         await temporal.check()
+
+    with pytest.raises(TemporalTimeout):
+        await asyncio.create_task(late())  # in a context of its own, as a request has
 
 
 # --- connections ---
