@@ -91,7 +91,8 @@ async def list_events(workflow: Workflow, *, cursor: bytes, size: int, reverse: 
                 at.skip += len(events)
                 yield events, msgspec.msgpack.encode(at)
                 return
-            at.token, at.skip = found.token, 0
+            # The page that was read before may have been longer than this one: pages are of batches, as many as fit.
+            at.token, at.skip = found.token, max(0, at.skip - len(found.events))
             yield events, msgspec.msgpack.encode(at) if at.token else b""
             if not size:
                 return
