@@ -64,14 +64,14 @@ class Link:
         if writer is self._near and self._proxy.resets:
             self._proxy.resets -= 1
             writer.write(data[: len(data) // 2])
-            self.reset()
+            self.reset(self._near)
         else:
             writer.write(data)
 
-    def reset(self) -> None:
-        """Break it: both ends get a reset."""
+    def reset(self, *ends: asyncio.StreamWriter) -> None:
+        """Break it: both ends get a reset, or the ends given."""
         self.dead = True
-        for writer in (self._near, self._far):
+        for writer in ends or (self._near, self._far):
             if not writer.is_closing():
                 writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
                 writer.transport.abort()
@@ -86,7 +86,10 @@ class Proxy:
         """Seconds by which all that Temporal says is late."""
         self.silent = False
         self.resets = 0
-        """So many of the next pieces that Temporal sends are cut in the middle, and their connections reset."""
+        """So many of the next pieces that Temporal sends are cut in the middle, and their connections reset.
+
+        Temporal's end stays open: cut off during a query, the dev server's store may break for good.
+        """
         self.links: list[Link] = []
         self._target = target
 

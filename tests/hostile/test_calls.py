@@ -140,7 +140,6 @@ async def test_waits_take_no_room_from_calls(dev_server: DevServer) -> None:
 
 async def test_connections_reset_in_mid_call() -> None:
     """Reads go on over another one; while every connection breaks, they are 503 and may be tried again."""
-    # One at a time, and never to the shared server: cut off during a query, the dev server's store may break for good.
     async with (
         own_server() as server,
         proxied(server.address) as proxy,
