@@ -105,13 +105,16 @@ class ResourceController(Controller):
         seconds = preferred_wait(request, services.settings.max_wait_seconds) if if_none_match else None
         resource = self.resource
         answer, run = await resource.read(request, services, resource_id)
-        workflow = services.workflow(run.workflow_id)
-        if await wait_for_change(request, services.waits, services.feeds, workflow, run, seconds):
-            answer, run = await resource.read(request, services, resource_id)
+        if seconds is not None:
+            workflow = services.workflow(run.workflow_id)
+            if await wait_for_change(request, services.waits, services.feeds, workflow, run, seconds):
+                answer, run = await resource.read(request, services, resource_id)
         headers = {"ETag": etag(run), **preference_applied(request, seconds)}
         if if_none_match and is_known(request, run):
             return unchanged(headers)
-        result = Raw(b"null") if run.is_open else (await services.endings.read(workflow.run(run.run_id))).result
+        result = Raw(b"null")
+        if not run.is_open:
+            result = (await services.endings.read(services.workflow(run.workflow_id, run.run_id))).result
         content = resource.status_response(
             workflow_id=run.workflow_id,
             run_id=run.run_id,

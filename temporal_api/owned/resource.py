@@ -4,6 +4,7 @@ import logging
 import re
 import uuid
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Annotated, Any, Generic, TypeVar, get_args, get_type_hints
 
@@ -190,16 +191,15 @@ class Resource(Generic[Kept, Answer]):
 
     async def read(self, request: APIRequest, services: Services, resource_id: str) -> tuple[Answer, Run]:
         """The resource and its run, if the caller may see it; else raise its NotFound."""
-        user, missing = request.user, self.NotFound(f"There is no {self.words} {shown(resource_id)!r}.")
+        user = request.user
         workflow_id = record_of(request.scope).workflow_id = self.id_prefix + resource_id
-        try:
+        # An id that Temporal does not take is the id of none.
+        with suppress(errors.ValidationError, errors.NotFound):
             run = await services.workflow(workflow_id).describe()
-        except (errors.ValidationError, errors.NotFound):  # an id that Temporal does not take is the id of none
-            raise missing from None
-        match await self.found_in(services.temporal, run):
-            case (answer, owner) if owner == user.sub or self.admin_scope in user.scopes:
-                return answer, run
-        raise missing
+            match await self.found_in(services.temporal, run):
+                case (answer, owner) if owner == user.sub or self.admin_scope in user.scopes:
+                    return answer, run
+        raise self.NotFound(f"There is no {self.words} {shown(resource_id)!r}.")
 
     async def found_in(self, temporal: Temporal, run: Run) -> tuple[Answer, str] | None:
         """The resource that this run is, and its owner; None if the run is no such resource."""

@@ -95,7 +95,11 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def is_temporals_own(self) -> bool:
         """Whether it is one of Temporal's own workflows."""
-        return any(name.startswith(TEMPORALS_OWN) for name in (self.workflow_id, self.workflow_type, self.task_queue))
+        return (
+            self.workflow_id.startswith(TEMPORALS_OWN)
+            or self.workflow_type.startswith(TEMPORALS_OWN)
+            or self.task_queue.startswith(TEMPORALS_OWN)
+        )
 
     @property
     def is_completed(self) -> bool:
