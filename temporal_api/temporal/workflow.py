@@ -15,7 +15,7 @@ from temporalio.api.query.v1 import WorkflowQuery
 from temporalio.api.workflowservice import v1 as api
 from temporalio.service import RPCError
 
-from temporal_api.errors import NoWorker, Problem, WorkflowCompleted, WorkflowNotFound, WorkflowTaskFailing
+from temporal_api.errors import NoWorker, Problem, WorkflowCompleted, WorkflowNotFound, WorkflowTaskFailing, shown
 from temporal_api.temporal.client import Response, Temporal
 from temporal_api.temporal.failures import detail_of, workflow_subject
 from temporal_api.temporal.run import TEMPORALS_OWN, PendingWorkflowTask, Run, read_run
@@ -53,7 +53,7 @@ class Workflow:
     def __init__(self, temporal: Temporal, workers: Workers, workflow_id: str, run_id: str = "") -> None:
         """Raises WorkflowNotFound for an id that no workflow has, and for those of Temporal's own workflows."""
         if is_too_long(workflow_id) or workflow_id.startswith(TEMPORALS_OWN):
-            raise WorkflowNotFound(f"There is no workflow {workflow_id!r}.", workflow_id=workflow_id)
+            raise WorkflowNotFound(f"There is no workflow {shown(workflow_id)!r}.", workflow_id=workflow_id)
         self.temporal = temporal
         self.id = workflow_id
         self.run_id = run_id
