@@ -42,8 +42,9 @@ class Cors:
             return None
         if asked[b"origin"] not in self.headers:
             raise OriginNotAllowed
+        names = asked.get(b"access-control-request-headers", _USUAL_HEADERS).split(b",")
         return [
             (b"access-control-allow-methods", b"DELETE, GET, HEAD, OPTIONS, PATCH, POST, PUT"),
-            (b"access-control-allow-headers", asked.get(b"access-control-request-headers") or _USUAL_HEADERS),
+            (b"access-control-allow-headers", b", ".join(name.strip() for name in names)),
             (b"access-control-max-age", b"600"),
         ]

@@ -239,7 +239,6 @@ async def test_a_stream_of_a_closed_run_ends_at_once(alice: httpx.AsyncClient, q
     answer = await ended(alice, path, end)
     assert (204, b"") == (answer.status_code, answer.content)
     assert_problem(await ended(alice, path, f"{run_id}:{int(number) + 2}"), 400, "validation_error")
-    assert_problem(await ended(alice, await started(alice, queue), end), 400, "validation_error")
 
 
 async def ended(replica: httpx.AsyncClient, path: str, last: str) -> httpx.Response:
