@@ -173,9 +173,14 @@ class _Answer:
             self.status = message["status"]
             headers = [*message["headers"], (b"x-request-id", self._request_id), NOSNIFF, *self._cors]
             if self._path.startswith("/api/v1") or not self._path:  # none: refused before it had one
-                names = {name for name, _ in headers}
-                if b"cache-control" not in names:
-                    headers.append(NO_CACHE if b"etag" in names else NO_STORE)
+                kept = NO_STORE
+                for name, _ in message["headers"]:
+                    if name == b"etag":
+                        kept = NO_CACHE
+                    elif name == b"cache-control":
+                        break
+                else:
+                    headers.append(kept)
             if self._prefix.root_path:
                 headers = list(self._prefix.add(headers))
             self._start = {**message, "headers": headers}

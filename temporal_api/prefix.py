@@ -21,13 +21,16 @@ class Prefix:
 
         With the prefix `/api`, `/api/v1/orders` carries none: it goes only from what then is a path of the service.
         """
-        scope["path"] = path = scope["path"].removeprefix(scope.get("root_path", ""))  # another server's --root-path
-        scope["root_path"] = ""
-        if not (self.root_path and path.startswith(self.root_path)):
+        servers_own = scope.get("root_path")  # another server's --root-path
+        if servers_own:
+            scope["path"], scope["root_path"] = scope["path"].removeprefix(servers_own), ""
+        path = scope["path"]
+        if not self.root_path or not path.startswith(self.root_path):
             return
-        slash, first, *_ = (path[len(self.root_path) :] or "/").split("/", 2)
-        if not slash and (first in self._first or (not first and path.rstrip("/") not in self._routes)):
-            scope["path"] = path[len(self.root_path) :] or "/"
+        rest = path[len(self.root_path) :] or "/"
+        first = rest.split("/", 2)[1] if rest[0] == "/" else None
+        if first in self._first or (first == "" and path.rstrip("/") not in self._routes):
+            scope["path"] = rest
 
     def add(self, headers: Iterable[_Header]) -> Iterator[_Header]:
         """Put the prefix before the service's own paths in `Location` and `Link`."""

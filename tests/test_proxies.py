@@ -16,6 +16,7 @@ from temporalio.client import Client
 from api import assert_problem, bearer, eventually, order, service, token
 from commands import Process
 from temporal_api.dev.server import DevServer, free_port
+from temporal_api.prefix import Prefix
 from temporal_api.worker import create_worker
 from test_readme import only_block
 
@@ -171,6 +172,16 @@ async def test_requests_may_carry_the_prefix(dev_server: DevServer, prefix: str)
         for path in (f"{prefix}x/docs", f"{prefix}/nowhere", f"{prefix}{prefix}{prefix}/docs"):
             problem = assert_problem(await api.get(path), 404, "not_found")
             assert f" {prefix}/openapi.json" in problem["message"]
+
+
+@pytest.mark.parametrize("servers_own", ["", "/temporal", "/other"])
+@pytest.mark.parametrize("path", ["/api/v1/orders", "/", "/temporal/docs", "/temporal", "/temporal/"])
+async def test_another_server_may_have_a_root_path_of_its_own(servers_own: str, path: str) -> None:
+    """`uvicorn --root-path` puts it before every path, as ASGI has it; what the caller asked for is routed."""
+    scope = {"path": servers_own + path, "root_path": servers_own}
+    Prefix("/temporal", ["/", "/docs", "/api/v1/orders"]).remove(scope)
+
+    assert {"path": path.removeprefix("/temporal") or "/", "root_path": ""} == scope
 
 
 async def test_what_may_be_kept(dev_server: DevServer) -> None:
