@@ -10,7 +10,6 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 
 from litestar import Controller, Litestar, Router
-from litestar.config.cors import CORSConfig
 from litestar.datastructures import State
 from litestar.middleware import DefineMiddleware
 from litestar.routes import HTTPRoute
@@ -23,6 +22,7 @@ from temporal_api.controllers.codec import CodecController
 from temporal_api.controllers.health import HealthController
 from temporal_api.controllers.orders import OrderController
 from temporal_api.controllers.workflows import WORKFLOWS
+from temporal_api.cors import Cors
 from temporal_api.limits import limits
 from temporal_api.logs import configure_logging
 from temporal_api.memory import Memory, give_back_at_once
@@ -30,6 +30,7 @@ from temporal_api.metrics import Metrics, metrics_route
 from temporal_api.observe import Observe
 from temporal_api.openapi import openapi_config
 from temporal_api.owned import ResourceController
+from temporal_api.prefix import Prefix
 from temporal_api.problems import EXCEPTION_HANDLERS, allow
 from temporal_api.requests import PARAMETERS, JSONRequest, JSONResponse, check_parameters
 from temporal_api.sealing import PageTokens
@@ -57,8 +58,6 @@ SCOPES = [
 
 SEARCH_ATTRIBUTES = [name for each in RESOURCES for name in each.resource.search_attributes]
 """What `temporal-api setup` adds to a namespace."""
-
-EXPOSED_HEADERS = ["Location", "ETag", "Retry-After", "X-Request-ID", "Idempotent-Replayed", "Preference-Applied"]
 
 
 def create_app(settings: Settings | None = None) -> Litestar:
@@ -101,8 +100,7 @@ def create_app(settings: Settings | None = None) -> Litestar:
         response_class=JSONResponse,
         request_max_body_size=settings.max_body_bytes,
         exception_handlers=EXCEPTION_HANDLERS,
-        cors_config=_cors(settings),
-        openapi_config=openapi_config(resources),
+        openapi_config=openapi_config(resources, settings.root_path),
         state=State({"settings": settings}),  # for the server
         logging_config=None,  # observe.py logs requests, problems.py logs defects
     )
@@ -116,7 +114,11 @@ def create_app(settings: Settings | None = None) -> Litestar:
     caches.turn_off(app)
     give_back_at_once()
     app.asgi_handler = Observe(
-        app.asgi_handler, metrics, lambda path: memory if path.startswith(api.path) else pages_memory
+        app.asgi_handler,
+        metrics,
+        lambda path: memory if path.startswith(api.path) else pages_memory,
+        Cors(settings.allowed_origins),
+        Prefix(settings.root_path, (route.path for route in app.routes)),
     )
     return app
 
@@ -173,11 +175,3 @@ def _list_all_methods(route: HTTPRoute) -> None:
         return JSONResponse(None, status_code=204, headers=allow(route.methods))
 
     route.route_handler_map["OPTIONS"][0].before_request = options
-
-
-def _cors(settings: Settings) -> CORSConfig | None:
-    if not settings.allowed_origins:
-        return None
-    return CORSConfig(
-        allow_origins=list(settings.allowed_origins), allow_credentials=True, expose_headers=EXPOSED_HEADERS
-    )

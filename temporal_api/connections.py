@@ -34,6 +34,7 @@ class Connections(ServerState):
         descriptors = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
         self.limit = max(1, min(settings.max_connections, descriptors - SPARE_CONNECTIONS - OTHER_DESCRIPTORS))
         self.request_timeout = settings.request_timeout_seconds
+        self.spared = tuple(f"{root}/{first}" for root in ("", settings.root_path) for first in ("health", "metrics"))
         self.draining = False
         self.ends_at: float | None = None
         self.clock = 0.0  # counted, not read: while this process is held up itself, no caller is late

@@ -130,6 +130,10 @@ class NotAllowed(Problem, code="not_allowed", status=403):
     """The service's settings do not allow this. Ask its operators."""
 
 
+class OriginNotAllowed(Problem, code="origin_not_allowed", status=403):
+    """Pages of this origin may not call this service. Ask its operators to name it in ALLOWED_ORIGINS."""
+
+
 class NotFound(Problem, code="not_found", status=404):
     """There is nothing here. Check the path: /openapi.json lists every one."""
 

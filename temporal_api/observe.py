@@ -1,4 +1,4 @@
-"""The outermost ASGI wrapper: request id, access log, HTTP metrics, gzip and HEAD.
+"""The outermost ASGI wrapper: request id, access log, HTTP metrics, headers of every answer, gzip and HEAD.
 
 It wraps the whole application (`app.asgi_handler = Observe(app.asgi_handler, ...)`), so it counts and logs every answer
 as the caller got it: 401, 404, 405, 413 and 500 too.
@@ -25,9 +25,11 @@ from litestar.types import (
 )
 
 from temporal_api import deadline
-from temporal_api.errors import InternalServerError, Problem
+from temporal_api.cors import Cors
+from temporal_api.errors import InternalServerError, OriginNotAllowed, Problem
 from temporal_api.memory import PIECE_BYTES, Memory
 from temporal_api.metrics import Metrics
+from temporal_api.prefix import Prefix
 from temporal_api.problems import PROBLEM_JSON, encode_problem
 from temporal_api.record import Record, begin, refusal_of
 from temporal_api.requests import keep_encoded_slashes
@@ -37,6 +39,8 @@ REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
 TRACEPARENT = re.compile(rb"(?!ff)[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 GZIP_MIN_BYTES = 1000
+NO_STORE, NO_CACHE = (b"cache-control", b"no-store"), (b"cache-control", b"no-cache")
+NOSNIFF = (b"x-content-type-options", b"nosniff")
 _REFUSED = re.compile(rb"q=0(\.0*)?")
 
 log = logging.getLogger(__name__)
@@ -46,11 +50,15 @@ access_log = logging.getLogger("temporal_api.access")
 class Observe:
     """The outermost ASGI wrapper."""
 
-    def __init__(self, app: ASGIApp, metrics: Metrics, memory_of: Callable[[str], Memory]) -> None:
+    def __init__(
+        self, app: ASGIApp, metrics: Metrics, memory_of: Callable[[str], Memory], cors: Cors, prefix: Prefix
+    ) -> None:
         """`memory_of` says which memory holds the answer to a path."""
         self._app = app
         self._metrics = metrics
         self._memory_of = memory_of
+        self._cors = cors
+        self._prefix = prefix
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request, then count and log it."""
@@ -59,11 +67,12 @@ class Observe:
             return
         deadline.begin()
         began = time.perf_counter()
-        answer = _Answer(scope, send, self._memory_of)
         # HEAD is GET without the body (RFC 9110 9.3.2). The server leaves the body out by its own scope: hence a copy.
-        routed: Any = {**scope, "method": "GET"} if answer.record.is_head else scope
-        begin(routed, answer.record)
+        routed: Any = {**scope, "method": "GET"} if scope["method"] == "HEAD" else scope
         keep_encoded_slashes(routed)
+        self._prefix.remove(routed)
+        answer = _Answer(scope, routed["path"], send, self._memory_of, self._cors, self._prefix)
+        begin(routed, answer.record)
         self._metrics.in_progress.inc()
         try:
             await self._serve(routed, receive, answer)
@@ -76,10 +85,15 @@ class Observe:
         try:
             if (refusal := refusal_of(scope)) is not None:  # `protocol` has no request that could be routed
                 await answer.send_problem(refusal)
+            elif (preflight := self._cors.preflight(scope)) is not None:
+                await answer.send({"type": "http.response.start", "status": 204, "headers": preflight})
+                await answer.send({"type": "http.response.body", "body": b"", "more_body": False})
             else:
                 await self._app(scope, receive, answer.send)
             if not answer.is_sent and not answer.record.client_gone:
                 raise RuntimeError("the application gave no answer")
+        except OriginNotAllowed as problem:
+            await answer.send_problem(problem)
         except Exception as error:
             fields = {"request_id": answer.record.request_id}
             log.error("unhandled exception", exc_info=error, extra={"fields": fields})
@@ -122,23 +136,31 @@ def _level(route: str, status: int) -> int:
 class _Answer:
     """The answer to one request: it carries the request's id, and its body is compressed if the client accepts that."""
 
-    def __init__(self, scope: HTTPScope, send: Send, memory_of: Callable[[str], Memory]) -> None:
+    def __init__(
+        self, scope: HTTPScope, path: str, send: Send, memory_of: Callable[[str], Memory], cors: Cors, prefix: Prefix
+    ) -> None:
         self.status = 0
-        self._path = scope["path"]
+        self._path = path
         self._memory_of = memory_of
         self._send = send
+        self._prefix = prefix
         self._start: HTTPResponseStartEvent | None = None
         self._request_id = self._accept_encoding = b""
+        self._cors = cors.default
         trace_id = None
         for name, value in scope["headers"]:
             if name == b"x-request-id" and REQUEST_ID.fullmatch(value):
                 self._request_id = value
             elif name == b"accept-encoding":
                 self._accept_encoding += b"," + value
+            elif name == b"origin":
+                self._cors = cors.headers.get(value, cors.default)
             elif name == b"traceparent" and (found := TRACEPARENT.fullmatch(value)):
                 trace_id = found[1].decode()
         self._request_id = self._request_id or os.urandom(16).hex().encode()
-        self.record = Record(self._request_id.decode(), is_head=scope["method"] == "HEAD", trace_id=trace_id)
+        self.record = Record(
+            self._request_id.decode(), prefix.root_path, is_head=scope["method"] == "HEAD", trace_id=trace_id
+        )
 
     @property
     def is_sent(self) -> bool:
@@ -149,7 +171,19 @@ class _Answer:
         """Send a part of the answer. Its start is held until the next part, as gzip changes the headers."""
         if message["type"] == "http.response.start":
             self.status = message["status"]
-            self._start = {**message, "headers": [*message["headers"], (b"x-request-id", self._request_id)]}
+            headers = [*message["headers"], (b"x-request-id", self._request_id), NOSNIFF, *self._cors]
+            if self._path.startswith("/api/v1") or not self._path:  # none: refused before it had one
+                kept = NO_STORE
+                for name, _ in message["headers"]:
+                    if name == b"etag":
+                        kept = NO_CACHE
+                    elif name == b"cache-control":
+                        break
+                else:
+                    headers.append(kept)
+            if self._prefix.root_path:
+                headers = list(self._prefix.add(headers))
+            self._start = {**message, "headers": headers}
             return
         if self._start is not None:
             start, self._start = self._start, None

@@ -11,7 +11,7 @@ import msgspec
 from litestar import Litestar, Router
 from litestar.handlers import HTTPRouteHandler
 from litestar.openapi import OpenAPIConfig
-from litestar.openapi.spec import Components, OpenAPIHeader, Schema, SecurityScheme, Tag
+from litestar.openapi.spec import Components, OpenAPIHeader, Schema, SecurityScheme, Server, Tag
 from litestar.openapi.spec.enums import OpenAPIType
 from litestar.routes import BaseRoute, HTTPRoute
 from litestar.types import ControllerRouterHandler
@@ -38,11 +38,12 @@ def _header(description: str, kind: OpenAPIType = OpenAPIType.STRING, *, always:
     return OpenAPIHeader(schema=Schema(type=kind), description=description, required=always)
 
 
-def openapi_config(resources: Iterable[Resource[Any, Any]]) -> OpenAPIConfig:
+def openapi_config(resources: Iterable[Resource[Any, Any]], root_path: str) -> OpenAPIConfig:
     """Configure what the document says beside the operations."""
     return OpenAPIConfig(
         title=TITLE,
         version=__version__,
+        servers=[Server(root_path or "/")],
         description=(
             "Start, watch and steer Temporal workflows over REST.\n\n"
             "Everything under `/api/v1` needs a bearer token with the scopes of the operation. "

@@ -79,7 +79,8 @@ def on_http_exception(request: Request[Any, Any, Any], error: HTTPException) -> 
             problem = _bad_request(error)
         case 404:
             problem = errors.NotFound(
-                f"There is nothing at {shown(request.scope['path'])}. /openapi.json lists every path."
+                f"There is nothing at {shown(request.scope['path'])}. "
+                f"{record_of(request.scope).root_path}/openapi.json lists every path."
             )
         case 405:
             methods = (error.headers or {})["allow"].split(", ")

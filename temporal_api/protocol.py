@@ -191,7 +191,7 @@ class Connection(HttpToolsProtocol):
             path = raw_path.decode("ascii")
         except (httptools.HttpParserInvalidURLError, UnicodeDecodeError):
             raise errors.ValidationError("The request target is no path; encode what is not ASCII.") from None
-        if self.over_limit and not path.startswith(("/health", "/metrics")):
+        if self.over_limit and not path.startswith(self.server_state.spared):
             if len(self.connections) > self.server_state.limit:
                 raise errors.Overloaded("Too many connections are open here; try again.")
             self.over_limit = False

@@ -13,12 +13,14 @@ class Record(msgspec.Struct):
     """One request."""
 
     request_id: str
+    root_path: str = ""
+    """What the addresses in the answer begin with (ROOT_PATH)."""
     is_head: bool = False
     trace_id: str | None = None
     user: str | None = None
     workflow_id: str | None = None
     waited: bool = False
-    """The caller asked to wait, and may, or reads a stream. Its duration says nothing about the service's speed."""
+    """The answer waited for what happens, or is a stream. Its duration says nothing about the service's speed."""
     client_gone: bool = False
     """The caller left before there was an answer."""
 

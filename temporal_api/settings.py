@@ -29,8 +29,16 @@ DEFAULT_ASYMMETRIC_ALGORITHMS = ("RS256", "PS256", "ES256", "EdDSA")
 Converted = TypeVar("Converted")
 
 Port = Annotated[int, Meta(ge=0, le=65535)]
-# As a browser sends it: no user, no path, lower case.
-Origin = Annotated[str, Meta(pattern=r"^https?://[^\s/*@?#A-Z]+$")]
+# As a browser sends it: no user, no path; the host of a page on the web in lower case, an app's as the app has it.
+Origin = Annotated[
+    str,
+    Meta(
+        pattern=r"^(https?://[^\s/*@?#A-Z]+"
+        r"|(?!(https?|ftps?|file|data|wss?|blob|filesystem|about|javascript):)[a-z][a-z0-9+.-]*://[^\s/*@?#]+)$"
+    ),
+]
+# Empty, or segments that mean the same in a URL, in HTML and to every proxy.
+RootPath = Annotated[str, Meta(pattern=r"^(/(?!\.{1,2}(/|$))[A-Za-z0-9._~:@+-]+)*$")]
 
 
 class SettingsError(ValueError):
@@ -54,6 +62,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, rename=str.upper):
 
     host: str = "127.0.0.1"
     port: Port = 8000
+    root_path: RootPath = ""
     jwt_jwks_url: str | None = None
     jwt_public_key: str | None = None
     jwt_secret: str | None = None
@@ -74,7 +83,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, rename=str.upper):
     allowed_task_queues: tuple[str, ...] = ()
     payload_encryption_keys: tuple[Annotated[str, Meta(pattern=r"^[A-Za-z0-9._-]+:[A-Za-z0-9+/]{43}=$")], ...] = ()
     rpc_timeout_seconds: Annotated[float, Meta(ge=0.1, le=86_400)] = 10
-    max_wait_seconds: Annotated[float, Meta(ge=0, le=86_400)] = 60
+    max_wait_seconds: Annotated[float, Meta(ge=0, le=86_400)] = 50
     max_open_waits: Annotated[int, Meta(ge=0)] = 200
     max_connections: Annotated[int, Meta(ge=1)] = 1000
     request_timeout_seconds: Annotated[float, Meta(ge=1, le=86_400)] = 15
@@ -118,7 +127,11 @@ _NAMES = {f.encode_name for f in msgspec.structs.fields(Settings) if f.encode_na
 _LISTS = {f.encode_name for f in msgspec.structs.fields(Settings) if isinstance(f.default, tuple)}
 # Where msgspec does not say what is right.
 _EXPECTED = {
-    "ALLOWED_ORIGINS": "expected origins such as https://shop.example, comma-separated, with no path and no wildcard",
+    "ALLOWED_ORIGINS": (
+        "expected origins such as https://shop.example or capacitor://localhost, comma-separated, "
+        "with no path and no wildcard"
+    ),
+    "ROOT_PATH": "expected a path such as /temporal, of letters, digits and ._~:@+-",
     "PAYLOAD_ENCRYPTION_KEYS": "expected id:base64,id:base64, each key 32 random bytes in base64",
     "LOG_FORMAT": "expected json or console",
     "LOG_LEVEL": "expected debug, info, warning or error",
@@ -144,6 +157,8 @@ def from_env(environ: Mapping[str, str], *, keys_needed: bool = True) -> Setting
         values[name] = [_unwrapped(name, part) for part in values[name].split(",") if part.strip()]
         if not values[name]:
             raise SettingsError(f"{name}: commas alone; leave it empty, or unset")
+    if "ROOT_PATH" in values:
+        values["ROOT_PATH"] = values["ROOT_PATH"].removesuffix("/")
     for name in ("LOG_LEVEL", "LOG_FORMAT"):
         if name in values:
             values[name] = values[name].lower()

@@ -12,6 +12,7 @@ from typing import Annotated, Any, TypeVar
 
 import msgspec
 from litestar import Request, Response
+from litestar.openapi.datastructures import ResponseSpec
 from litestar.params import HeaderParameter
 from litestar.types import Receive, Scope, Send
 
@@ -20,6 +21,7 @@ from temporal_api.auth import APIRequest, User
 from temporal_api.errors import PreconditionFailed, Problem, ShuttingDown, TooManyWaits, invalid
 from temporal_api.problems import encode_problem
 from temporal_api.record import record_of
+from temporal_api.requests import JSONResponse
 from temporal_api.temporal.feeds import Feeds
 from temporal_api.temporal.run import Run
 from temporal_api.temporal.workflow import Workflow
@@ -36,12 +38,13 @@ _RETRY = b"retry: 1000\n\n"
 _COMMENT = b": \n\n"
 _STREAM_HEADERS = [
     (b"content-type", b"text/event-stream"),
-    (b"cache-control", b"no-cache"),
+    (b"cache-control", b"no-cache, no-transform"),  # a proxy that compressed it would hold events back
     (b"x-accel-buffering", b"no"),
 ]
 _TAG = re.compile(r'"([^"]*)"')
-# What a proxy appends to the tag of an answer that it compresses: `-gzip`, `--gzip`, `;br`.
-_PROXY_SUFFIX = re.compile(r"(?:--?|;)[a-z]{2,8}")
+# What a proxy appends to the tag of an answer that it compresses: `-gzip`, `--gzip`, `;br`, `:zstd`. A version ends in
+# a number, so this is never a part of one.
+_PROXY_SUFFIX = re.compile(r"(?:[-;:+./_]{1,2}[A-Za-z]\w{1,15})+")
 _WAIT = re.compile(r"(?:^|[,;])\s*wait\s*=\s*\"?(\d+)\"?\s*(?=$|[,;])", re.IGNORECASE)
 
 
@@ -55,7 +58,13 @@ IfMatch = Annotated[
     str | None,
     _header("If-Match", "The `ETag` of the state that you mean to change; several, or `*`. Another state is a 412."),
 ]
-LastEventId = Annotated[str | None, _header("Last-Event-ID", "Continue after the event of this `id`.")]
+LastEventId = Annotated[
+    str | None,
+    _header("Last-Event-ID", "Go on after the event of this `id`; after `done` it is 204."),
+]
+SEEN_TO_THE_END = ResponseSpec(
+    None, description="The end was seen: `EventSource` comes back no more.", generate_examples=False
+)
 
 
 def preferred_wait(request: APIRequest, most: float) -> float | None:
@@ -63,12 +72,11 @@ def preferred_wait(request: APIRequest, most: float) -> float | None:
     found = _WAIT.search(_joined(request, "Prefer"))
     if found is None:
         return None
-    record_of(request.scope).waited = True
     return min(float(found[1]), most)
 
 
 def preference_applied(request: APIRequest, seconds: float | None) -> dict[str, str]:
-    """Make the header that confirms the wait; there is none when no place was left to wait."""
+    """Make the header that confirms the wait; there is none when nothing was waited for, or no place was left."""
     applied = seconds and record_of(request.scope).waited
     return {"Preference-Applied": f"wait={seconds:g}"} if applied else {}
 
@@ -110,17 +118,16 @@ class Waits:
 
         Without a place there is no wait: it was only preferred (RFC 7240 4.3).
         """
-        if not seconds or self.draining.is_set():
-            return None
-        if self._is_full(request.user):
-            record_of(request.scope).waited = False
+        record = record_of(request.scope)
+        record.waited = bool(seconds) and not (self.draining.is_set() or self._is_full(request.user))
+        if not (seconds and record.waited):
             return None
         with self.slot(request.user), deadline.paused():
             working = asyncio.ensure_future(work())
             over = asyncio.ensure_future(self.over(request.receive, seconds))
             try:
                 await asyncio.wait({working, over}, return_when=asyncio.FIRST_COMPLETED)
-                record_of(request.scope).client_gone = over.done() and over.result()
+                record.client_gone = over.done() and over.result()
                 return working.result() if working.done() else None
             finally:
                 await cancel(working, over)
@@ -217,16 +224,25 @@ def resume(last_event_id: str | None) -> tuple[str, int]:
     return run_id, int(number)
 
 
+def end_id(run_id: str, last: int) -> str:
+    """The id of `done`: the one that would follow the run's last event."""
+    return f"{run_id}:{last + 1}"
+
+
 class EventStream(Response[bytes]):
     """Server-sent events. The stream ends with its events, the token, the service or the client."""
 
-    def __init__(self, waits: Waits, events: AsyncGenerator[bytes, None], user: User) -> None:
+    def __init__(self, waits: Waits, events: AsyncGenerator[bytes, None] | None, user: User) -> None:
+        """Without events: the caller has seen them all, and gets a 204 (WHATWG HTML 9.2.1)."""
         self._waits = waits
         self._events = events
         self._user = user
 
     def to_asgi_response(self, app: object, request: Request[Any, Any, Any], **_: Any) -> Any:
         """Make the ASGI application that sends the stream."""
+        events = self._events
+        if events is None:
+            return JSONResponse(None, status_code=204).to_asgi_response(app, request)
         record = record_of(request.scope)
         record.waited = True
 
@@ -234,16 +250,18 @@ class EventStream(Response[bytes]):
             with self._waits.slot(self._user), deadline.paused():  # before the headers: without a place it is a 503
                 await send({"type": "http.response.start", "status": 200, "headers": _STREAM_HEADERS})
                 if record.is_head:
-                    await self._events.aclose()
+                    await events.aclose()
                     await send({"type": "http.response.body", "body": b"", "more_body": False})
                 else:
-                    await self._send_events(receive, send, record.request_id)
+                    await self._send_events(events, receive, send, record.request_id)
 
         return stream
 
-    async def _send_events(self, receive: Receive, send: Send, request_id: str) -> None:
+    async def _send_events(
+        self, events: AsyncGenerator[bytes, None], receive: Receive, send: Send, request_id: str
+    ) -> None:
         over = asyncio.ensure_future(self._waits.over(receive, self._user.expires_at - time.time()))
-        upcoming = asyncio.ensure_future(self._next(request_id))
+        upcoming = asyncio.ensure_future(_next(events, request_id))
         chunk: bytes | None = _RETRY
         try:
             while chunk is not None and not over.done():
@@ -253,19 +271,20 @@ class EventStream(Response[bytes]):
                 chunk = _COMMENT
                 if upcoming.done():
                     chunk = upcoming.result()
-                    upcoming = asyncio.ensure_future(self._next(request_id))
+                    upcoming = asyncio.ensure_future(_next(events, request_id))
             # The client reconnects by itself: to another replica, or with a new token.
             await _sent(send, _RETRY, over, more=False)
         finally:
             await cancel(over, upcoming)
-            await self._events.aclose()
+            await events.aclose()
 
-    async def _next(self, request_id: str) -> bytes | None:
-        """The next event; the stream's failure is its last one."""
-        try:
-            return await anext(self._events, None)
-        except Problem as problem:
-            return sse(msgspec.Raw(encode_problem(problem, request_id)), event="error")
+
+async def _next(events: AsyncGenerator[bytes, None], request_id: str) -> bytes | None:
+    """The next event; the stream's failure is its last one."""
+    try:
+        return await anext(events, None)
+    except Problem as problem:
+        return sse(msgspec.Raw(encode_problem(problem, request_id)), event="error")
 
 
 async def _sent(send: Send, content: bytes, over: asyncio.Future[Any], *, more: bool = True) -> bool:

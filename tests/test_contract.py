@@ -326,11 +326,19 @@ async def test_an_id_with_a_slash(alice: AsyncClient, queue: str) -> None:
 async def test_headers_of_every_reply(alice: AsyncClient, task_queue: str) -> None:
     """A true type, the caller's request id, an ETag that makes a 304 (Temporal: `Content-Type: *`, no more)."""
     path = await running(alice, task_queue)
-    kinds = {"": "application/json", "/events": "text/event-stream", "-unknown": "application/problem+json"}
-    for below, kind in kinds.items():
+    kinds = {
+        "": ("application/json", "no-cache"),
+        "/events": ("text/event-stream", "no-cache, no-transform"),
+        "-unknown": ("application/problem+json", "no-store"),
+    }
+    for below, (kind, kept) in kinds.items():
         headers = (await alice.head(path + below, headers={"X-Request-ID": "mine-1"})).headers
         assert (kind, "mine-1") == (headers["content-type"], headers["x-request-id"])
-        assert ("etag" in headers, "cache-control" in headers) == (below == "", below == "/events")
+        assert (below == "", kept, "nosniff") == (
+            "etag" in headers,
+            headers["cache-control"],
+            headers["x-content-type-options"],
+        )
     known = {"If-None-Match": (await alice.get(path)).headers["etag"]}
     same = await alice.get(path, headers=known)
     await signal(alice, path, "release")
@@ -417,6 +425,7 @@ async def test_server_sent_events(alice: AsyncClient, queue: str) -> None:
         assert "event: history" == await anext(line async for line in lines if line.startswith("event: "))
         await signal(alice, path, "finish")
         rest = [line async for line in lines]
-    (*_, last) = (line.removeprefix("id: ") for line in rest if line.startswith("id: "))
+    (*_, last, end) = (line.removeprefix("id: ") for line in rest if line.startswith("id: "))
     resumed = (await alice.get(f"{path}/events", headers={"Last-Event-ID": last})).text
-    assert ("event: done" in rest, "event: done" in resumed, "id: " in resumed) == (True, True, False)
+    assert ("event: done" in rest, "event: done" in resumed, resumed.count("id: ")) == (True, True, 1)
+    assert 204 == (await alice.get(f"{path}/events", headers={"Last-Event-ID": end})).status_code

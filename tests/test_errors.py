@@ -40,7 +40,7 @@ START = {"workflow_type": "none", "task_queue": "nobody"}
 CODES = {
     400: ["validation_error", "malformed_json", "invalid_query", "invalid_page_token", "workflow_start_error"],
     401: ["missing_token", "invalid_token", "expired_token"],
-    403: ["insufficient_scope", "not_allowed"],
+    403: ["insufficient_scope", "not_allowed", "origin_not_allowed"],
     404: ["not_found", "order_not_found", "workflow_not_found", "update_not_found"],
     405: ["method_not_allowed"],
     408: ["request_timeout"],

@@ -175,7 +175,8 @@ async def events(alice: httpx.AsyncClient, card: str, last: str) -> list[str]:
     """The statuses that the stream tells after that event, up to `done`."""
     async with asyncio.timeout(60):
         text = (await alice.get(f"{CARDS}/{card}/events", headers={"Last-Event-ID": last})).text
-    assert "event: done" in text
+    (end,) = re.findall("^id: (.*)\nevent: done", text, re.MULTILINE)
+    assert 204 == (await alice.get(f"{CARDS}/{card}/events", headers={"Last-Event-ID": end})).status_code
     return re.findall('"status":"([a-z]+)"', text)
 
 

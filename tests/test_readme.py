@@ -55,7 +55,7 @@ def only_block(language: str) -> str:
 
 def test_no_block_is_left_out() -> None:
     """Each block is in a language that a test here or in test_refunds.py runs or checks."""
-    assert {"bash", "diff", "js", "json", "python", "text", "yaml"} == {language for language, _ in BLOCKS}
+    assert {"bash", "diff", "js", "json", "nginx", "python", "text", "yaml"} == {language for language, _ in BLOCKS}
     assert 2 * len(BLOCKS) == len(re.findall("^```", README, re.MULTILINE))
     assert [] == [start for start in ELSEWHERE if not any(block.startswith(start) for block in BASH)]
 
@@ -188,7 +188,7 @@ async def test_the_stream_reader_works_as_written(alice: httpx.AsyncClient, task
     assert long == history[0]["attributes"]["input"][0]
     assert [
         *([f"{run}:{event['event_id']}", "history", event] for event in history),
-        [None, "done", {"run_id": run, "status": "TERMINATED"}],
+        [f"{run}:{len(history) + 1}", "done", {"run_id": run, "status": "TERMINATED"}],
     ] == shown
     async with javascript(reader(last=shown[1][0]), tmp_path) as process:
         assert 0 == await process.end(), process.output
@@ -232,6 +232,7 @@ def test_every_setting_is_in_the_readme_with_its_default() -> None:
     }
     words = {
         "ORDERS_TASK_QUEUE": ORDERS.task_queue,
+        "ROOT_PATH": "none",
         "JWT_ALGORITHMS": "by key kind",
         "SECRET_KEY": "from `JWT_SECRET`",
         "ALLOWED_WORKFLOW_TYPES": "none: all",

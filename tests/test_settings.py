@@ -69,6 +69,7 @@ def test_the_defaults_are_those_of_the_contract() -> None:
     assert {
         "HOST": "127.0.0.1",
         "PORT": 8000,
+        "ROOT_PATH": "",
         "JWT_JWKS_URL": None,
         "JWT_PUBLIC_KEY": None,
         "JWT_SECRET": None,
@@ -88,7 +89,7 @@ def test_the_defaults_are_those_of_the_contract() -> None:
         "ALLOWED_TASK_QUEUES": (),
         "PAYLOAD_ENCRYPTION_KEYS": (),
         "RPC_TIMEOUT_SECONDS": 10,
-        "MAX_WAIT_SECONDS": 60,
+        "MAX_WAIT_SECONDS": 50,
         "MAX_OPEN_WAITS": 200,
         "MAX_CONNECTIONS": 1000,
         "REQUEST_TIMEOUT_SECONDS": 15,
@@ -118,7 +119,21 @@ def test_the_defaults_are_those_of_the_contract() -> None:
         ("JWT_SCOPES_PREFIX", "orders-api/,urn:x:", ("orders-api/", "urn:x:")),
         ("JWT_LEEWAY_SECONDS", "0", 0),
         ("JWT_LEEWAY_SECONDS", "2.5", 2.5),
+        ("ROOT_PATH", "/temporal", "/temporal"),
+        ("ROOT_PATH", "/a/b-1.2_c~/", "/a/b-1.2_c~"),
+        ("ROOT_PATH", "/", ""),
         ("ALLOWED_ORIGINS", "https://shop.example", ("https://shop.example",)),
+        *(
+            ("ALLOWED_ORIGINS", origin, (origin,))
+            for origin in (
+                "capacitor://localhost",
+                "ionic://localhost",
+                "tauri://localhost",
+                "app://obsidian.md",
+                "chrome-extension://abcdefghijklmnopabcdefghijklmnop",
+                "safari-web-extension://1E7CA7DB-0B5E-4F1C-9C1C-7F1D6B1A2C3D",
+            )
+        ),
         (
             "ALLOWED_ORIGINS",
             " http://localhost:3000 , ,https://shop.example:8443,",
@@ -262,6 +277,30 @@ EXACTLY_ONE = "set exactly one, found "
                 "https://user:hunter2@shop.example",
                 "https://a b",
                 "ftp://shop.example",
+                "file://localhost",
+                "data://x",
+                "ws://shop.example",
+                "wss://shop.example",
+                "capacitor://*",
+                "capacitor://localhost/",
+                "Capacitor://localhost",
+                "ionic:",
+            )
+        ),
+        *(
+            ({"ROOT_PATH": text}, "ROOT_PATH", "expected a path such as /temporal")
+            for text in (
+                "temporal",
+                "//",
+                "/a//b",
+                "/a?b=1",
+                "/a#b",
+                "/a b",
+                "/a/../b",
+                "/.",
+                "/%61",
+                "/<b>",
+                "https://a/b",
             )
         ),
         # Which key, and that it is strong enough

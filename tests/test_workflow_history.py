@@ -205,6 +205,7 @@ async def test_events_arrive_live_and_resume_with_no_loss_and_no_repeat(
                         await step(alice, path)
                     event, done = await stream.next()
                     if event == "done":
+                        assert 204 == (await ended(other, path, stream.ids.pop())).status_code
                         break
                 seen += stream.ids
                 last = {"Last-Event-ID": seen[-1]}
@@ -220,18 +221,29 @@ async def test_events_arrive_live_and_resume_with_no_loss_and_no_repeat(
 
 
 async def test_a_stream_of_a_closed_run_ends_at_once(alice: httpx.AsyncClient, queue: str) -> None:
-    """All events, then `done`; resumed at the last one, `done` alone."""
+    """All events, then `done`; resumed at the last one, `done` alone; resumed at that, nothing: 204."""
     path = await started(alice, queue, signals=0)
     await alice.get(f"{path}/result", headers={"Prefer": "wait=20"})
 
     async with alice.stream("GET", f"{path}/events") as response:
         stream = Stream(response)
         events = await stream.until("done")
-    async with alice.stream("GET", f"{path}/events", headers={"Last-Event-ID": stream.ids[-1]}) as response:
+    (*_, last, end) = stream.ids
+    async with alice.stream("GET", f"{path}/events", headers={"Last-Event-ID": last}) as response:
         again = await Stream(response).until("done")
 
     assert "WORKFLOW_EXECUTION_COMPLETED" == events[-2][1]["event_type"]
     assert [events[-1]] == again
+    run_id, _, number = last.partition(":")
+    assert f"{run_id}:{int(number) + 1}" == end
+    answer = await ended(alice, path, end)
+    assert (204, b"") == (answer.status_code, answer.content)
+    assert_problem(await ended(alice, path, f"{run_id}:{int(number) + 2}"), 400, "validation_error")
+
+
+async def ended(replica: httpx.AsyncClient, path: str, last: str) -> httpx.Response:
+    """What somebody hears who comes back with the id of the stream's end, or what they take for it."""
+    return await replica.get(f"{path}/events", headers={"Last-Event-ID": last})
 
 
 async def test_an_event_is_one_line_however_its_payload_was_sent(alice: httpx.AsyncClient, queue: str) -> None:

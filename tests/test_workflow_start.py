@@ -323,6 +323,7 @@ async def test_a_replay_of_what_runs_is_answered_as_a_start_is(alice: httpx.Asyn
     key = {"Idempotency-Key": str(uuid.uuid4())}
     first = await alice.post(START, json=body, headers=key)
     replay = await alice.post(START, json=body, headers=key)
+    short = await alice.post(START, json=body, headers={**key, "Prefer": "wait=1"})
     waiting = asyncio.create_task(alice.post(START, json=body, headers={**key, "Prefer": "wait=20"}))
     await alice.post(f"{first.headers['location']}/signal", json={"signal_name": "send", "signal_input": 7})
     waited = await waiting
@@ -330,7 +331,8 @@ async def test_a_replay_of_what_runs_is_answered_as_a_start_is(alice: httpx.Asyn
     assert (201, first.json(), "true") == (replay.status_code, replay.json(), replay.headers["idempotent-replayed"])
     assert replay.elapsed < SOON
     assert (201, "COMPLETED", [[7]]) == (waited.status_code, waited.json()["status"], waited.json()["result"])
-    assert ("true", "wait=20") == (waited.headers["idempotent-replayed"], waited.headers["preference-applied"])
+    assert ("RUNNING", "wait=1") == (short.json()["status"], short.headers["preference-applied"])
+    assert "true" == waited.headers["idempotent-replayed"]
 
 
 async def test_a_key_signals_once(alice: httpx.AsyncClient, queue: str) -> None:

@@ -17,6 +17,7 @@ from msgspec import Meta
 from temporal_api import __version__
 from temporal_api.openapi import TITLE, contract
 from temporal_api.problems import on_http_exception
+from temporal_api.record import record_of
 
 # The pages run the bundled scripts, which may ask only this service. No other page may frame them.
 _CONTENT_SECURITY_POLICY = (
@@ -28,13 +29,6 @@ _CONTENT_SECURITY_POLICY = (
 _BUNDLES = files("openapi_ui_bundles")
 _REDOC_LOGO = re.compile(rb"https://[^/\"'\s]+/redoc/(?=logo)")
 _FAVICON = '<link rel="icon" href="data:,">'
-_SWAGGER = SwaggerRenderPlugin(
-    js_url="/docs/assets/swagger_ui/swagger-ui-bundle.js",
-    css_url="/docs/assets/swagger_ui/swagger-ui.css",
-    standalone_preset_js_url="/docs/assets/swagger_ui/swagger-ui-standalone-preset.js",
-    favicon=_FAVICON,
-)
-_REDOC = RedocRenderPlugin(js_url="/docs/redoc.js", google_fonts=False, favicon=_FAVICON)
 
 _A_DAY = CacheControlHeader(public=True, max_age=86_400)
 
@@ -83,25 +77,34 @@ def openapi_json(request: Request[Any, Any, Any]) -> Response[bytes]:
 @get("/docs", include_in_schema=False, sync_to_thread=False)
 def swagger(request: Request[Any, Any, Any]) -> Response[bytes]:
     """Swagger UI."""
-    return _page(_SWAGGER.render(request, _contract(request.app)))
+    assets = f"{record_of(request.scope).root_path}/docs/assets/swagger_ui"
+    viewer = SwaggerRenderPlugin(
+        js_url=f"{assets}/swagger-ui-bundle.js",
+        css_url=f"{assets}/swagger-ui.css",
+        standalone_preset_js_url=f"{assets}/swagger-ui-standalone-preset.js",
+        favicon=_FAVICON,
+    )
+    return _page(viewer.render(request, _contract(request.app)))
 
 
 @get("/redoc", include_in_schema=False, sync_to_thread=False)
 def redoc(request: Request[Any, Any, Any]) -> Response[bytes]:
     """ReDoc."""
-    return _page(_REDOC.render(request, _contract(request.app)))
+    script = f"{record_of(request.scope).root_path}/docs/redoc.js"
+    viewer = RedocRenderPlugin(js_url=script, google_fonts=False, favicon=_FAVICON)
+    return _page(viewer.render(request, _contract(request.app)))
 
 
 @get("/docs/redoc.js", include_in_schema=False, sync_to_thread=False, cache_control=_A_DAY)
-def redoc_script() -> Response[bytes]:
+def redoc_script(request: Request[Any, Any, Any]) -> Response[bytes]:
     """ReDoc's script; its logo comes from this service instead of its maker's server."""
-    return Response(_redoc_script(), media_type="text/javascript")
+    return Response(_redoc_script(record_of(request.scope).root_path), media_type="text/javascript")
 
 
 @functools.cache
-def _redoc_script() -> bytes:
+def _redoc_script(root_path: str) -> bytes:
     script = _BUNDLES / "redoc" / "vendor" / "redoc.standalone.js"
-    return _REDOC_LOGO.sub(b"/docs/assets/redoc/", script.read_bytes())
+    return _REDOC_LOGO.sub(f"{root_path}/docs/assets/redoc/".encode(), script.read_bytes())
 
 
 def _page(html: bytes) -> Response[bytes]:

@@ -22,12 +22,14 @@ from temporal_api.temporal.history import retry_while_away
 from temporal_api.temporal.run import Run
 from temporal_api.temporal.workflow import Workflow
 from temporal_api.waiting import (
+    SEEN_TO_THE_END,
     EventStream,
     IfMatch,
     IfNoneMatch,
     LastEventId,
     Prefer,
     check_match,
+    end_id,
     etag,
     is_known,
     preference_applied,
@@ -78,7 +80,10 @@ class ResourceController(Controller):
             operation_id=f"stream{title}Events",
             summary=f"{a_name.capitalize()}'s status, live",
             media_type="text/event-stream",
-            responses=responses(resource.NotFound, errors.TooManyWaits, errors.ShuttingDown),
+            responses={
+                204: SEEN_TO_THE_END,
+                **responses(resource.NotFound, errors.TooManyWaits, errors.ShuttingDown),
+            },
         )(cls.stream)
         cls.cancel = post(  # type: ignore[assignment]
             f"{one}/cancel",
@@ -165,7 +170,8 @@ class ResourceController(Controller):
         workflow = services.workflow(run.workflow_id)
         run = await _watched_run(workflow, run, run_id, seen)
         events = _status_events(self.resource, services.feeds, workflow, run, seen)
-        return EventStream(services.waits, events, request.user)
+        is_over = seen > run.history_length and not _goes_on(run)
+        return EventStream(services.waits, None if is_over else events, request.user)
 
     async def cancel(
         self,
@@ -227,9 +233,14 @@ async def _watched_run(workflow: Workflow, run: Run, run_id: str, seen: int) -> 
             run = await workflow.run(run_id).describe()
         except (errors.ValidationError, errors.NotFound):
             raise forged from None
-    if seen > run.history_length:
+    if seen > run.history_length + (not run.is_open):  # the last one is that of `done`
         raise forged
     return run
+
+
+def _goes_on(run: Run) -> bool:
+    """Whether another run follows: an operator has reset this one, or it continued as new."""
+    return bool(run.reset_run_id) or run.status == "CONTINUED_AS_NEW"
 
 
 async def _status_events(
@@ -253,12 +264,12 @@ async def _status_events(
                 if event.event_type in CLOSING:
                     closing = event_id
         run = await retry_while_away(workflow.run(run_id).describe)
+        if not _goes_on(run):
+            break
         run_id, seen, length = run.reset_run_id, 0, 0
         if run.status == "CONTINUED_AS_NEW":
             run_id = (await retry_while_away(workflow.describe)).run_id
-        if not run_id:
-            break
     status, is_kept = await resource.status(temporal, run)
     if closing and not is_kept:
         yield sse(status, event="status", event_id=closing)
-    yield sse({"workflow_id": workflow.id}, event="done")
+    yield sse({"workflow_id": workflow.id}, event="done", event_id=end_id(run_id, run.history_length))

@@ -24,7 +24,7 @@ from temporal_api.temporal.client import Temporal
 from temporal_api.temporal.events import Event, event_json, in_parts
 from temporal_api.temporal.history import Listing, list_events
 from temporal_api.temporal.workflow import Workflow
-from temporal_api.waiting import EventStream, LastEventId, cancel, disconnect, resume, sse
+from temporal_api.waiting import SEEN_TO_THE_END, EventStream, LastEventId, cancel, disconnect, end_id, resume, sse
 
 
 class HistoryResponse(msgspec.Struct):
@@ -68,7 +68,7 @@ async def get_history(
     operation_id="streamWorkflowEvents",
     summary="A workflow's history, live",
     media_type="text/event-stream",
-    responses=responses(WorkflowNotFound, TooManyWaits, ShuttingDown),
+    responses={204: SEEN_TO_THE_END, **responses(WorkflowNotFound, TooManyWaits, ShuttingDown)},
 )
 async def stream_events(
     request: APIRequest,
@@ -84,9 +84,11 @@ async def stream_events(
     if run_id and workflow.run_id not in ("", run_id):
         raise invalid("Last-Event-ID", "Expected an event of the run that run_id pins")
     run = await workflow.run(run_id or workflow.run_id).describe()
-    if seen > run.history_length:
+    if seen > run.history_length + (not run.is_open):  # the last one is that of `done`
         raise invalid("Last-Event-ID", f"Expected an event of this run, which has {run.history_length}")
     watched, follow = workflow.run(run.run_id), not workflow.run_id
+    if seen > run.history_length and not (follow and (await services.endings.read(watched)).new_run_id):
+        return EventStream(services.waits, None, request.user)
     events = _stream(services, watched, seen, run.history_length, follow=follow)
     return EventStream(services.waits, events, request.user)
 
@@ -145,7 +147,7 @@ async def _stream(
 ) -> AsyncGenerator[bytes, None]:
     while True:
         async for events in services.feeds.events(run, seen, length):
-            told = bytearray()
+            seen, told = events[-1].event_id, bytearray()
             try:
                 for event in events:
                     data = await event_json(services.temporal, event)
@@ -161,4 +163,4 @@ async def _stream(
         if not (follow and ending.new_run_id):
             break
         run, seen, length = run.run(ending.new_run_id), 0, 0
-    yield sse({"run_id": run.run_id, "status": ending.status}, event="done")
+    yield sse({"run_id": run.run_id, "status": ending.status}, event="done", event_id=end_id(run.run_id, seen))

@@ -38,6 +38,7 @@ from temporal_api.controllers.workflows.addressing import (
 from temporal_api.errors import invalid
 from temporal_api.idempotency import KEY_SCHEMA, check_key, derived_id
 from temporal_api.problems import in_json_words, responses
+from temporal_api.record import record_of
 from temporal_api.requests import JSONResponse
 from temporal_api.services import CurrentServices
 from temporal_api.temporal import updates
@@ -232,6 +233,7 @@ async def update_workflow(
     update_id = _update_id(data, check_key(request, idempotency_key))
     settings, waits = services.settings, services.waits
     preferred = preferred_wait(request, settings.max_wait_seconds)
+    record_of(request.scope).waited = bool(preferred)  # for a worker, to begin with
     now = asyncio.get_running_loop().time
     until = now() + (settings.rpc_timeout_seconds if preferred is None else preferred)
     update = await updates.send(target, update_id, data.update_name, data.arguments())

@@ -293,6 +293,7 @@ async def _start(
 
     workflow, update_id = services.workflow(workflow_id), data.update.update_id or str(uuid.uuid4())
     args = data.update.arguments("update.")
+    record_of(request.scope).waited = bool(preferred)  # for a worker, to begin with
     run, update = await updates.send_with_start(workflow, start, update_id, data.update.update_name, args)
     if update.result is None:
         # Without a preference, as long as any call.

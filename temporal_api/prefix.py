@@ -1,0 +1,43 @@
+"""ROOT_PATH: the path prefix under which a proxy serves this service. Answers name it, and requests may carry it."""
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+_Header = tuple[bytes, bytes]
+
+
+class Prefix:
+    """The prefix, empty when there is none."""
+
+    def __init__(self, root_path: str, routes: Iterable[str]) -> None:
+        """`routes` are the service's own paths."""
+        self.root_path = root_path
+        self._bytes = root_path.encode()
+        self._routes = frozenset(routes)
+        self._first = {route.split("/")[1] for route in self._routes} - {""}
+
+    def remove(self, scope: Any) -> None:
+        """Route a request that carries the prefix as one that does not.
+
+        With the prefix `/api`, `/api/v1/orders` carries none: it goes only from what then is a path of the service.
+        """
+        servers_own = scope.get("root_path")  # another server's --root-path
+        if servers_own:
+            scope["path"], scope["root_path"] = scope["path"].removeprefix(servers_own), ""
+        path = scope["path"]
+        if not self.root_path or not path.startswith(self.root_path):
+            return
+        rest = path[len(self.root_path) :] or "/"
+        first = rest.split("/", 2)[1] if rest[0] == "/" else None
+        if first in self._first or (first == "" and path.rstrip("/") not in self._routes):
+            scope["path"] = rest
+
+    def add(self, headers: Iterable[_Header]) -> Iterator[_Header]:
+        """Put the prefix before the service's own paths in `Location` and `Link`."""
+        for name, value in headers:
+            if name == b"location" and value.startswith(b"/"):
+                yield name, self._bytes + value
+            elif name == b"link":
+                yield name, value.replace(b"</", b"<%b/" % self._bytes)
+            else:
+                yield name, value
