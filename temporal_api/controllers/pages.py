@@ -83,7 +83,13 @@ def openapi_json(request: Request[Any, Any, Any]) -> Response[bytes]:
 @get("/docs", include_in_schema=False, sync_to_thread=False)
 def swagger(request: Request[Any, Any, Any]) -> Response[bytes]:
     """Swagger UI."""
-    return _page(_SWAGGER.render(request, _contract(request.app)))
+    return swagger_page(request)
+
+
+def swagger_page(request: Request[Any, Any, Any], more: bytes = b"") -> Response[bytes]:
+    """Make the page; it remembers the token that is pasted into it."""
+    html = _SWAGGER.render(request, _contract(request.app))
+    return _page(html.replace(b"deepLinking: true,", b"deepLinking: true, persistAuthorization: true,") + more)
 
 
 @get("/redoc", include_in_schema=False, sync_to_thread=False)
