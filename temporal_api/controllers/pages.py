@@ -86,10 +86,11 @@ def swagger(request: Request[Any, Any, Any]) -> Response[bytes]:
     return swagger_page(request)
 
 
-def swagger_page(request: Request[Any, Any, Any], more: bytes = b"") -> Response[bytes]:
-    """Make the page; it remembers the token that is pasted into it."""
+def swagger_page(request: Request[Any, Any, Any], script: bytes = b"") -> Response[bytes]:
+    """Make the page, with a script that runs first. It remembers the token that is pasted into it."""
     html = _SWAGGER.render(request, _contract(request.app))
-    return _page(html.replace(b"deepLinking: true,", b"deepLinking: true, persistAuthorization: true,") + more)
+    html = html.replace(b"deepLinking: true,", b"deepLinking: true, persistAuthorization: true,")
+    return _page(html.replace(b"</head>", script + b"</head>", 1))
 
 
 @get("/redoc", include_in_schema=False, sync_to_thread=False)

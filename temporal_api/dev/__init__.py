@@ -43,6 +43,8 @@ ORDER = {
 # Each step takes as long as one needs to see it.
 WORKER = (sys.executable, "-m", "temporal_api", "worker", "--pace", "0.7")
 STOP_SECONDS = 8
+# The statuses in which an order ends, and their colors.
+ENDS = {"delivered": "bold green", "cancelled": "bold red"}
 
 console = Console(highlight=False, emoji=False)
 # Addresses and tokens are not broken into lines: they are there to be clicked and copied.
@@ -66,7 +68,7 @@ async def run_everything(*, once: bool, crash: bool) -> bool:
         await dev.start()
         fine = await dev.process_order(crash=crash)
         if not once:
-            say("\nRunning until Ctrl-C.")
+            say(f"Running until Ctrl-C. (It took {dev.start_seconds:.1f} s to start.)")
             await asyncio.Event().wait()
     return fine
 
@@ -102,7 +104,7 @@ class Dev:
             app = create_app(self.settings, public_handlers(ui_origins))
             await self.stack.enter_async_context(serving(app, self.settings.host, port))
         self.token = sign(self.settings, "dev", " ".join([*SCOPES, CODEC_SCOPE]), 86_400)
-        say(f"Temporal, a worker and the API run, after {time.monotonic() - began:.1f} s.\n")
+        self.start_seconds = time.monotonic() - began
 
     async def _start_temporal(self) -> list[str]:
         """Start Temporal; return the origins of its UI if that needs a codec."""
@@ -144,7 +146,7 @@ class Dev:
         self._show_addresses(await asyncio.to_thread(self.call, path))
         with Live(get_renderable=timeline.line, console=console) if console.is_terminal else nullcontext():
             killed = False
-            while timeline.add(order["status"]) not in ("delivered", "cancelled"):
+            while timeline.add(order["status"]) not in ENDS:
                 if crash and not killed and order["status"] in ("processing", "shipped"):
                     killed = await self._replace_worker()
                 await asyncio.sleep(0.2)
@@ -152,27 +154,32 @@ class Dev:
         if not crash:
             return bool(order["status"] == "delivered")
         attempts = await attempts_of(workflow)
-        say(f"Temporal's history: {', '.join(f'{name} {times(n)}' for name, n in attempts.items())}.")
-        return bool(killed and order["status"] == "delivered" and attempts["charge_payment"] == 1)
+        charged, shipped = (times(attempts[name]) for name in ("charge_payment", "ship"))
+        say(f"In Temporal's history, charge_payment ran {charged} and ship {shipped}.")
+        return bool(killed and order["status"] == "delivered" and charged == "once")
 
     def _show_addresses(self, run: Any) -> None:
         """Show what a newcomer clicks and pastes next."""
         temporal = self.settings.temporal["target_host"]
+        docs = f"{self.api}/docs#token={self.token}"
         show(f"""[bold]API[/]          {self.api}
-[bold]Docs[/]         {self.api}/docs#token=[dim]{self.token}[/]
+[bold]Docs[/]         [link={docs}]{self.api}/docs[dim]#token={self.token}[/][/]
 [bold]Temporal UI[/]  {self.ui or f"that of {temporal}"}""")
         if self.ui:
             path = f"namespaces/{self.client.namespace}/workflows/{run['workflow_id']}/{run['run_id']}/history"
-            show(f"[bold]Order's run[/]  {self.ui}/{path}")
+            show(f"[bold]Order's run[/]  [link={self.ui}/{path}]{self.ui}/{path}[/]")
         show(f"""
 export TOKEN=[dim]{self.token}[/]
 export ORDER_ID={run["order"]["id"]}""")
+        # A screen of 24 lines has room for one command: the one that shows what is special.
         bearer = '-H "Authorization: Bearer $TOKEN"'
-        if not console.is_terminal:  # no screen that must hold it all
+        if not console.is_terminal:
             body = f"""-H "Content-Type: application/json" -d '{json.dumps(ORDER)}'"""
             say(f"curl -s {self.api}/api/v1/orders {bearer} {body}")
-        say(f"curl -s {self.api}/api/v1/orders/$ORDER_ID {bearer}")
-        if self.settings.payload_encryption_keys:
+        encrypted = self.settings.payload_encryption_keys
+        if not (console.is_terminal and encrypted):
+            say(f"curl -s {self.api}/api/v1/orders/$ORDER_ID {bearer}")
+        if encrypted:
             codec = f'--codec-endpoint {self.api}/api/v1/codec --codec-auth "Bearer $TOKEN"'
             say(f"{self.temporal_cli} workflow show --address {temporal} -w order-$ORDER_ID {codec}")
         say()
@@ -181,9 +188,9 @@ export ORDER_ID={run["order"]["id"]}""")
         killed = self.worker
         killed.kill()
         await killed.wait()
-        console.print(f"Killed the worker (SIGKILL to process {killed.pid}), right after the payment.")
         await self._start_worker()
-        console.print(f"Started another one ({self.worker.pid}). Temporal notices the lost attempt within 10 s.")
+        other = f"Worker {self.worker.pid} goes on in 10 s."
+        console.print(f"SIGKILL for worker {killed.pid}, after the payment. {other}")
         return True
 
 
@@ -205,13 +212,10 @@ class Timeline:
 
     def line(self) -> Text:
         """What the terminal shows at this moment."""
-        *before, last = self._times
-        color = {"delivered": "green", "cancelled": "red"}.get(last, "")
-        steps = [*before, f"[bold {color}]{last}[/]"]
-        shown = [f"{step} [dim]{at:.1f}s[/]" for step, at in zip(steps, self._times.values(), strict=True)]
-        if not color:
-            shown.append(f"[dim]… {time.monotonic() - self._began:.1f}s[/]")
-        return Text.from_markup(" → ".join(shown))
+        steps = [f"[{ENDS.get(each, 'bold')}]{each}[/] {at:.1f}" for each, at in self._times.items()]
+        if not ENDS.keys() & self._times.keys():
+            steps.append(f"… {time.monotonic() - self._began:.1f}")
+        return Text.from_markup(" → ".join(steps) + " s")
 
 
 def free(what: str, wanted: int) -> int:
@@ -225,7 +229,8 @@ def free(what: str, wanted: int) -> int:
 @asynccontextmanager
 async def worker(environ: Mapping[str, str]) -> AsyncIterator[Process]:
     """Run the sample worker in a process of its own."""
-    async with process([*WORKER], sys.stdout.buffer, environ) as started:
+    own = {**environ, "METRICS_PORT": ""}  # that port is the API's
+    async with process([*WORKER], sys.stdout.buffer, own) as started:
         try:
             yield started
         finally:

@@ -6,26 +6,29 @@ from typing import Any
 
 from litestar import Request, Response, Router, get
 from litestar.connection import ASGIConnection
+from litestar.di import Provide
 from litestar.handlers import BaseRouteHandler
 from litestar.types import ControllerRouterHandler
 
 from temporal_api.controllers import pages
 from temporal_api.controllers.codec import CodecController
 from temporal_api.errors import NotAllowed
-from temporal_api.services import SERVICES
+from temporal_api.services import services_of
 
 CODEC_PATH = "/dev/codec"
 
 # The token comes in the fragment, which a browser sends to no server. It moves into Swagger UI's own store at once, so
-# that neither the address nor the browser's history keeps it.
+# that neither the address nor the browser's history keeps it; Swagger UI takes any fragment for a link of its own.
 _AUTHORIZE = b"""
 <script>
-const token = new URLSearchParams(location.hash.slice(1)).get("token");
-if (token) {
-  history.replaceState(null, "", location.pathname);
-  ui.preauthorizeApiKey("bearer", token);
-  ui.authActions.persistAuthorizationIfNeeded();
-}
+  const token = new URLSearchParams(location.hash.slice(1)).get("token");
+  if (token) {
+    history.replaceState(null, "", location.pathname);
+    addEventListener("DOMContentLoaded", () => {
+      const schema = ui.specSelectors.securityDefinitions().get("bearer");
+      ui.authActions.authorizeWithPersistOption({bearer: {name: "bearer", schema, value: token}});
+    });
+  }
 </script>
 """
 
@@ -59,6 +62,6 @@ def _codec(ui_origins: Sequence[str]) -> Router:
         CODEC_PATH.removesuffix(CodecController.path),
         route_handlers=[CodecController],
         guards=[only_for_the_ui],
-        dependencies={"services": SERVICES},
+        dependencies={"services": Provide(services_of, sync_to_thread=False)},
         include_in_schema=False,
     )
