@@ -40,13 +40,14 @@ ORDER = {
     "payment_method": "card",
     "payment_details": {"card_token": "tok_visa"},
 }
-# Each step takes as long as one needs to see it.
-WORKER = (sys.executable, "-m", "temporal_api", "worker", "--pace", "0.7")
+# Each step takes as long as one needs to see it. No module of the current folder stands in for one of Python's.
+WORKER = (sys.executable, "-Pm", "temporal_api", "worker", "--pace", "0.7")
 STOP_SECONDS = 8
 # The statuses in which an order ends, and their colors.
 ENDS = {"delivered": "bold green", "cancelled": "bold red"}
 
 console = Console(highlight=False, emoji=False)
+LIVE = console.is_terminal and not console.is_dumb_terminal
 # Addresses and tokens are not broken into lines: they are there to be clicked and copied.
 show = partial(console.print, soft_wrap=True)
 say = partial(show, markup=False)
@@ -144,7 +145,7 @@ class Dev:
         timeline = Timeline(order["id"])
         path, workflow = f"/orders/{order['id']}", self.client.get_workflow_handle(order["workflow_id"])
         self._show_addresses(await asyncio.to_thread(self.call, path))
-        with Live(get_renderable=timeline.line, console=console) if console.is_terminal else nullcontext():
+        with Live(get_renderable=timeline.line, console=console) if LIVE else nullcontext():
             killed = False
             while timeline.add(order["status"]) not in ENDS:
                 if crash and not killed and order["status"] in ("processing", "shipped"):
@@ -162,22 +163,22 @@ class Dev:
         """Show what a newcomer clicks and pastes next."""
         temporal = self.settings.temporal["target_host"]
         docs = f"{self.api}/docs#token={self.token}"
-        show(f"""[bold]API[/]          {self.api}
-[bold]Docs[/]         [link={docs}]{self.api}/docs[dim]#token={self.token}[/][/]
-[bold]Temporal UI[/]  {self.ui or f"that of {temporal}"}""")
+        show(f"""[bold]API[/]          [cyan]{self.api}[/]
+[bold]Docs[/]         [link={docs}][cyan]{self.api}/docs[/][dim]#token={self.token}[/][/]
+[bold]Temporal UI[/]  [cyan]{self.ui or f"that of {temporal}"}[/]""")
         if self.ui:
             path = f"namespaces/{self.client.namespace}/workflows/{run['workflow_id']}/{run['run_id']}/history"
-            show(f"[bold]Order's run[/]  [link={self.ui}/{path}]{self.ui}/{path}[/]")
+            show(f"[bold]Order's run[/]  [link={self.ui}/{path}][cyan]{self.ui}/{path}[/][/]")
         show(f"""
 export TOKEN=[dim]{self.token}[/]
 export ORDER_ID={run["order"]["id"]}""")
         # A screen of 24 lines has room for one command: the one that shows what is special.
         bearer = '-H "Authorization: Bearer $TOKEN"'
-        if not console.is_terminal:
+        if not LIVE:
             body = f"""-H "Content-Type: application/json" -d '{json.dumps(ORDER)}'"""
             say(f"curl -s {self.api}/api/v1/orders {bearer} {body}")
         encrypted = self.settings.payload_encryption_keys
-        if not (console.is_terminal and encrypted):
+        if not (LIVE and encrypted):
             say(f"curl -s {self.api}/api/v1/orders/$ORDER_ID {bearer}")
         if encrypted:
             codec = f'--codec-endpoint {self.api}/api/v1/codec --codec-auth "Bearer $TOKEN"'
@@ -206,7 +207,7 @@ class Timeline:
         """Take the status that the order has now, and give it back."""
         if status not in self._times:
             self._times[status] = time.monotonic() - self._began
-            if not console.is_terminal:
+            if not LIVE:
                 say(f"Order {self._order_id}: {status}")
         return status
 
