@@ -6,13 +6,14 @@ own resource"). Under `/api/v1` no handler runs without a verified token and a s
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 
 from litestar import Controller, Litestar, Router
 from litestar.datastructures import State
 from litestar.middleware import DefineMiddleware
 from litestar.routes import HTTPRoute
+from litestar.types import ControllerRouterHandler
 
 from temporal_api import __version__, caches
 from temporal_api.auth import USER, Authenticate, Verifier
@@ -60,7 +61,9 @@ SEARCH_ATTRIBUTES = [name for each in RESOURCES for name in each.resource.search
 """What `temporal-api setup` adds to a namespace."""
 
 
-def create_app(settings: Settings | None = None) -> Litestar:
+def create_app(
+    settings: Settings | None = None, public_handlers: Sequence[ControllerRouterHandler] = pages.HANDLERS
+) -> Litestar:
     """The service, ready to be served. Raises SettingsError; TypeError if resources or handlers lack a part.
 
     Without settings it reads them from the environment, configures the log and handles the process's signals, so that
@@ -78,7 +81,7 @@ def create_app(settings: Settings | None = None) -> Litestar:
     verifier = Verifier(settings)
     # The pages, which need no token, have their own: whoever asks for them and does not read holds up no one else.
     memory, pages_memory = Memory(settings.max_memory_bytes), Memory(settings.max_memory_bytes // 8)
-    public = Router("/", route_handlers=pages.HANDLERS, middleware=[limits(settings.max_requests, pages_memory)])
+    public = Router("/", route_handlers=public_handlers, middleware=[limits(settings.max_requests, pages_memory)])
     api = Router(
         "/api/v1",
         route_handlers=[*RESOURCES, *CONTROLLERS],

@@ -50,14 +50,15 @@ def serve() -> None:
 
 
 @cli.command()
-def worker() -> None:
+@click.option("--pace", default=0.0, type=click.FloatRange(0, 9), help="Seconds that each step pretends to take.")
+def worker(pace: float) -> None:
     """Run the sample worker: `order_processing` and its activities."""
     from temporalio.client import Client
     from temporalio.runtime import Runtime, TelemetryConfig
 
     from temporal_api.logs import SDK_LOGGING, configure_logging
     from temporal_api.temporal.payloads import data_converter
-    from temporal_api.worker import TASK_QUEUE, create_worker
+    from temporal_api.worker import TASK_QUEUE, StandIns, create_worker
 
     settings = from_env(os.environ, keys_needed=False)
     configure_logging(settings.log_level, settings.log_format)
@@ -74,7 +75,7 @@ def worker() -> None:
                 await asyncio.sleep(2)
         task_queue = settings.resource("orders", TASK_QUEUE).task_queue
         log.info("worker polls %s", task_queue)
-        await create_worker(client, task_queue).run()
+        await create_worker(client, task_queue, StandIns(pace)).run()
 
     _run(work())
 
@@ -111,11 +112,12 @@ def token(sub: str, scope: str | None, expires: int) -> None:
 
 @cli.command()
 @click.option("--once", is_flag=True, help="Stop after the order: exit 0 if it was delivered, else 1.")
-def dev(once: bool) -> None:
+@click.option("--crash", is_flag=True, help="Kill the worker after the payment; another one goes on with the order.")
+def dev(once: bool, crash: bool) -> None:
     """Run Temporal with its UI, the sample worker and the API on this machine, and place an order."""
     from temporal_api.dev import run_everything
 
-    delivered = _run(run_everything(once=once))
+    delivered = _run(run_everything(once=once, crash=crash))
     click.echo("Stopped.")
     if once and not delivered:
         sys.exit(1)

@@ -1,10 +1,21 @@
 """The command line, run as a user runs it."""
 
 import asyncio
+import base64
+import fcntl
+import math
+import os
 import re
+import shutil
 import signal
 import socket
+import struct
+import sys
+import termios
 import uuid
+from asyncio.subprocess import PIPE
+from contextlib import suppress
+from pathlib import Path
 
 import httpx
 import pytest
@@ -14,7 +25,7 @@ from temporalio.api.workflowservice.v1 import RegisterNamespaceRequest
 from temporalio.client import Client
 
 from api import SECRET, assert_problem, eventually, order
-from commands import Process, command, curl, temporal_api
+from commands import Process, command, curl, inherited, temporal_api
 from temporal_api.dev.server import DevServer, free_port
 
 pytestmark = pytest.mark.anyio
@@ -34,6 +45,51 @@ async def test_dev_prints_what_works_when_pasted(dev: Process) -> None:
     assert 3 == len(urls)
     async with httpx.AsyncClient(follow_redirects=True) as client:
         assert [200, 200, 200] == [(await client.get(url)).status_code for url in urls]
+
+
+async def test_the_token_of_dev_sees_all_that_dev_made(dev: Process) -> None:
+    """The order's workflow too, whose run is linked in Temporal's UI."""
+    token = (await dev.until(r"export TOKEN=(\S+)"))[1]
+    await dev.until(r"Order \S+: pending")
+    api = re.search(r"^API +(\S+)$", dev.output, re.MULTILINE)[1]
+    link = re.search(r"^Order's run +(\S+)/namespaces/default/workflows/(\S+)/(\S+)/history$", dev.output, re.MULTILINE)
+    headers = {"Authorization": f"Bearer {token}"}
+    async with httpx.AsyncClient(headers=headers) as client:
+        run = (await client.get(f"{api}/api/v1/workflows/{link[2]}")).json()
+        in_the_ui = (await client.get(f"{link[1]}/api/v1/namespaces/default/workflows/{link[2]}")).json()
+
+    assert (link[2], link[3]) == (run["workflow_id"], run["run_id"])
+    assert {"workflowId": link[2], "runId": link[3]} == in_the_ui["workflowExecutionInfo"]["execution"]
+
+
+@pytest.mark.full
+async def test_the_docs_open_authorised_in_dev_only(dev: Process, base_url: str, tmp_path: Path) -> None:
+    """In a real browser: the link of `dev` does, and leaves no token in the address; elsewhere a fragment does not."""
+    browser = shutil.which("chromium")
+    if browser is None:
+        pytest.skip("chromium is not installed")
+    link = (await dev.until(r"Docs +(http\S+/docs)(#token=\S+)"))[0].split()[1]
+    fragment = link.partition("#")[2]
+
+    async def locks(url: str) -> set[str]:
+        """How the locks of the operations look on the page."""
+        options = ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"]
+        options += ["--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1", "--virtual-time-budget=20000"]
+        options += [f"--user-data-dir={tmp_path / uuid.uuid4().hex}", "--dump-dom"]
+        process = await asyncio.create_subprocess_exec(
+            browser,
+            *options,
+            url,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.DEVNULL,
+        )
+        async with asyncio.timeout(120):
+            page = (await process.communicate())[0].decode()
+        assert fragment not in page
+        return set(re.findall(r'"authorization button (\w+)"', page))
+
+    assert {"locked"} == await locks(link)
+    assert {"unlocked"} == await locks(f"{base_url}/docs#{fragment}")
 
 
 async def test_dev_shows_its_order_until_it_is_delivered(dev: Process) -> None:
@@ -64,12 +120,127 @@ async def test_dev_takes_the_next_free_port_and_stops_all_it_started(dev_server:
         await asyncio.open_connection("127.0.0.1", port)
 
 
-async def test_dev_once_ends_0_when_the_order_is_delivered(dev_server: DevServer) -> None:
-    """`dev --once` is a check that a script can use."""
+ROWS = 24 - 4
+"""Of a terminal's 24: the command and `Order's run` with its two rows, which are not here, and the cursor's."""
+
+
+async def in_a_terminal(*arguments: str, **environ: str) -> tuple[int, list[str]]:
+    """Run `temporal-api` in a terminal of 80 columns; give its exit code and the lines that stay on the screen."""
+    ours, its = os.openpty()
+    fcntl.ioctl(its, termios.TIOCSWINSZ, struct.pack("4H", 24, 80, 0, 0))
+    try:
+        process = await asyncio.create_subprocess_exec(
+            *(Path(sys.executable).with_name("temporal-api"), *arguments),
+            stdin=its,
+            stdout=its,
+            stderr=its,
+            env={**inherited(), "TERM": "xterm-256color", **environ},
+        )
+    finally:
+        os.close(its)
+    output = b""
+
+    def read() -> None:
+        nonlocal output
+        with suppress(OSError):  # the terminal's other end is closed
+            while part := os.read(ours, 65536):
+                output += part
+
+    reading = asyncio.create_task(asyncio.to_thread(read))
+    try:
+        async with asyncio.timeout(120):
+            code = await process.wait()
+            await reading
+    finally:
+        if process.returncode is None:
+            process.kill()
+        os.close(ours)
+    text = output.decode().replace("\r\n", "\n")
+    text = re.sub(r".*\n(?:\x1b\[\?25h)?\r?\x1b\[1A\x1b\[2K", "", text)  # up, and erase that line
+    text = re.sub(r"\x1b\]8;.*?\x1b\\|\x1b\[[?0-9;]*[A-Za-z]", "", text)  # links and styles
+    return code, [line.rpartition("\r")[2] for line in text.removesuffix("\n").split("\n")]
+
+
+def rows(lines: list[str]) -> int:
+    """How many rows of a terminal the lines take."""
+    return sum(max(1, math.ceil(len(line) / 80)) for line in lines)
+
+
+async def test_dev_once_fits_one_screen_and_ends_0(dev_server: DevServer) -> None:
+    """A terminal has 24 rows, one for the command; the order's way is one line. A script can use the code."""
     environ = {"PORT": str(free_port()), "TEMPORAL_ADDRESS": dev_server.address}
-    async with temporal_api("dev", "--once", ORDERS_TASK_QUEUE=str(uuid.uuid4()), **environ) as process:
-        assert 0 == await process.end(), process.output
-    assert ": delivered\n" in process.output
+    code, lines = await in_a_terminal("dev", "--once", ORDERS_TASK_QUEUE=str(uuid.uuid4()), **environ)
+
+    assert 0 == code, lines
+    assert rows(lines) <= ROWS
+    (way,) = (line for line in lines if line.startswith("pending"))
+    steps = ["pending", "confirmed", "processing", "shipped", "delivered"]
+    assert re.fullmatch(" → ".join(rf"{step} \d+\.\d" for step in steps) + " s", way)
+
+
+@pytest.mark.full
+async def test_dev_crash_delivers_the_order_and_charges_it_once(client: Client, dev_server: DevServer) -> None:
+    """The worker that charged is killed, and another delivers, as the history tells; all of it fits one screen."""
+    environ = {"PORT": str(free_port()), "TEMPORAL_ADDRESS": dev_server.address}
+    code, lines = await in_a_terminal("dev", "--crash", "--once", ORDERS_TASK_QUEUE=str(uuid.uuid4()), **environ)
+    text = "\n".join(lines)
+
+    assert 0 == code, text
+    assert rows(lines) <= ROWS
+    assert "charge_payment ran once and ship twice" in text
+    killed, other = re.search(
+        r"^SIGKILL for worker (\d+), after the payment. Worker (\d+) goes on", text, re.M
+    ).groups()
+    order_id = re.search(r"^export ORDER_ID=(\S+)", text, re.M)[1]
+    names, done = {}, {}
+    async for event in client.get_workflow_handle(f"order-{order_id}").fetch_history_events():
+        if event.HasField("activity_task_scheduled_event_attributes"):
+            names[event.event_id] = event.activity_task_scheduled_event_attributes.activity_type.name
+        if event.HasField("activity_task_completed_event_attributes"):
+            completed = event.activity_task_completed_event_attributes
+            assert done.setdefault(names[completed.scheduled_event_id], completed.identity) == completed.identity
+    assert 4 == len(names)
+    assert done["charge_payment"].startswith(f"{killed}@")
+    assert done["deliver"].startswith(f"{other}@")
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(other), 0)
+
+
+async def test_dev_shows_encrypted_payloads_in_temporal_s_ui_and_cli() -> None:
+    """The UI asks the address that its settings name, without a token, and nobody else may; the CLI's line works."""
+    environ = {"PORT": str(free_port()), "PAYLOAD_ENCRYPTION_KEYS": f"id:{'A' * 43}="}
+    async with temporal_api("dev", **environ) as process, httpx.AsyncClient() as browser:
+        ui = (await process.until(r"Temporal UI +(\S+)"))[1]
+        await process.until(r"Order \S+: pending")
+        token, order_id = (re.search(rf"{name}=(\S+)", process.output)[1] for name in ("TOKEN", "ORDER_ID"))
+        line = re.search(r"^.* workflow show .*$", process.output, re.MULTILINE)[0]
+        codec = (await browser.get(f"{ui}/api/v1/settings")).json()["Codec"]["Endpoint"]
+        start = (await browser.get(f"{ui}/api/v1/namespaces/default/workflows/order-{order_id}/history")).json()
+        (sealed,) = start["history"]["events"][0]["workflowExecutionStartedEventAttributes"]["input"]["payloads"]
+        port = codec.split(":")[2].partition("/")[0]
+
+        async def decode(origin: str, host: str = f"127.0.0.1:{port}") -> httpx.Response:
+            headers = {"Origin": origin, "Host": host, "X-Namespace": "default"}
+            return await browser.post(f"{codec}/decode", json={"payloads": [sealed]}, headers=headers)
+
+        asks = {"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "content-type,x-namespace"}
+        preflight = await browser.options(f"{codec}/decode", headers={"Origin": ui, **asks})
+        answer = await decode(ui)
+        refused = [await decode("http://evil.example"), await decode("null"), await decode(ui, "evil.example")]
+        no_origin = await browser.post(f"{codec}/decode", json={"payloads": [sealed]})
+        shell = await asyncio.create_subprocess_shell(
+            f"{line} --output json", env={**inherited(), "TOKEN": token, "ORDER_ID": order_id}, stdout=PIPE
+        )
+        shown = (await shell.communicate())[0]
+
+    assert b"tok_visa" not in base64.b64decode(sealed["data"])
+    assert (204, ui) == (preflight.status_code, preflight.headers["access-control-allow-origin"])
+    assert {"content-type", "x-namespace"} <= set(preflight.headers["access-control-allow-headers"].split(", "))
+    assert (200, ui) == (answer.status_code, answer.headers["access-control-allow-origin"])
+    assert b"tok_visa" in base64.b64decode(answer.json()["payloads"][0]["data"])
+    for response in (*refused, no_origin):
+        assert_problem(response, 403, "not_allowed")
+    assert b"tok_visa" in b"".join(base64.b64decode(data) for data in re.findall(rb'"data": "(.*?)"', shown))
 
 
 async def test_dev_once_ends_1_when_it_is_not(dev_server: DevServer) -> None:

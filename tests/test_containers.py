@@ -3,18 +3,21 @@
 import asyncio
 import json
 import re
+import shutil
 import sys
 import tomllib
 from pathlib import Path
 from typing import Any
 
+import httpx
 import msgspec
 import pytest
 import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from temporal_api.dev.server import free_port
+from api import eventually, service, token
+from temporal_api.dev.server import DevServer, free_port
 from temporal_api.settings import Settings, from_env
 
 ROOT = Path(__file__).parent.parent
@@ -32,11 +35,11 @@ def final_stage() -> dict[str, str]:
 
 def test_compose_brings_up_the_whole_system() -> None:
     """Temporal, the sample worker, the API and Prometheus; the API and the worker are one image."""
-    assert {"temporal", "worker", "api", "prometheus"} == SERVICES.keys()
+    assert {"temporal", "worker", "api", "prometheus"} == {n for n, each in SERVICES.items() if "profiles" not in each}
     assert SERVICES["worker"]["image"] == SERVICES["api"]["image"]
 
 
-@pytest.mark.parametrize("name", ["api", "worker"])
+@pytest.mark.parametrize("name", ["api", "worker", "codec"])
 def test_compose_hardens_what_is_ours(name: str) -> None:
     """A read-only root, no capability, and no way to gain one."""
     service = SERVICES[name]
@@ -58,7 +61,7 @@ def test_compose_is_reached_from_this_machine_only() -> None:
 @pytest.mark.parametrize("name", ["api", "worker"])
 def test_compose_sets_only_what_the_service_reads(name: str) -> None:
     """Every variable is a setting of the service or of the SDK, and the service accepts the values."""
-    environ = SERVICES[name]["environment"]
+    environ = {key: "" if value.endswith(":-}") else value for key, value in SERVICES[name]["environment"].items()}
 
     assert set() == {key for key in environ if not key.startswith("TEMPORAL_")} - SETTINGS
     assert "temporal:7233" == from_env(environ, keys_needed=name == "api").temporal["target_host"]
@@ -74,7 +77,7 @@ def test_images_name_no_registry() -> None:
     images = [service["image"] for service in SERVICES.values()]
     images += re.findall(r"^ARG PYTHON_IMAGE=(.*)", (ROOT / "Containerfile").read_text(), re.MULTILINE)
 
-    assert 5 == len(images)
+    assert 6 == len(images)
     for image in images:
         assert re.fullmatch(r"temporal-api|([a-z]+/)?[a-z]+:v?\d[\w.-]*", image)
 
@@ -85,6 +88,59 @@ def test_prometheus_scrapes_the_port_the_api_listens_on() -> None:
 
     assert f"api:{Settings().port}" in config
     assert str(Settings().port) == final_stage()["EXPOSE"]
+
+
+@pytest.mark.anyio
+async def test_the_ui_of_compose_decrypts_without_a_token(dev_server: DevServer, tmp_path: Path) -> None:
+    """The proxy adds one: for the pages of that UI, under the names of this machine, and for the codec alone."""
+    if shutil.which("nginx") is None:
+        pytest.skip("nginx is not installed")
+    codec, api = SERVICES["codec"], SERVICES["api"]["environment"]
+    port = free_port()
+    (command,) = codec["command"]
+    (endpoint,) = re.findall(r"--ui-codec-endpoint=\$\{PAYLOAD_ENCRYPTION_KEYS:\+([^}]*)}", str(SERVICES["temporal"]))
+    environ = {"TEMPORAL_ADDRESS": dev_server.address, "PAYLOAD_ENCRYPTION_KEYS": f"id:{'A' * 43}="}
+    async with service(**environ, ALLOWED_ORIGINS=api["ALLOWED_ORIGINS"]) as alice:
+        for old, new in {
+            "${CODEC_TOKEN:-}": token(scope="codec:decode"),
+            "$$": "$",
+            "http://api:8000": str(alice.base_url).rstrip("/"),
+            "8234": str(port),
+            "/tmp": str(tmp_path),  # noqa: S108 - the container's
+        }.items():
+            assert old in command
+            command = command.replace(old, new)
+        process = await asyncio.create_subprocess_exec(*codec["entrypoint"], command)
+        try:
+            async with httpx.AsyncClient(base_url=endpoint.replace("8234", str(port))) as browser:
+
+                async def listens() -> bool:
+                    try:
+                        return bool(await browser.get("/"))
+                    except httpx.ConnectError:
+                        return process.returncode is not None
+
+                await eventually(listens)
+
+                async def decode(origin: str, host: str, path: str = "/decode") -> httpx.Response:
+                    headers = {"Origin": origin, "Host": host, "X-Namespace": "default"}
+                    return await browser.post(path, json={"payloads": []}, headers=headers)
+
+                ui, here = "http://127.0.0.1:8233", f"127.0.0.1:{port}"
+                asks = {"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "x-namespace"}
+                preflight = await browser.options("/decode", headers={"Origin": ui, **asks})
+                answer = await decode(ui, here)
+
+                assert (204, ui) == (preflight.status_code, preflight.headers["access-control-allow-origin"])
+                assert (200, ui) == (answer.status_code, answer.headers["access-control-allow-origin"])
+                assert {"payloads": []} == answer.json()
+                assert 200 == (await decode("http://localhost:8233", f"localhost:{port}")).status_code
+                assert 403 == (await decode("http://evil.example", here)).status_code
+                assert 403 == (await decode(ui, "evil.example")).status_code
+                assert 404 == (await decode(ui, here, "/../orders")).status_code
+        finally:
+            process.kill()
+            await process.wait()
 
 
 def test_the_image_is_not_run_by_root() -> None:

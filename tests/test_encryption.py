@@ -391,7 +391,10 @@ async def test_the_codec_endpoint_answers_temporal_s_ui(dev_server: DevServer) -
     """A page of the UI may ask from its own origin, with its token and its headers: preflight and answer allow it."""
     ui = "http://127.0.0.1:8233"
     environ = {"TEMPORAL_ADDRESS": dev_server.address, "PAYLOAD_ENCRYPTION_KEYS": NEW, "ALLOWED_ORIGINS": ui}
-    asks = {"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "authorization,x-namespace"}
+    asks = {
+        "Access-Control-Request-Method": "POST",
+        "Access-Control-Request-Headers": "authorization,authorization-extras,content-type,x-namespace",
+    }
     async with service(**environ) as alice:
         url = f"{alice.base_url}/api/v1/codec/decode"
         async with httpx.AsyncClient() as browser:  # which sends no token with a preflight
@@ -400,7 +403,9 @@ async def test_the_codec_endpoint_answers_temporal_s_ui(dev_server: DevServer) -
         decoded = await alice.post(url, json={"payloads": []}, headers=headers)
 
     assert (204, ui) == (preflight.status_code, preflight.headers["access-control-allow-origin"])
-    assert {"authorization", "x-namespace"} <= set(preflight.headers["access-control-allow-headers"].split(", "))
+    assert {"authorization", "authorization-extras", "x-namespace"} <= set(
+        preflight.headers["access-control-allow-headers"].split(", ")
+    )
     assert "POST" in preflight.headers["access-control-allow-methods"]
     assert (200, ui) == (decoded.status_code, decoded.headers["access-control-allow-origin"])
 

@@ -10,6 +10,7 @@ import pytest
 
 from api import assert_problem
 from temporal_api import __version__
+from temporal_api.dev.browser import CODEC_PATH
 
 pytestmark = pytest.mark.anyio
 
@@ -73,6 +74,15 @@ async def test_a_viewer_shows_the_contract_and_asks_nobody_else(
     assert "://" not in response.text
     shown, _ = json.JSONDecoder().raw_decode(page.script, page.script.index('{"info"'))
     assert contract == shown
+
+
+async def test_only_dev_takes_a_token_from_the_address_and_decrypts_without_one(http: httpx.AsyncClient) -> None:
+    """Swagger UI remembers the token that it was given. What else `dev` does for its browser, nothing else does."""
+    page = (await http.get("/docs")).text
+
+    assert "persistAuthorization: true" in page
+    assert "location" not in Page(page).script
+    assert_problem(await http.post(f"{CODEC_PATH}/decode", json={"payloads": []}), 404, "not_found")
 
 
 @pytest.mark.parametrize("path", ["/docs", "/redoc"])

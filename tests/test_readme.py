@@ -39,6 +39,8 @@ ELSEWHERE = {
     "npx openapi-typescript": "downloads packages",
     ".venv/bin/uvicorn": "serves until it is told to end: see test_other_servers_run_as_written",
     "podman build": "downloads images: see test_the_image_commands_name_what_there_is",
+    "temporal workflow show": "`dev` there does not encrypt: see test_the_codec_endpoint_serves_temporal_s_cli",
+    "export JWT_SECRET=change-me-to-32-random-bytes-or-more\nexport CODEC_TOKEN": "containers: test_containers.py",
     ".venv/bin/temporal-api dev\n": "the same `dev`, with the README's own resource: see test_refunds.py",
     ".venv/bin/python -m temporal_api.worker.refund_processing": "likewise",
     "REFUND_ID=": "likewise",
@@ -55,7 +57,8 @@ def only_block(language: str) -> str:
 
 def test_no_block_is_left_out() -> None:
     """Each block is in a language that a test here or in test_refunds.py runs or checks."""
-    assert {"bash", "diff", "js", "json", "nginx", "python", "text", "yaml"} == {language for language, _ in BLOCKS}
+    known = {"bash", "diff", "ini", "js", "json", "nginx", "python", "text", "yaml"}
+    assert known == {language for language, _ in BLOCKS}
     assert 2 * len(BLOCKS) == len(re.findall("^```", README, re.MULTILINE))
     assert [] == [start for start in ELSEWHERE if not any(block.startswith(start) for block in BASH)]
 
@@ -263,8 +266,19 @@ def test_the_image_commands_name_what_there_is() -> None:
     assert {"--format": "docker", "-t": "temporal-api", "-f": "Containerfile"} == options
     assert (ROOT / build[-1] / options["-f"]).is_file()
     assert yaml.safe_load(compose)["services"]["api"]["image"] == options["-t"]
-    assert {name} == set(re.findall(r"\$\{(\w+)", compose))
+    assert {name} == set(re.findall(r"\$\{(\w+):\?", compose))
     assert secret == from_env({name: secret}).jwt_secret
+
+
+def test_temporal_s_ui_is_told_where_the_codec_is(contract: dict[str, Any]) -> None:
+    """The address that it gets leads to the operation, by https: to no other does it send a token."""
+    told = dict(line.split("=") for line in only_block("ini").splitlines())
+    host, _, path = told["TEMPORAL_CODEC_ENDPOINT"].removeprefix("https://").partition("/")
+
+    assert "/" not in host
+    assert [{"bearer": [told["TEMPORAL_AUTH_SCOPES"].split(",")[-1]]}] == contract["paths"][f"/{path}/decode"]["post"][
+        "security"
+    ]
 
 
 def test_the_manifest_probes_what_there_is() -> None:

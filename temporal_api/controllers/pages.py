@@ -77,6 +77,11 @@ def openapi_json(request: Request[Any, Any, Any]) -> Response[bytes]:
 @get("/docs", include_in_schema=False, sync_to_thread=False)
 def swagger(request: Request[Any, Any, Any]) -> Response[bytes]:
     """Swagger UI."""
+    return swagger_page(request)
+
+
+def swagger_page(request: Request[Any, Any, Any], script: bytes = b"") -> Response[bytes]:
+    """Make the page, with a script that runs first. It remembers the token that is pasted into it."""
     assets = f"{record_of(request.scope).root_path}/docs/assets/swagger_ui"
     viewer = SwaggerRenderPlugin(
         js_url=f"{assets}/swagger-ui-bundle.js",
@@ -84,7 +89,9 @@ def swagger(request: Request[Any, Any, Any]) -> Response[bytes]:
         standalone_preset_js_url=f"{assets}/swagger-ui-standalone-preset.js",
         favicon=_FAVICON,
     )
-    return _page(viewer.render(request, _contract(request.app)))
+    html = viewer.render(request, _contract(request.app))
+    html = html.replace(b"deepLinking: true,", b"deepLinking: true, persistAuthorization: true,")
+    return _page(html.replace(b"</head>", script + b"</head>", 1))
 
 
 @get("/redoc", include_in_schema=False, sync_to_thread=False)

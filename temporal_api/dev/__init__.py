@@ -4,16 +4,27 @@ import asyncio
 import json
 import os
 import secrets
+import sys
+import time
 import urllib.request
-from contextlib import AsyncExitStack
+from asyncio.subprocess import Process
+from collections import Counter
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager, nullcontext, suppress
+from functools import partial
 from typing import Any
 
-import click
-from temporalio.client import Client
+from rich.console import Console
+from rich.live import Live
+from rich.text import Text
+from temporalio.client import Client, WorkflowHandle
 from temporalio.runtime import Runtime, TelemetryConfig
 
 from temporal_api.app import SCOPES, SEARCH_ATTRIBUTES, create_app
+from temporal_api.controllers.codec import SCOPE as CODEC_SCOPE
+from temporal_api.dev.browser import CODEC_PATH, public_handlers
 from temporal_api.dev.build import find_temporal
+from temporal_api.dev.processes import process
 from temporal_api.dev.server import dev_server, free_port
 from temporal_api.dev.tokens import sign
 from temporal_api.logs import SDK_LOGGING, configure_logging
@@ -21,7 +32,6 @@ from temporal_api.serving import serving
 from temporal_api.settings import from_env
 from temporal_api.temporal.payloads import data_converter
 from temporal_api.temporal.search_attributes import add_search_attributes
-from temporal_api.worker import TASK_QUEUE, StandIns, create_worker
 
 ORDER = {
     "customer_id": "cust_123",
@@ -30,77 +40,219 @@ ORDER = {
     "payment_method": "card",
     "payment_details": {"card_token": "tok_visa"},
 }
+# Each step takes as long as one needs to see it. No module of the current folder stands in for one of Python's.
+WORKER = (sys.executable, "-Pm", "temporal_api", "worker", "--pace", "0.7")
+STOP_SECONDS = 8
+# The statuses in which an order ends, and their colors.
+ENDS = {"delivered": "bold green", "cancelled": "bold red"}
+
+console = Console(highlight=False, emoji=False)
+LIVE = console.is_terminal and not console.is_dumb_terminal
+# Addresses and tokens are not broken into lines: they are there to be clicked and copied.
+show = partial(console.print, soft_wrap=True)
+say = partial(show, markup=False)
 
 
-async def run_everything(*, once: bool) -> bool:
+async def run_everything(*, once: bool, crash: bool) -> bool:
     """Run Temporal, the worker and the API, and place an order. Run until cancelled, or `once` until the order ends.
 
-    Returns whether the order was delivered.
+    With `crash`, kill the worker after the payment and start another one. Returns whether the order was delivered and,
+    after a crash, charged once.
     """
     environ = {name: value for name, value in os.environ.items() if name not in ("JWT_JWKS_URL", "JWT_PUBLIC_KEY")}
     if not environ.get("JWT_SECRET"):
         environ["JWT_SECRET"] = secrets.token_urlsafe(32)
     environ.setdefault("LOG_LEVEL", "warning")
     environ.setdefault("LOG_FORMAT", "console")
-    settings = from_env(environ)
-    configure_logging(settings.log_level, settings.log_format)
     async with AsyncExitStack() as stack:
-        ui = f"that of {settings.temporal['target_host']}"
-        if not environ.get("TEMPORAL_ADDRESS"):
-            await find_temporal(click.echo)  # first: it may take minutes, and ports that are free now may be busy then
-            port, ui_port = _free("Temporal", 7233), _free("Temporal's UI", 8233)
-            server = dev_server(search_attributes=SEARCH_ATTRIBUTES, port=port, ui_port=ui_port, say=click.echo)
-            temporal = await stack.enter_async_context(server)
-            settings = from_env({**environ, "TEMPORAL_ADDRESS": temporal.address})
-            ui = temporal.ui_url or ui
-        runtime = Runtime(telemetry=TelemetryConfig(logging=SDK_LOGGING))
-        client = await Client.connect(**settings.temporal, data_converter=data_converter(settings), runtime=runtime)
-        await add_search_attributes(client, SEARCH_ATTRIBUTES)
-        stand_ins = StandIns(pace_seconds=0.7)
-        await stack.enter_async_context(
-            create_worker(client, settings.resource("orders", TASK_QUEUE).task_queue, stand_ins)
-        )
-        port = _free("the API", settings.port)
-        await stack.enter_async_context(serving(create_app(settings), settings.host, port))
-        api = f"http://{settings.host}:{port}"
-        click.echo(f"\nAPI          {api}\nDocs         {api}/docs\nTemporal UI  {ui}\n")
-        delivered = await _place_order(api, sign(settings, "dev", " ".join(SCOPES), 86_400))
+        dev = Dev(environ, stack)
+        await dev.start()
+        fine = await dev.process_order(crash=crash)
         if not once:
-            click.echo("\nRunning until Ctrl-C.")
+            say(f"Running until Ctrl-C. (It took {dev.start_seconds:.1f} s to start.)")
             await asyncio.Event().wait()
-    return delivered
+    return fine
 
 
-def _free(what: str, wanted: int) -> int:
-    port = free_port(wanted)
-    if wanted and port != wanted:
-        click.echo(f"Port {wanted} is busy: {what} takes {port}.")
-    return port
+class Dev:
+    """The parts that run, and what the terminal shows of them."""
 
+    def __init__(self, environ: dict[str, str], stack: AsyncExitStack) -> None:
+        self.environ = environ
+        self.settings = from_env(environ)
+        self.stack = stack
+        self.ui = ""
+        self.temporal_cli = "temporal"
 
-async def _place_order(api: str, token: str) -> bool:
-    """Place an order over HTTP and print each of its statuses; return whether it was delivered."""
+    async def start(self) -> None:
+        """Start Temporal, unless there is one, then a worker and the API."""
+        configure_logging(self.settings.log_level, self.settings.log_format)
+        embedded = not self.environ.get("TEMPORAL_ADDRESS")
+        if embedded:  # first: it may take minutes, and ports that are free now may be busy then
+            self.temporal_cli = str(await find_temporal(say))
+        began = time.monotonic()
+        port = free("the API", self.settings.port)
+        self.api = f"http://{self.settings.host}:{port}"
+        with console.status("Starting Temporal, a worker and the API"):
+            ui_origins = await self._start_temporal() if embedded else []
+            await self._start_worker()
+            self.client = await Client.connect(
+                **self.settings.temporal,
+                data_converter=data_converter(self.settings),
+                runtime=Runtime(telemetry=TelemetryConfig(logging=SDK_LOGGING)),
+            )
+            await add_search_attributes(self.client, SEARCH_ATTRIBUTES)
+            app = create_app(self.settings, public_handlers(ui_origins))
+            await self.stack.enter_async_context(serving(app, self.settings.host, port))
+        self.token = sign(self.settings, "dev", " ".join([*SCOPES, CODEC_SCOPE]), 86_400)
+        self.start_seconds = time.monotonic() - began
 
-    def call(path: str, body: object = None) -> Any:
+    async def _start_temporal(self) -> list[str]:
+        """Start Temporal; return the origins of its UI if that needs a codec."""
+        port, ui_port = free("Temporal", 7233), free("Temporal's UI", 8233)
+        self.ui = f"http://127.0.0.1:{ui_port}"
+        origins = [self.ui, f"http://localhost:{ui_port}"] if self.settings.payload_encryption_keys else []
+        server = await self.stack.enter_async_context(
+            dev_server(
+                search_attributes=SEARCH_ATTRIBUTES,
+                port=port,
+                ui_port=ui_port,
+                ui_codec=self.api + CODEC_PATH if origins else "",
+                say=say,
+            )
+        )
+        self.environ["TEMPORAL_ADDRESS"] = server.address
+        self.environ["ALLOWED_ORIGINS"] = ",".join([*self.settings.allowed_origins, *origins])
+        self.settings = from_env(self.environ)
+        return origins
+
+    async def _start_worker(self) -> None:
+        self.worker = await self.stack.enter_async_context(worker(self.environ))
+
+    def call(self, path: str, body: object = None) -> Any:
+        """Call the API."""
         request = urllib.request.Request(  # noqa: S310 - our own address
-            api + path,
+            f"{self.api}/api/v1{path}",
             None if body is None else json.dumps(body).encode(),
-            {"Authorization": f"Bearer {token}", "Content-Type": "application/json"},
+            {"Authorization": f"Bearer {self.token}", "Content-Type": "application/json"},
         )
         with urllib.request.urlopen(request, timeout=30) as answer:  # noqa: S310
             return json.load(answer)
 
-    order = await asyncio.to_thread(call, "/api/v1/orders", ORDER)
-    auth = '-H "Authorization: Bearer $TOKEN"'
-    click.echo(f"""export TOKEN={token}
-export ORDER_ID={order["id"]}
-curl -s {api}/api/v1/orders {auth} -H "Content-Type: application/json" -d '{json.dumps(ORDER)}'
-curl -s {api}/api/v1/orders/$ORDER_ID {auth}
-""")
-    click.echo(f"Order {order['id']}: {order['status']}")
-    while order["status"] not in ("delivered", "cancelled"):
-        await asyncio.sleep(0.2)
-        seen, order = order, (await asyncio.to_thread(call, f"/api/v1/orders/{order['id']}"))["order"]
-        if order["status"] != seen["status"]:
-            click.echo(f"Order {order['id']}: {order['status']}")
-    return bool(order["status"] == "delivered")
+    async def process_order(self, *, crash: bool) -> bool:
+        """Place an order over HTTP and show it on its way; return whether it was delivered, and charged once."""
+        order = await asyncio.to_thread(self.call, "/orders", ORDER)
+        timeline = Timeline(order["id"])
+        path, workflow = f"/orders/{order['id']}", self.client.get_workflow_handle(order["workflow_id"])
+        self._show_addresses(await asyncio.to_thread(self.call, path))
+        with Live(get_renderable=timeline.line, console=console) if LIVE else nullcontext():
+            killed = False
+            while timeline.add(order["status"]) not in ENDS:
+                if crash and not killed and order["status"] in ("processing", "shipped"):
+                    killed = await self._replace_worker()
+                await asyncio.sleep(0.2)
+                order = (await asyncio.to_thread(self.call, path))["order"]
+        if not crash:
+            return bool(order["status"] == "delivered")
+        attempts = await attempts_of(workflow)
+        charged, shipped = (times(attempts[name]) for name in ("charge_payment", "ship"))
+        say(f"In Temporal's history, charge_payment ran {charged} and ship {shipped}.")
+        return bool(killed and order["status"] == "delivered" and charged == "once")
+
+    def _show_addresses(self, run: Any) -> None:
+        """Show what a newcomer clicks and pastes next."""
+        temporal = self.settings.temporal["target_host"]
+        docs = f"{self.api}/docs#token={self.token}"
+        show(f"""[bold]API[/]          [cyan]{self.api}[/]
+[bold]Docs[/]         [link={docs}][cyan]{self.api}/docs[/][dim]#token={self.token}[/][/]
+[bold]Temporal UI[/]  [cyan]{self.ui or f"that of {temporal}"}[/]""")
+        if self.ui:
+            path = f"namespaces/{self.client.namespace}/workflows/{run['workflow_id']}/{run['run_id']}/history"
+            show(f"[bold]Order's run[/]  [link={self.ui}/{path}][cyan]{self.ui}/{path}[/][/]")
+        show(f"""
+export TOKEN=[dim]{self.token}[/]
+export ORDER_ID={run["order"]["id"]}""")
+        # A screen of 24 lines has room for one command: the one that shows what is special.
+        bearer = '-H "Authorization: Bearer $TOKEN"'
+        if not LIVE:
+            body = f"""-H "Content-Type: application/json" -d '{json.dumps(ORDER)}'"""
+            say(f"curl -s {self.api}/api/v1/orders {bearer} {body}")
+        encrypted = self.settings.payload_encryption_keys
+        if not (LIVE and encrypted):
+            say(f"curl -s {self.api}/api/v1/orders/$ORDER_ID {bearer}")
+        if encrypted:
+            codec = f'--codec-endpoint {self.api}/api/v1/codec --codec-auth "Bearer $TOKEN"'
+            say(f"{self.temporal_cli} workflow show --address {temporal} -w order-$ORDER_ID {codec}")
+        say()
+
+    async def _replace_worker(self) -> bool:
+        killed = self.worker
+        killed.kill()
+        await killed.wait()
+        await self._start_worker()
+        other = f"Worker {self.worker.pid} goes on in 10 s."
+        console.print(f"SIGKILL for worker {killed.pid}, after the payment. {other}")
+        return True
+
+
+class Timeline:
+    """The order's statuses and when they came: in a terminal a line that grows, elsewhere a line for each."""
+
+    def __init__(self, order_id: str) -> None:
+        self._order_id = order_id
+        self._began = time.monotonic()
+        self._times: dict[str, float] = {}
+
+    def add(self, status: str) -> str:
+        """Take the status that the order has now, and give it back."""
+        if status not in self._times:
+            self._times[status] = time.monotonic() - self._began
+            if not LIVE:
+                say(f"Order {self._order_id}: {status}")
+        return status
+
+    def line(self) -> Text:
+        """What the terminal shows at this moment."""
+        steps = [f"[{ENDS.get(each, 'bold')}]{each}[/] {at:.1f}" for each, at in self._times.items()]
+        if not ENDS.keys() & self._times.keys():
+            steps.append(f"… {time.monotonic() - self._began:.1f}")
+        return Text.from_markup(" → ".join(steps) + " s")
+
+
+def free(what: str, wanted: int) -> int:
+    """Find a port, and tell if it is not the wanted one."""
+    port = free_port(wanted)
+    if wanted and port != wanted:
+        say(f"Port {wanted} is busy: {what} takes {port}.")
+    return port
+
+
+@asynccontextmanager
+async def worker(environ: Mapping[str, str]) -> AsyncIterator[Process]:
+    """Run the sample worker in a process of its own."""
+    own = {**environ, "METRICS_PORT": ""}  # that port is the API's
+    async with process([*WORKER], sys.stdout.buffer, own) as started:
+        try:
+            yield started
+        finally:
+            with suppress(ProcessLookupError, TimeoutError):
+                started.terminate()
+                await asyncio.wait_for(started.wait(), STOP_SECONDS)
+
+
+async def attempts_of(workflow: WorkflowHandle[Any, Any]) -> Counter[str]:
+    """Count how often each activity was begun, as the history tells it."""
+    names: dict[int, str] = {}
+    attempts = Counter[str]()
+    async for event in workflow.fetch_history_events():
+        if event.HasField("activity_task_scheduled_event_attributes"):
+            names[event.event_id] = event.activity_task_scheduled_event_attributes.activity_type.name
+        elif event.HasField("activity_task_started_event_attributes"):
+            started = event.activity_task_started_event_attributes
+            attempts[names[started.scheduled_event_id]] += started.attempt
+    return attempts
+
+
+def times(count: int) -> str:
+    """Say how often."""
+    return {1: "once", 2: "twice"}.get(count, f"{count} times")
