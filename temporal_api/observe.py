@@ -24,7 +24,7 @@ from litestar.types import (
     Send,
 )
 
-from temporal_api import deadline
+from temporal_api import deadline, trace_context
 from temporal_api.errors import InternalServerError, Problem
 from temporal_api.memory import PIECE_BYTES, Memory
 from temporal_api.metrics import Metrics
@@ -33,8 +33,6 @@ from temporal_api.record import Record, begin, refusal_of
 from temporal_api.requests import keep_encoded_slashes
 
 REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
-# W3C Trace Context: a version that is not ff, a trace and a parent that are not all zeros.
-TRACEPARENT = re.compile(rb"(?!ff)[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 GZIP_MIN_BYTES = 1000
 _REFUSED = re.compile(rb"q=0(\.0*)?")
@@ -60,9 +58,9 @@ class Observe:
         deadline.begin()
         began = time.perf_counter()
         answer = _Answer(scope, send, self._memory_of)
+        begin(scope, answer.record)
         # HEAD is GET without the body (RFC 9110 9.3.2). The server leaves the body out by its own scope: hence a copy.
         routed: Any = {**scope, "method": "GET"} if answer.record.is_head else scope
-        begin(routed, answer.record)
         keep_encoded_slashes(routed)
         self._metrics.in_progress.inc()
         try:
@@ -89,9 +87,9 @@ class Observe:
     def _tell(self, scope: Any, method: str, answer: "_Answer", seconds: float) -> None:
         """Count and log the request."""
         record = answer.record
-        route = scope.get("path_template") or "unmatched"
+        record.route = route = scope.get("path_template") or record.route
         # nginx's number for a caller that left before there was an answer
-        status = 499 if record.client_gone or not answer.status else answer.status
+        record.status = status = 499 if record.client_gone or not answer.status else answer.status
         counted = None if record.waited else seconds
         self._metrics.count(method if method in METHODS else "OTHER", route, status, counted)
         level = _level(route, status)
@@ -129,16 +127,18 @@ class _Answer:
         self._send = send
         self._start: HTTPResponseStartEvent | None = None
         self._request_id = self._accept_encoding = b""
-        trace_id = None
+        trace = []
         for name, value in scope["headers"]:
             if name == b"x-request-id" and REQUEST_ID.fullmatch(value):
                 self._request_id = value
             elif name == b"accept-encoding":
                 self._accept_encoding += b"," + value
-            elif name == b"traceparent" and (found := TRACEPARENT.fullmatch(value)):
-                trace_id = found[1].decode()
+            elif name in trace_context.HEADERS:
+                trace.append((name, value))
         self._request_id = self._request_id or os.urandom(16).hex().encode()
-        self.record = Record(self._request_id.decode(), is_head=scope["method"] == "HEAD", trace_id=trace_id)
+        self.record = Record(self._request_id.decode(), is_head=scope["method"] == "HEAD")
+        if trace:
+            self.record.trace = trace_context.trace_context(trace)
 
     @property
     def is_sent(self) -> bool:

@@ -21,6 +21,7 @@ from temporal_api.encryption import ENCODING as ENCRYPTED
 from temporal_api.errors import PayloadUndecodable, ShuttingDown, TemporalTimeout
 from temporal_api.memory import Memory
 from temporal_api.settings import Settings
+from temporal_api.temporal.caller import sign
 from temporal_api.temporal.connections import Connections
 from temporal_api.temporal.failures import (
     NOTHING,
@@ -97,7 +98,7 @@ class Temporal:
         self.waits = waits
         """For calls that wait for news, or for a worker: they take no room from the others."""
         self.namespace = client.namespace
-        self.identity = client.identity
+        self._identity = client.identity
         self.codec = client.data_converter.payload_codec
         self._to_payload = client.data_converter.payload_converter.to_payload
         self._seconds = rpc_timeout_seconds
@@ -113,8 +114,10 @@ class Temporal:
     ) -> Response:
         """Make one call, retries included, within `seconds`; without them, by the request's deadline.
 
-        Raises Problem, never RPCError. `subject` names what the call is about in the words of whoever makes it.
+        The request tells Temporal who makes it. Raises Problem, never RPCError. `subject` names what the call is about
+        in the words of whoever makes it.
         """
+        sign(request, self._identity)
         now = asyncio.get_running_loop().time()
         ending_at = deadline.of_call(now, self._seconds) if seconds is None else now + seconds
         ending_at = min(ending_at, self._ending_at)
