@@ -8,6 +8,7 @@ import asyncio
 import os
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import TYPE_CHECKING
 
 from litestar import Controller, Litestar, Router
 from litestar.config.cors import CORSConfig
@@ -41,7 +42,11 @@ from temporal_api.temporal.endings import Endings
 from temporal_api.temporal.feeds import Feeds
 from temporal_api.temporal.starts import Starts
 from temporal_api.temporal.workers import Workers
+from temporal_api.tracing import spans_of
 from temporal_api.waiting import Waits
+
+if TYPE_CHECKING:
+    from temporal_api.spans import Spans
 
 RESOURCES: list[type[ResourceController]] = [
     OrderController,
@@ -77,6 +82,7 @@ def create_app(settings: Settings | None = None) -> Litestar:
         raise TypeError(f"two resources are called {' and '.join(sorted(twice))}")
     metrics = Metrics(__version__)
     verifier = Verifier(settings)
+    spans = spans_of(settings)
     # The pages, which need no token, have their own: whoever asks for them and does not read holds up no one else.
     memory, pages_memory = Memory(settings.max_memory_bytes), Memory(settings.max_memory_bytes // 8)
     public = Router("/", route_handlers=pages.HANDLERS, middleware=[limits(settings.max_requests, pages_memory)])
@@ -94,7 +100,7 @@ def create_app(settings: Settings | None = None) -> Litestar:
     app = Litestar(
         [public, metrics_route(metrics), HealthController, api],
         lifespan=[
-            _connected(settings, metrics, verifier, memory),
+            _connected(settings, metrics, verifier, memory, spans),
             *([drain_on_signal] if under_another_server else []),
         ],
         request_class=JSONRequest,
@@ -118,15 +124,18 @@ def create_app(settings: Settings | None = None) -> Litestar:
     app.asgi_handler = Observe(
         app.asgi_handler, metrics, lambda path: memory if path.startswith(api.path) else pages_memory
     )
+    if spans is not None:
+        app.asgi_handler = spans.of_requests(app.asgi_handler)
     return app
 
 
 def _connected(
-    settings: Settings, metrics: Metrics, verifier: Verifier, memory: Memory
+    settings: Settings, metrics: Metrics, verifier: Verifier, memory: Memory, spans: "Spans | None"
 ) -> Callable[[Litestar], AbstractAsyncContextManager[None]]:
     @asynccontextmanager
     async def lifespan(app: Litestar) -> AsyncIterator[None]:
-        app.state.services = _services(settings, await connect(settings, metrics.runtime(), memory), verifier)
+        temporal = await connect(settings, metrics.runtime(), memory, spans.temporal if spans else None)
+        app.state.services = _services(settings, temporal, verifier)
         verifier.start()
         draining = asyncio.create_task(metrics.drain_forever())
         try:
@@ -134,6 +143,8 @@ def _connected(
         finally:
             verifier.close()
             draining.cancel()
+            if spans is not None:
+                await spans.close()
             # The SDK's runtime aborts the process when it is torn down right after a call.
             await asyncio.sleep(0.1)
 

@@ -24,7 +24,7 @@ from litestar.types import (
     Send,
 )
 
-from temporal_api import deadline, trace_context
+from temporal_api import deadline, tracing
 from temporal_api.errors import InternalServerError, Problem
 from temporal_api.memory import PIECE_BYTES, Memory
 from temporal_api.metrics import Metrics
@@ -133,12 +133,12 @@ class _Answer:
                 self._request_id = value
             elif name == b"accept-encoding":
                 self._accept_encoding += b"," + value
-            elif name in trace_context.HEADERS:
+            elif name in tracing.HEADERS:
                 trace.append((name, value))
         self._request_id = self._request_id or os.urandom(16).hex().encode()
         self.record = Record(self._request_id.decode(), is_head=scope["method"] == "HEAD")
         if trace:
-            self.record.trace = trace_context.trace_context(trace)
+            self.record.trace = tracing.trace_context(trace)
 
     @property
     def is_sent(self) -> bool:

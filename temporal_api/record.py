@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 
 from temporal_api.errors import Problem
-from temporal_api.trace_context import NO_TRACE
+from temporal_api.tracing import NO_TRACE
 
 _KEY = "temporal_api.record"
 

@@ -11,7 +11,7 @@ from temporalio.api.failure.v1 import Failure
 
 from temporal_api.record import current_record
 from temporal_api.temporal.payloads import JSON_METADATA
-from temporal_api.trace_context import NO_TRACE
+from temporal_api.tracing import NO_TRACE
 
 TRACE_HEADER = "_tracer-data"
 """Where the SDKs' OpenTelemetry interceptors look for a trace. They read headers unencrypted."""

@@ -1,10 +1,19 @@
-"""The trace that a request is part of, and its baggage: what callers send of them, if it is valid (W3C)."""
+"""The trace that a request is part of: what callers tell of it (W3C), and whether its spans are sent anywhere."""
 
+import logging
 import re
 from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING
+
+from temporal_api.settings import Settings
+
+if TYPE_CHECKING:
+    from temporal_api.spans import Spans
 
 HEADERS = frozenset({b"traceparent", b"tracestate", b"baggage"})
 NO_TRACE: Mapping[str, str] = {}
+
+log = logging.getLogger(__name__)
 
 MAX_BYTES = 8192
 """Of each header: what W3C has every party carry of baggage."""
@@ -42,3 +51,15 @@ def _members(value: bytes) -> list[bytes]:
     """The members of a list; none of one that is too long."""
     members = (member.strip(b" \t") for member in value.split(b",")) if len(value) <= MAX_BYTES else ()
     return [member for member in members if member]
+
+
+def spans_of(settings: Settings) -> "Spans | None":
+    """What makes spans, if the settings say where they go. Nothing of OpenTelemetry is imported before."""
+    if not settings.otel_exporter_otlp_endpoint:
+        return None
+    try:
+        from temporal_api.spans import Spans
+    except ImportError:
+        log.warning("OTEL_EXPORTER_OTLP_ENDPOINT is set, but no spans are sent: pip install 'temporal-api[otel]'")
+        return None
+    return Spans(settings.otel_exporter_otlp_endpoint, str(settings.temporal["target_host"]))
