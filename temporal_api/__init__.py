@@ -5,7 +5,9 @@ The modules, in the order a request meets them:
     connections   how many there may be, how long each may wait for its caller, how they end
     protocol      HTTP/1.1 on one of them: what a caller may send, and how long that may take
     observe       outermost: request id, access log, HTTP metrics, gzip, HEAD
-    record        what observe logs and counts of a request
+    record        what is known of a request: logged, counted, told to Temporal
+    tracing       the trace that a request is part of
+    spans         its own spans, for an OpenTelemetry collector, if there is one
     logs          the formats of the log
     metrics       the metrics, and GET /metrics
     app           the table of contents: every route, and what stands before it

@@ -11,6 +11,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import TYPE_CHECKING
 
 from litestar import Controller, Litestar, Router
+from litestar.config.app import AppConfig
 from litestar.config.cors import CORSConfig
 from litestar.datastructures import State
 from litestar.middleware import DefineMiddleware
@@ -97,7 +98,7 @@ def create_app(settings: Settings | None = None) -> Litestar:
         dependencies={"user": USER, "services": SERVICES},
         security=[{"bearer": []}],
     )
-    app = Litestar(
+    app = _Litestar(
         [public, metrics_route(metrics), HealthController, api],
         lifespan=[
             _connected(settings, metrics, verifier, memory, spans),
@@ -127,6 +128,14 @@ def create_app(settings: Settings | None = None) -> Litestar:
     if spans is not None:
         app.asgi_handler = spans.of_requests(app.asgi_handler)
     return app
+
+
+class _Litestar(Litestar):
+    """A Litestar that does not load OpenTelemetry, where it is installed, only to look for a plugin of its own."""
+
+    @staticmethod
+    def _patch_opentelemetry_middleware(config: AppConfig) -> AppConfig:
+        return config
 
 
 def _connected(

@@ -16,6 +16,7 @@ from temporal_api.tracing import NO_TRACE
 TRACE_HEADER = "_tracer-data"
 """Where the SDKs' OpenTelemetry interceptors look for a trace. They read headers unencrypted."""
 MAX_IDENTITY_BYTES = 1000
+"""What Temporal takes of other names."""
 
 _Place = Literal["identity", "header", "message", "messages"]
 _known: dict[Descriptor, dict[str, _Place]] = {}
