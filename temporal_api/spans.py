@@ -34,7 +34,7 @@ from temporal_api.temporal.client import Response, Temporal
 from temporal_api.temporal.failures import NOTHING, Subject
 from temporal_api.tracing import HEADERS, trace_context
 
-CLOSE_SECONDS = 2
+CLOSE_SECONDS = 1
 """How long the end of the process waits for a collector that does not answer."""
 
 _PROPAGATOR = TraceContextTextMapPropagator()
@@ -46,7 +46,8 @@ class Spans:
 
     def __init__(self, endpoint: str, temporal_address: str) -> None:
         resource = Resource.create({"service.name": "temporal-api", "service.version": __version__})
-        self._provider = TracerProvider(resource=resource.merge(OTELResourceDetector().detect()))
+        resource = resource.merge(OTELResourceDetector().detect())
+        self._provider = TracerProvider(resource=resource, shutdown_on_exit=False)
         exporter = OTLPSpanExporter(endpoint=f"{endpoint.rstrip('/')}/v1/traces")
         self._provider.add_span_processor(BatchSpanProcessor(exporter))
         self._tracer = self._provider.get_tracer("temporal_api", __version__)
@@ -82,7 +83,7 @@ class Spans:
         return TracingInterceptor(self._tracer)
 
     async def close(self) -> None:
-        """Send what is there still, within two seconds."""
+        """Send what is there still, within a second."""
         closing = threading.Thread(target=self._provider.shutdown, daemon=True)
         closing.start()
         await asyncio.to_thread(closing.join, CLOSE_SECONDS)

@@ -1,7 +1,7 @@
 """Who asks, and the trace that it is part of: told to Temporal in every request that has a place for them."""
 
 from collections.abc import Mapping
-from typing import Literal, cast
+from typing import Literal
 
 import msgspec
 from google.protobuf.descriptor import Descriptor
@@ -25,8 +25,8 @@ _known: dict[Descriptor, dict[str, _Place]] = {}
 def caller() -> str:
     """Who sent the request that is being served; empty outside of one, or if it needs no token."""
     record = current_record()
-    name = record.user if record else None
-    return (name or "").encode()[:MAX_IDENTITY_BYTES].decode(errors="ignore")
+    name = (record.user if record else None) or ""
+    return name if name.isascii() else name.encode()[:MAX_IDENTITY_BYTES].decode(errors="ignore")
 
 
 def sign(request: Message, process: str, trace: Mapping[str, str] = NO_TRACE) -> None:
@@ -56,20 +56,23 @@ def _fill(message: Message, identity: str, trace: Mapping[str, str]) -> None:
 
 def _places(message: Message) -> dict[str, _Place]:
     """The fields of such a message that are to be filled in, and those that hold messages with such fields."""
-    return _places_of(cast(Descriptor, message.DESCRIPTOR))
+    kind: Descriptor = message.DESCRIPTOR  # type: ignore[assignment] # of the same kind, in C
+    return _find(kind)
 
 
-def _places_of(kind: Descriptor) -> dict[str, _Place]:
-    if kind not in _known:
-        _known[kind] = found = {}  # before its fields are looked at: some messages hold messages of their own kind
-        for field in kind.fields:
-            inner = field.message_type
-            if inner is None:
-                if field.name == "identity":
-                    found[field.name] = "identity"
-            elif inner is Header.DESCRIPTOR:
-                found[field.name] = "header"
-            # The identity in a failure is not that of who reports it.
-            elif inner is not Failure.DESCRIPTOR and not inner.GetOptions().map_entry and _places_of(inner):
-                found[field.name] = "messages" if field.is_repeated else "message"
-    return _known[kind]
+def _find(kind: Descriptor) -> dict[str, _Place]:
+    if kind in _known:
+        return _known[kind]
+    found: dict[str, _Place] = {}
+    _known[kind] = found  # before its fields are looked at: some messages hold messages of their own kind
+    for field in kind.fields:
+        inner = field.message_type
+        if inner is None:
+            if field.name == "identity":
+                found[field.name] = "identity"
+        elif inner is Header.DESCRIPTOR:
+            found[field.name] = "header"
+        # The identity in a failure is not that of who reports it.
+        elif inner is not Failure.DESCRIPTOR and not inner.GetOptions().map_entry and _find(inner):
+            found[field.name] = "messages" if field.is_repeated else "message"
+    return found
