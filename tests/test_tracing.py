@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator
 from datetime import timedelta
 from http.server import BaseHTTPRequestHandler, HTTPServer
-from importlib.util import find_spec
+from importlib.metadata import Distribution
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.anyio
 
 needs_otel = pytest.mark.skipif(
-    find_spec("opentelemetry") is None or find_spec("opentelemetry.exporter") is None,
+    not list(Distribution.discover(name="opentelemetry-exporter-otlp-proto-http")),
     reason="OpenTelemetry comes with the extra `otel`",
 )
 
