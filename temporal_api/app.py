@@ -8,8 +8,10 @@ import asyncio
 import os
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import TYPE_CHECKING
 
 from litestar import Controller, Litestar, Router
+from litestar.config.app import AppConfig
 from litestar.datastructures import State
 from litestar.middleware import DefineMiddleware
 from litestar.routes import HTTPRoute
@@ -43,7 +45,11 @@ from temporal_api.temporal.endings import Endings
 from temporal_api.temporal.feeds import Feeds
 from temporal_api.temporal.starts import Starts
 from temporal_api.temporal.workers import Workers
+from temporal_api.tracing import spans_of
 from temporal_api.waiting import Waits
+
+if TYPE_CHECKING:
+    from temporal_api.spans import Spans
 
 RESOURCES: list[type[ResourceController]] = [
     OrderController,
@@ -79,6 +85,7 @@ def create_app(
         raise TypeError(f"two resources are called {' and '.join(sorted(twice))}")
     metrics = Metrics(__version__)
     verifier = Verifier(settings)
+    spans = spans_of(settings)
     # The pages, which need no token, have their own: whoever asks for them and does not read holds up no one else.
     memory, pages_memory = Memory(settings.max_memory_bytes), Memory(settings.max_memory_bytes // 8)
     public = Router("/", route_handlers=public_handlers, middleware=[limits(settings.max_requests, pages_memory)])
@@ -93,10 +100,10 @@ def create_app(
         dependencies={"user": USER, "services": SERVICES},
         security=[{"bearer": []}],
     )
-    app = Litestar(
+    app = _Litestar(
         [public, metrics_route(metrics), HealthController, api],
         lifespan=[
-            _connected(settings, metrics, verifier, memory),
+            _connected(settings, metrics, verifier, memory, spans),
             *([drain_on_signal] if under_another_server else []),
         ],
         request_class=JSONRequest,
@@ -123,15 +130,26 @@ def create_app(
         Cors(settings.allowed_origins),
         Prefix(settings.root_path, (route.path for route in app.routes)),
     )
+    if spans is not None:
+        app.asgi_handler = spans.of_requests(app.asgi_handler)
     return app
 
 
+class _Litestar(Litestar):
+    """A Litestar that does not load OpenTelemetry, where it is installed, only to look for a plugin of its own."""
+
+    @staticmethod
+    def _patch_opentelemetry_middleware(config: AppConfig) -> AppConfig:
+        return config
+
+
 def _connected(
-    settings: Settings, metrics: Metrics, verifier: Verifier, memory: Memory
+    settings: Settings, metrics: Metrics, verifier: Verifier, memory: Memory, spans: "Spans | None"
 ) -> Callable[[Litestar], AbstractAsyncContextManager[None]]:
     @asynccontextmanager
     async def lifespan(app: Litestar) -> AsyncIterator[None]:
-        app.state.services = _services(settings, await connect(settings, metrics.runtime(), memory), verifier)
+        temporal = await connect(settings, metrics.runtime(), memory, spans.temporal if spans else None)
+        app.state.services = _services(settings, temporal, verifier)
         verifier.start()
         draining = asyncio.create_task(metrics.drain_forever())
         try:
@@ -139,6 +157,8 @@ def _connected(
         finally:
             verifier.close()
             draining.cancel()
+            if spans is not None:
+                await spans.close()
             # The SDK's runtime aborts the process when it is torn down right after a call.
             await asyncio.sleep(0.1)
 

@@ -58,6 +58,7 @@ def worker(pace: float) -> None:
 
     from temporal_api.logs import SDK_LOGGING, configure_logging
     from temporal_api.temporal.payloads import data_converter
+    from temporal_api.tracing import spans_of
     from temporal_api.worker import TASK_QUEUE, StandIns, create_worker
 
     settings = from_env(os.environ, keys_needed=False)
@@ -66,16 +67,24 @@ def worker(pace: float) -> None:
     async def work() -> None:
         runtime = Runtime(telemetry=TelemetryConfig(logging=SDK_LOGGING))
         converter = data_converter(settings)
+        spans = spans_of(settings)
+        interceptors = [spans.of_worker()] if spans else []
         while True:
             try:
-                client = await Client.connect(**settings.temporal, data_converter=converter, runtime=runtime)
+                client = await Client.connect(
+                    **settings.temporal, data_converter=converter, runtime=runtime, interceptors=interceptors
+                )
                 break
             except RuntimeError as error:  # Temporal may start after its workers
                 log.warning("Temporal cannot be reached, trying again: %s", str(error).splitlines()[0])
                 await asyncio.sleep(2)
         task_queue = settings.resource("orders", TASK_QUEUE).task_queue
         log.info("worker polls %s", task_queue)
-        await create_worker(client, task_queue, StandIns(pace)).run()
+        try:
+            await create_worker(client, task_queue, StandIns(pace)).run()
+        finally:
+            if spans is not None:
+                await spans.close()
 
     _run(work())
 

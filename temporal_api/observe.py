@@ -24,7 +24,7 @@ from litestar.types import (
     Send,
 )
 
-from temporal_api import deadline
+from temporal_api import deadline, tracing
 from temporal_api.cors import Cors
 from temporal_api.errors import InternalServerError, OriginNotAllowed, Problem
 from temporal_api.memory import PIECE_BYTES, Memory
@@ -35,8 +35,6 @@ from temporal_api.record import Record, begin, refusal_of
 from temporal_api.requests import keep_encoded_slashes
 
 REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
-# W3C Trace Context: a version that is not ff, a trace and a parent that are not all zeros.
-TRACEPARENT = re.compile(rb"(?!ff)[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 GZIP_MIN_BYTES = 1000
 NO_STORE, NO_CACHE = (b"cache-control", b"no-store"), (b"cache-control", b"no-cache")
@@ -67,12 +65,12 @@ class Observe:
             return
         deadline.begin()
         began = time.perf_counter()
+        keep_encoded_slashes(scope)
+        self._prefix.remove(scope)
+        answer = _Answer(scope, send, self._memory_of, self._cors, self._prefix)
+        begin(scope, answer.record)
         # HEAD is GET without the body (RFC 9110 9.3.2). The server leaves the body out by its own scope: hence a copy.
-        routed: Any = {**scope, "method": "GET"} if scope["method"] == "HEAD" else scope
-        keep_encoded_slashes(routed)
-        self._prefix.remove(routed)
-        answer = _Answer(scope, routed["path"], send, self._memory_of, self._cors, self._prefix)
-        begin(routed, answer.record)
+        routed: Any = {**scope, "method": "GET"} if answer.record.is_head else scope
         self._metrics.in_progress.inc()
         try:
             await self._serve(routed, receive, answer)
@@ -103,9 +101,9 @@ class Observe:
     def _tell(self, scope: Any, method: str, answer: "_Answer", seconds: float) -> None:
         """Count and log the request."""
         record = answer.record
-        route = scope.get("path_template") or "unmatched"
+        record.route = route = scope.get("path_template") or record.route
         # nginx's number for a caller that left before there was an answer
-        status = 499 if record.client_gone or not answer.status else answer.status
+        record.status = status = 499 if record.client_gone or not answer.status else answer.status
         counted = None if record.waited else seconds
         self._metrics.count(method if method in METHODS else "OTHER", route, status, counted)
         level = _level(route, status)
@@ -137,17 +135,17 @@ class _Answer:
     """The answer to one request: it carries the request's id, and its body is compressed if the client accepts that."""
 
     def __init__(
-        self, scope: HTTPScope, path: str, send: Send, memory_of: Callable[[str], Memory], cors: Cors, prefix: Prefix
+        self, scope: HTTPScope, send: Send, memory_of: Callable[[str], Memory], cors: Cors, prefix: Prefix
     ) -> None:
         self.status = 0
-        self._path = path
+        self._path = scope["path"]
         self._memory_of = memory_of
         self._send = send
         self._prefix = prefix
         self._start: HTTPResponseStartEvent | None = None
         self._request_id = self._accept_encoding = b""
         self._cors = cors.default
-        trace_id = None
+        trace = []
         for name, value in scope["headers"]:
             if name == b"x-request-id" and REQUEST_ID.fullmatch(value):
                 self._request_id = value
@@ -155,12 +153,12 @@ class _Answer:
                 self._accept_encoding += b"," + value
             elif name == b"origin":
                 self._cors = cors.headers.get(value, cors.default)
-            elif name == b"traceparent" and (found := TRACEPARENT.fullmatch(value)):
-                trace_id = found[1].decode()
+            elif name in tracing.HEADERS:
+                trace.append((name, value))
         self._request_id = self._request_id or os.urandom(16).hex().encode()
-        self.record = Record(
-            self._request_id.decode(), prefix.root_path, is_head=scope["method"] == "HEAD", trace_id=trace_id
-        )
+        self.record = Record(self._request_id.decode(), prefix.root_path, is_head=scope["method"] == "HEAD")
+        if trace:
+            self.record.trace = tracing.trace_context(trace)
 
     @property
     def is_sent(self) -> bool:

@@ -1,10 +1,16 @@
-"""What `observe` logs and counts of one request. Whoever learns a part of it writes it down here."""
+"""What is known of one request: logged and counted by `observe`, and told to Temporal.
 
+Whoever learns a part of it writes it down here.
+"""
+
+from collections.abc import Mapping
+from contextvars import ContextVar
 from typing import Any
 
 import msgspec
 
 from temporal_api.errors import Problem
+from temporal_api.tracing import NO_TRACE
 
 _KEY = "temporal_api.record"
 
@@ -16,7 +22,10 @@ class Record(msgspec.Struct):
     root_path: str = ""
     """What the addresses in the answer begin with (ROOT_PATH)."""
     is_head: bool = False
-    trace_id: str | None = None
+    trace: Mapping[str, str] = NO_TRACE
+    """W3C's headers of the trace that it is part of."""
+    route: str = "unmatched"
+    status: int = 0
     user: str | None = None
     workflow_id: str | None = None
     waited: bool = False
@@ -24,10 +33,24 @@ class Record(msgspec.Struct):
     client_gone: bool = False
     """The caller left before there was an answer."""
 
+    @property
+    def trace_id(self) -> str | None:
+        """The id of that trace."""
+        return self.trace["traceparent"].split("-")[1] if "traceparent" in self.trace else None
+
+
+_current: ContextVar[Record | None] = ContextVar("record", default=None)
+
 
 def begin(scope: Any, record: Record) -> None:
-    """Attach the record to the request."""
+    """Attach the record to the request, and to what is done for it."""
     scope[_KEY] = record
+    _current.set(record)
+
+
+def current_record() -> Record | None:
+    """The record of the request that this is done for; None for what no request asked for."""
+    return _current.get()
 
 
 def record_of(scope: Any) -> Record:

@@ -79,6 +79,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, rename=str.upper):
     """Whose `X-Forwarded-For` is believed: addresses and networks, or `*`. The name is uvicorn's."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["json", "console"] = "json"
+    otel_exporter_otlp_endpoint: str | None = None
     allowed_workflow_types: tuple[str, ...] = ()
     allowed_task_queues: tuple[str, ...] = ()
     payload_encryption_keys: tuple[Annotated[str, Meta(pattern=r"^[A-Za-z0-9._-]+:[A-Za-z0-9+/]{43}=$")], ...] = ()
@@ -170,6 +171,8 @@ def from_env(environ: Mapping[str, str], *, keys_needed: bool = True) -> Setting
     if len(dict(settings.encryption_keys)) < len(settings.payload_encryption_keys):
         raise SettingsError("PAYLOAD_ENCRYPTION_KEYS: two keys have the same id; give each its own")
     _check_forwarded_allow_ips(settings.forwarded_allow_ips)
+    if (collector := settings.otel_exporter_otlp_endpoint) and not is_http_address(collector):
+        raise SettingsError("OTEL_EXPORTER_OTLP_ENDPOINT: expected an http or https address, such as http://host:4318")
     for name in ("jwt_secret", "jwt_secret_previous", "secret_key"):
         if (secret := getattr(settings, name)) and len(secret.encode()) < 32:
             raise SettingsError(f"{name.upper()}: too short, expected 32 random bytes or more")
@@ -254,7 +257,7 @@ def _check_jwt(settings: Settings) -> None:
 
 
 def is_http_address(url: str) -> bool:
-    """Whether keys may be had from there."""
+    """Whether it is one that keys may be had from, and spans be sent to."""
     try:
         parts = urlsplit(url)
         port = parts.port  # raises ValueError, as a half IPv6 address does

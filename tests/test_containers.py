@@ -181,11 +181,12 @@ async def test_the_health_check_asks_whether_the_process_lives(base_url: str) ->
 
 
 def test_the_lock_pins_every_dependency() -> None:
-    """What the package needs, and what builds it, has one version that fits, with its hashes."""
+    """What the package and the image's traces need, and what builds it, has one version that fits, with its hashes."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
     pinned = dict(re.findall(r"^(\S+)==(\S+) \\\n    --hash", LOCK, re.MULTILINE))
 
-    for line in project["project"]["dependencies"] + project["build-system"]["requires"]:
+    otel = project["project"]["optional-dependencies"]["otel"]
+    for line in project["project"]["dependencies"] + otel + project["build-system"]["requires"]:
         wanted = Requirement(line)
         assert pinned[canonicalize_name(wanted.name)] in wanted.specifier
 

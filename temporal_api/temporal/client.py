@@ -21,6 +21,7 @@ from temporal_api.encryption import ENCODING as ENCRYPTED
 from temporal_api.errors import PayloadUndecodable, ShuttingDown, TemporalTimeout
 from temporal_api.memory import Memory
 from temporal_api.settings import Settings
+from temporal_api.temporal.caller import sign
 from temporal_api.temporal.connections import Connections
 from temporal_api.temporal.failures import (
     NOTHING,
@@ -38,7 +39,9 @@ Response = TypeVar("Response", bound=Message)
 Value = TypeVar("Value")
 
 
-async def connect(settings: Settings, runtime: Runtime, memory: Memory) -> "Temporal":
+async def connect(
+    settings: Settings, runtime: Runtime, memory: Memory, make: "Callable[..., Temporal] | None" = None
+) -> "Temporal":
     """Temporal, connected to when first used: the service starts, and recovers, whether it is there or not."""
     connect = functools.partial(
         Client.connect,
@@ -55,7 +58,7 @@ async def connect(settings: Settings, runtime: Runtime, memory: Memory) -> "Temp
     )
     waits = Connections(connect)
     calls = Connections(connect, waits)
-    return Temporal(await connect(), calls.service, waits.service, settings.rpc_timeout_seconds, memory)
+    return (make or Temporal)(await connect(), calls.service, waits.service, settings.rpc_timeout_seconds, memory)
 
 
 async def _attempt(rpc: Callable[..., Awaitable[Response]], request: Message, now: float, ending_at: float) -> Response:
@@ -97,7 +100,8 @@ class Temporal:
         self.waits = waits
         """For calls that wait for news, or for a worker: they take no room from the others."""
         self.namespace = client.namespace
-        self.identity = client.identity
+        self.process_identity = client.identity
+        """Who makes the calls that no caller asked for."""
         self.codec = client.data_converter.payload_codec
         self._to_payload = client.data_converter.payload_converter.to_payload
         self._seconds = rpc_timeout_seconds
@@ -113,8 +117,10 @@ class Temporal:
     ) -> Response:
         """Make one call, retries included, within `seconds`; without them, by the request's deadline.
 
-        Raises Problem, never RPCError. `subject` names what the call is about in the words of whoever makes it.
+        The request tells Temporal who makes it. Raises Problem, never RPCError. `subject` names what the call is about
+        in the words of whoever makes it.
         """
+        sign(request, self.process_identity)
         now = asyncio.get_running_loop().time()
         ending_at = deadline.of_call(now, self._seconds) if seconds is None else now + seconds
         ending_at = min(ending_at, self._ending_at)

@@ -65,7 +65,6 @@ class Starts:
             workflow_type=WorkflowType(name=workflow_type),
             task_queue=TaskQueue(name=task_queue),
             input=await temporal.encode(args),
-            identity=temporal.identity,
             # Temporal answers the SDK's retry of this request with the run that the first try started.
             request_id=str(uuid.uuid4()),
             memo=await temporal.encode_memo(memo) if memo else None,

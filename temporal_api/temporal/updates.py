@@ -88,7 +88,7 @@ async def _request(
         workflow_execution=workflow.execution,
         wait_policy=WaitPolicy(lifecycle_stage=ACCEPTED),
         request=Request(
-            meta=Meta(update_id=update_id, identity=temporal.identity),
+            meta=Meta(update_id=update_id),
             input=Input(name=name, args=await temporal.encode(args)),
         ),
     )
@@ -119,7 +119,6 @@ def _poll(workflow: Workflow, update_id: str, stage: Stage.ValueType) -> api.Pol
     return api.PollWorkflowExecutionUpdateRequest(
         namespace=workflow.temporal.namespace,
         update_ref=UpdateRef(workflow_execution=workflow.execution, update_id=update_id),
-        identity=workflow.temporal.identity,
         wait_policy=WaitPolicy(lifecycle_stage=stage),
     )
 

@@ -16,6 +16,7 @@ from temporalio.api.workflowservice import v1 as api
 from temporalio.service import RPCError
 
 from temporal_api.errors import NoWorker, Problem, WorkflowCompleted, WorkflowNotFound, WorkflowTaskFailing, shown
+from temporal_api.temporal.caller import caller
 from temporal_api.temporal.client import Response, Temporal
 from temporal_api.temporal.failures import detail_of, workflow_subject
 from temporal_api.temporal.run import TEMPORALS_OWN, PendingWorkflowTask, Run, read_run
@@ -100,7 +101,6 @@ class Workflow:
             **self._target,
             signal_name=name,
             input=await self.temporal.encode(args),
-            identity=self.temporal.identity,
             request_id=request_id or str(uuid.uuid4()),
         )
         await self.call_open(self.temporal.service.signal_workflow_execution, request)
@@ -121,15 +121,13 @@ class Workflow:
         if not (await self.describe()).is_open:
             raise self._completed()
         # Name the workflow, not the run just described: it may have gone on as another run.
-        request = api.RequestCancelWorkflowExecutionRequest(
-            **self._target, identity=self.temporal.identity, request_id=str(uuid.uuid4()), reason=reason
-        )
+        request = api.RequestCancelWorkflowExecutionRequest(**self._target, request_id=str(uuid.uuid4()), reason=reason)
         await self.call(self.temporal.service.request_cancel_workflow_execution, request)
 
     async def terminate(self, reason: str) -> None:
         """End it at once. Raises WorkflowCompleted."""
         await self.describe()  # one of Temporal's own is not there
-        request = api.TerminateWorkflowExecutionRequest(**self._target, identity=self.temporal.identity, reason=reason)
+        request = api.TerminateWorkflowExecutionRequest(**self._target, reason=reason)
         await self.call_open(self.temporal.service.terminate_workflow_execution, request)
 
     async def delete(self) -> None:
@@ -140,13 +138,13 @@ class Workflow:
 
     async def reset(self, event_id: int, reason: str) -> str:
         """Begin a new run that goes on from that event; its id. Raises ValidationError when it cannot."""
+        # Histories tell who did anything else, but not who reset.
         request = api.ResetWorkflowExecutionRequest(
             **self._target,
-            reason=reason,
+            reason=f"{reason} (by {caller()})",
             workflow_task_finish_event_id=event_id,
             request_id=str(uuid.uuid4()),
             reset_reapply_type=ResetReapplyType.RESET_REAPPLY_TYPE_ALL_ELIGIBLE,
-            identity=self.temporal.identity,
         )
         return (await self.call(self.temporal.service.reset_workflow_execution, request)).run_id
 

@@ -1,0 +1,65 @@
+"""The trace that a request is part of: what callers tell of it (W3C), and whether its spans are sent anywhere."""
+
+import logging
+import re
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING
+
+from temporal_api.settings import Settings
+
+if TYPE_CHECKING:
+    from temporal_api.spans import Spans
+
+HEADERS = frozenset({b"traceparent", b"tracestate", b"baggage"})
+NO_TRACE: Mapping[str, str] = {}
+
+log = logging.getLogger(__name__)
+
+MAX_BYTES = 8192
+"""Of each header: what W3C has every party carry of baggage."""
+MAX_STATES, MAX_BAGGAGE = 32, 180
+
+# A version that is not ff, a trace and a parent that are not all zeros; a later version may say more behind them.
+_PARENT = re.compile(
+    rb"(?!ff)(?P<version>[0-9a-f]{2})(?P<ids>-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2})"
+    rb"(?P<more>-[ -~]*)?"
+)
+_STATE = re.compile(rb"[a-z0-9][a-z0-9_*/@-]{0,255}=[ -+\--<>-~]{0,255}[!-+\--<>-~]")
+_TOKEN, _VALUE = rb"[\w!#$%&'*+.^`|~-]++[ \t]*+", rb"=[ \t]*+[!#-+\--:<-\[\]-~]*+[ \t]*+"
+_BAGGAGE = re.compile(rb"%s%s(?:;[ \t]*+%s(?:%s)?)*+" % (_TOKEN, _VALUE, _TOKEN, _VALUE))
+
+
+def trace_context(headers: Iterable[tuple[bytes, bytes]]) -> Mapping[str, str]:
+    """The valid ones of these headers, as OpenTelemetry's propagators read them. A state needs a parent."""
+    values: dict[bytes, bytes] = {}
+    for name, value in headers:
+        values[name] = values[name] + b"," + value if name in values else value
+    found: dict[str, bytes] = {}
+    if (parent := _PARENT.fullmatch(values.get(b"traceparent", b""))) and (
+        parent["version"] != b"00" or not parent["more"]
+    ):
+        found["traceparent"] = b"00" + parent["ids"]
+        states = _members(values.get(b"tracestate", b""))
+        if 0 < len(states) <= MAX_STATES and all(map(_STATE.fullmatch, states)):
+            found["tracestate"] = b",".join(states)
+    if baggage := list(filter(_BAGGAGE.fullmatch, _members(values.get(b"baggage", b""))))[:MAX_BAGGAGE]:
+        found["baggage"] = b",".join(baggage)
+    return {name: value.decode() for name, value in found.items()}
+
+
+def _members(value: bytes) -> list[bytes]:
+    """The members of a list; none of one that is too long."""
+    members = (member.strip(b" \t") for member in value.split(b",")) if len(value) <= MAX_BYTES else ()
+    return [member for member in members if member]
+
+
+def spans_of(settings: Settings) -> "Spans | None":
+    """What makes spans, if the settings say where they go. Nothing of OpenTelemetry is imported before."""
+    if not settings.otel_exporter_otlp_endpoint:
+        return None
+    try:
+        from temporal_api.spans import Spans
+    except ImportError:
+        log.warning("OTEL_EXPORTER_OTLP_ENDPOINT is set, but no spans are sent: pip install 'temporal-api[otel]'")
+        return None
+    return Spans(settings.otel_exporter_otlp_endpoint, str(settings.temporal["target_host"]))
