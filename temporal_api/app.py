@@ -10,8 +10,10 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 
 from litestar import Controller, Litestar, Router
+from litestar._kwargs import KwargsModel
 from litestar.config.cors import CORSConfig
 from litestar.datastructures import State
+from litestar.handlers import HTTPRouteHandler
 from litestar.middleware import DefineMiddleware
 from litestar.routes import HTTPRoute
 
@@ -27,11 +29,12 @@ from temporal_api.limits import limits
 from temporal_api.logs import configure_logging
 from temporal_api.memory import Memory, give_back_at_once
 from temporal_api.metrics import Metrics, metrics_route
+from temporal_api.mistakes import HEADERS, PARAMETERS, Parameter
 from temporal_api.observe import Observe
 from temporal_api.openapi import openapi_config
 from temporal_api.owned import ResourceController
 from temporal_api.problems import EXCEPTION_HANDLERS, allow
-from temporal_api.requests import PARAMETERS, JSONRequest, JSONResponse, check_parameters
+from temporal_api.requests import JSONRequest, JSONResponse, check_parameters
 from temporal_api.sealing import PageTokens
 from temporal_api.services import SERVICES, Services
 from temporal_api.serving import drain_on_signal
@@ -111,8 +114,7 @@ def create_app(settings: Settings | None = None) -> Litestar:
             _check_scopes(route)
             _list_all_methods(route)
             for handler, parameters in route.route_handler_map.values():
-                found = parameters.expected_query_params
-                handler.opt[PARAMETERS] = {each.field_alias: each.is_sequence for each in found}
+                _list_parameters(handler, parameters)
     caches.turn_off(app)
     give_back_at_once()
     app.asgi_handler = Observe(
@@ -164,6 +166,18 @@ def _check_scopes(route: HTTPRoute) -> None:
         # Litestar's own OPTIONS handlers have none.
         if route.path.startswith("/api/v1") and not handler.opt.get("scope") and handler.http_methods != {"OPTIONS"}:
             raise TypeError(f"{handler} needs a scope: such as @get(..., scope='orders:read')")
+
+
+def _list_parameters(handler: HTTPRouteHandler, expected: KwargsModel) -> None:
+    """Note the names and types of a handler's parameters, its dependencies' too: Litestar checks them one by one."""
+    provided = [each.provide for batch in expected.dependency_batches for each in batch]
+    models = [handler.signature_model, *(each.signature_model for each in provided)]
+    types = {name: kind for model in models for name, kind in model.__annotations__.items()}
+    for opt, found in ((PARAMETERS, expected.expected_query_params), (HEADERS, expected.expected_header_params)):
+        handler.opt[opt] = {
+            each.field_alias: Parameter(types[each.field_name], each.is_sequence)
+            for each in sorted(found, key=lambda each: each.field_alias)
+        }
 
 
 def _list_all_methods(route: HTTPRoute) -> None:

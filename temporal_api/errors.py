@@ -6,7 +6,7 @@ declaration adds its own classes (`order_not_found`, `order_not_cancellable`).
 """
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Self
 
 import msgspec
@@ -260,5 +260,13 @@ TEMPORAL_AWAY = (TemporalTimeout, TemporalConnectionError, TemporalOverloaded)
 
 def invalid(key: str, message: str) -> ValidationError:
     """Refuse one field; `key` is its path in the body, or the parameter's name."""
-    key = shown(key)
-    return ValidationError(f"{key}: {message}" if key else message, errors=[FieldError(key, message)])
+    return invalid_fields([FieldError(shown(key), message)])
+
+
+def invalid_fields(mistakes: Sequence[FieldError]) -> ValidationError:
+    """Refuse several fields, at least one."""
+    first, more = mistakes[0], len(mistakes) - 1
+    message = f"{first.key}: {first.message}" if first.key else first.message
+    if more:
+        message = f"{message.rstrip('.')}. {more} more mistake{'s' * (more > 1)}: see details.errors."
+    return ValidationError(message, errors=mistakes)

@@ -35,9 +35,10 @@ from temporal_api.controllers.workflows.addressing import (
     in_path,
     location,
 )
-from temporal_api.errors import invalid
+from temporal_api.errors import invalid, invalid_fields
 from temporal_api.idempotency import KEY_SCHEMA, check_key, derived_id
-from temporal_api.problems import in_json_words, responses
+from temporal_api.mistakes import body_mistakes
+from temporal_api.problems import responses
 from temporal_api.requests import JSONResponse
 from temporal_api.services import CurrentServices
 from temporal_api.temporal import updates
@@ -133,8 +134,8 @@ async def _query_arguments(args: Argument) -> list[Raw]:
     await check_entries(text, _ARGUMENT_LIST, "query_args")
     try:
         return msgspec.json.decode(text, type=ArgumentList)
-    except msgspec.ValidationError as error:
-        raise invalid("query_args", in_json_words(str(error))) from None
+    except msgspec.ValidationError:
+        raise invalid_fields(body_mistakes(text, ArgumentList, "query_args")) from None
 
 
 @post(
