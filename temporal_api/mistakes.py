@@ -5,7 +5,7 @@ the parts of that part: so a message is msgspec's own, and a path is exact.
 """
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from difflib import get_close_matches
 from itertools import islice
 from types import NoneType, SimpleNamespace, UnionType
@@ -60,7 +60,7 @@ def _explain(said: str, text: bytes | Raw, expected: Any, path: str) -> Iterator
             pass
     if not found:
         said, _, inside = said.rpartition(" - at `") if " - at `" in said else (said, "", "")
-        at = (path + inside.rstrip("`").removeprefix("key in `").removeprefix("$")).removeprefix(".")
+        at = (path + inside.rstrip("`").removeprefix("key` in `").removeprefix("$")).removeprefix(".")
         if own := _OWN.fullmatch(said):
             at, said = _join(at, own[1]), own[2]
         yield FieldError(shown(at), _in_words(said, expected))
@@ -86,7 +86,7 @@ def _inside(text: bytes, expected: Any, path: str) -> Iterator[FieldError]:
             try:
                 msgspec.convert(key, get_args(kind)[0])
             except msgspec.ValidationError as error:
-                yield FieldError(shown(at), f"The name: {in_json_words(str(error))}")
+                yield FieldError(shown(path), f'The name "{shown(key)}": {in_json_words(str(error))}')
         try:
             inner.decode(value)
         except msgspec.ValidationError as error:
@@ -128,7 +128,7 @@ def _in_struct(text: bytes, kind: Any, path: str) -> Iterator[FieldError]:
     if kind.__struct_config__.forbid_unknown_fields:
         for name in sent:
             if name not in fields:
-                said = f"Object contains unknown field {shown(name)}{there_are(name, fields)}"
+                said = f"Unknown field{there_are(name, fields)}"
                 yield FieldError(shown(_join(path, name)), said)
     if hasattr(kind, "__post_init__"):
         yield from _own_rules(kind, right, defaults, path)
@@ -158,10 +158,11 @@ def _join(path: str, name: str) -> str:
     return f"{path}.{shown(name)}".removeprefix(".")
 
 
-def there_are(name: str, known: Iterable[str]) -> str:
+def there_are(name: str, known: Collection[str]) -> str:
     """Help with a name that is not known: the nearest one, and all that are."""
     near = get_close_matches(shown(name), known, 1)
-    return f"; {f'did you mean {near[0]}? There' if near else 'there'} are {', '.join(sorted(known))}"
+    are = "are" if len(known) > 1 else "is"
+    return f"; {f'did you mean {near[0]}? There' if near else 'there'} {are} {', '.join(sorted(known))}"
 
 
 def _in_words(said: str, expected: Any) -> str:

@@ -243,8 +243,10 @@ def test_every_failure_can_be_answered(failure: type[Problem]) -> None:
 
     assert re.fullmatch(r"[a-z]+(_[a-z]+)*", failure.code)
     assert {
+        "type": f"/problems/{failure.code}",
         "title": HTTPStatus(failure.status).phrase,
         "status": failure.status,
+        "detail": "Why.",
         "error": failure.code,
         "message": "Why.",
         "details": {"workflow_id": "w", **({"retryable": True} if retried else {})},
