@@ -20,7 +20,7 @@ from litestar.routes import HTTPRoute
 from temporal_api import __version__, caches
 from temporal_api.auth import USER, Authenticate, Verifier
 from temporal_api.checks import HealthCheck
-from temporal_api.controllers import pages
+from temporal_api.controllers import explanations, pages
 from temporal_api.controllers.codec import CodecController
 from temporal_api.controllers.health import HealthController
 from temporal_api.controllers.orders import OrderController
@@ -82,7 +82,11 @@ def create_app(settings: Settings | None = None) -> Litestar:
     verifier = Verifier(settings)
     # The pages, which need no token, have their own: whoever asks for them and does not read holds up no one else.
     memory, pages_memory = Memory(settings.max_memory_bytes), Memory(settings.max_memory_bytes // 8)
-    public = Router("/", route_handlers=pages.HANDLERS, middleware=[limits(settings.max_requests, pages_memory)])
+    public = Router(
+        "/",
+        route_handlers=[*pages.HANDLERS, *explanations.HANDLERS],
+        middleware=[limits(settings.max_requests, pages_memory)],
+    )
     api = Router(
         "/api/v1",
         route_handlers=[*RESOURCES, *CONTROLLERS],

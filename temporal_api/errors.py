@@ -1,8 +1,9 @@
 """Everything that can go wrong: one class for each failure, with its code and status.
 
 Code that fails on purpose raises a Problem, and `problems` answers it. The class's docstring is the message when there
-is nothing more exact to say. Catch a class or its base: `NotFound` is every 404, `Unavailable` every 503. A resource's
-declaration adds its own classes (`order_not_found`, `order_not_cancellable`).
+is nothing more exact to say, and what `/problems` tells: its first sentence says what it means, the others what to do.
+Catch a class or its base: `NotFound` is every 404, `Unavailable` every 503. A resource's declaration adds its own
+classes (`order_not_found`, `order_not_cancellable`).
 """
 
 import copy
@@ -101,7 +102,7 @@ class Unauthorized(Problem, status=401):
 
 
 class MissingToken(Unauthorized, code="missing_token"):
-    """Send a token: Authorization: Bearer TOKEN."""
+    """The request has no token. Send one: Authorization: Bearer TOKEN."""
 
     challenge = None
 
@@ -175,7 +176,7 @@ class UriTooLong(Problem, code="uri_too_long", status=414):
 
 
 class UnsupportedMediaType(Problem, code="unsupported_media_type", status=415):
-    """Send JSON, with Content-Type: application/json."""
+    """The body is not sent as JSON. Send JSON, with Content-Type: application/json."""
 
 
 class HeaderFieldsTooLarge(Problem, code="header_fields_too_large", status=431):

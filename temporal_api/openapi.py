@@ -24,6 +24,15 @@ from temporal_api.problems import PROBLEM_JSON
 TITLE = "Temporal Enterprise API"
 EVENT_STREAM = "text/event-stream"
 
+_HOW_TO_AUTHORIZE = (
+    "A token (JWT) of your identity provider, with the scopes that an operation names. Paste it without `Bearer`. "
+    "To try things out: `temporal-api dev` prints one, and `temporal-api token` signs one with `JWT_SECRET`."
+)
+_STREAM = (
+    "This page shows a stream only when it has ended. To see each event as it comes: "
+    '`curl -N -H "Authorization: Bearer $TOKEN" ADDRESS`.'
+)
+
 _JSON = dict[str, Any]
 
 
@@ -57,7 +66,11 @@ def openapi_config(resources: Iterable[Resource[Any, Any]]) -> OpenAPIConfig:
             Tag("health", "Probes."),
         ],
         components=Components(
-            security_schemes={"bearer": SecurityScheme(type="http", scheme="bearer", bearer_format="JWT")},
+            security_schemes={
+                "bearer": SecurityScheme(
+                    type="http", scheme="bearer", bearer_format="JWT", description=_HOW_TO_AUTHORIZE
+                )
+            },
             headers={
                 "X-Request-ID": _header("The caller's id of the request, or a new one. The service's log has it too."),
                 "Location": _header("The path of what was created, or the one to ask again."),
@@ -96,6 +109,10 @@ def contract(app: Litestar) -> _JSON:
                 scopes = options.get("scope", ())
                 alternatives = (scopes,) if isinstance(scopes, str) else scopes
                 operation["security"] = [{"bearer": [scope]} for scope in alternatives]
+                needs = f"Needs the scope {' or '.join(f'`{scope}`' for scope in alternatives)}."
+                is_stream = any(EVENT_STREAM in each.get("content", ()) for each in operation["responses"].values())
+                parts = operation.get("description", ""), _STREAM if is_stream else "", needs
+                operation["description"] = "\n\n".join(filter(None, parts))
             _complete_request(operation, schemas)
             _complete_responses(operation, schemas, options.get("headers", {}))
     return document

@@ -159,7 +159,7 @@ def etag(run: Run) -> str:
 
 def is_known(request: APIRequest, run: Run) -> bool:
     """Whether `If-None-Match` names the run's present state, by weak comparison (RFC 9110 13.1.2)."""
-    return _names(_joined(request, "If-None-Match"), run)
+    return matches(_joined(request, "If-None-Match"), run.version)
 
 
 def check_match(request: APIRequest, run: Run) -> None:
@@ -168,7 +168,7 @@ def check_match(request: APIRequest, run: Run) -> None:
     RFC 9110 13.1.1 compares strongly, by which no weak ETag ever matches, and all of ours are weak: the comparison here
     is weak. Two answers with the same tag tell the same state, which is what a change depends on.
     """
-    if not _names(_joined(request, "If-Match"), run):
+    if not matches(_joined(request, "If-Match"), run.version):
         raise PreconditionFailed(workflow_id=run.workflow_id, run_id=run.run_id)
 
 
@@ -179,9 +179,9 @@ def _joined(request: APIRequest, header: str) -> str:
     return value
 
 
-def _names(tags: str, run: Run) -> bool:
-    """Whether one of the tags is the run's; a proxy may have put its suffix to it."""
-    found = (tag.removeprefix(run.version) for tag in _TAG.findall(tags) if tag.startswith(run.version))
+def matches(tags: str, version: str) -> bool:
+    """Whether one of the tags is this version's; a proxy may have put its suffix to it."""
+    found = (tag.removeprefix(version) for tag in _TAG.findall(tags) if tag.startswith(version))
     return tags.strip() == "*" or any(not suffix or _PROXY_SUFFIX.fullmatch(suffix) for suffix in found)
 
 

@@ -280,7 +280,7 @@ async def test_any_other_content_type_is_refused(alice: httpx.AsyncClient, kind:
 
     problem = assert_problem(await alice.send(request), 415, "unsupported_media_type")
 
-    assert "Send JSON, with Content-Type: application/json." == problem["message"]
+    assert "The body is not sent as JSON. Send JSON, with Content-Type: application/json." == problem["message"]
 
 
 # Size

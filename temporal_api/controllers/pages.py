@@ -1,22 +1,24 @@
 """The public pages: `/`, `/openapi.json`, `/docs` and `/redoc`. They need no internet."""
 
 import functools
+import gzip
+import hashlib
 import re
 from importlib.resources import files
 from typing import Annotated, Any
 
 import msgspec
-from litestar import Request, Response, get
-from litestar.datastructures import CacheControlHeader
-from litestar.exceptions import InternalServerException, NotFoundException
+from litestar import Litestar, Request, Response, get
+from litestar.exceptions import NotFoundException
 from litestar.openapi.plugins import RedocRenderPlugin, SwaggerRenderPlugin
-from litestar.static_files import create_static_files_router
 from litestar.types import ControllerRouterHandler
 from msgspec import Meta
 
 from temporal_api import __version__
+from temporal_api.observe import accepts_gzip
 from temporal_api.openapi import TITLE, contract
-from temporal_api.problems import on_http_exception
+from temporal_api.requests import unchanged
+from temporal_api.waiting import matches
 
 # The pages run the bundled scripts, which may ask only this service. No other page may frame them.
 _CONTENT_SECURITY_POLICY = (
@@ -28,33 +30,66 @@ _CONTENT_SECURITY_POLICY = (
 _BUNDLES = files("openapi_ui_bundles")
 _REDOC_LOGO = re.compile(rb"https://[^/\"'\s]+/redoc/(?=logo)")
 _FAVICON = '<link rel="icon" href="data:,">'
+# Of an error only its codes are shown, until its row is clicked: else an operation is as long as eight screens.
+_SWAGGER_STYLE = """<style>
+body { margin: 0 }
+.swagger-ui .response[data-code^="4"]:not(.open) .response-col_description > :not(:first-child),
+.swagger-ui .response[data-code^="5"]:not(.open) .response-col_description > :not(:first-child) { display: none }
+.swagger-ui .response:is([data-code^="4"], [data-code^="5"]) .response-col_status { cursor: pointer }
+.swagger-ui .response:is([data-code^="4"], [data-code^="5"]) .response-col_status::after { content: " \\25B8" }
+.swagger-ui .response.open .response-col_status::after { content: " \\25BE" !important }
+</style><script>
+addEventListener("click", ({ target }) => target.closest(".response-col_status")?.parentNode.classList.toggle("open"))
+</script>"""
 _SWAGGER = SwaggerRenderPlugin(
+    style=_SWAGGER_STYLE,
     js_url="/docs/assets/swagger_ui/swagger-ui-bundle.js",
     css_url="/docs/assets/swagger_ui/swagger-ui.css",
     standalone_preset_js_url="/docs/assets/swagger_ui/swagger-ui-standalone-preset.js",
     favicon=_FAVICON,
 )
-_REDOC = RedocRenderPlugin(js_url="/docs/redoc.js", google_fonts=False, favicon=_FAVICON)
-
-_A_DAY = CacheControlHeader(public=True, max_age=86_400)
+_REDOC = RedocRenderPlugin(js_url="/docs/assets/redoc/redoc.standalone.js", google_fonts=False, favicon=_FAVICON)
 
 
-def _no_such_file(request: Request[Any, Any, Any], error: Exception) -> Response[bytes]:
-    return on_http_exception(request, NotFoundException())
+_KINDS = {".js": "text/javascript", ".css": "text/css", ".svg": "image/svg+xml"}
+_ASSETS = [f"swagger_ui/swagger-ui{end}" for end in ("-bundle.js", "-standalone-preset.js", ".css")]
+_ASSETS += ["redoc/redoc.standalone.js", "redoc/logo-mini.svg"]
 
 
-ASSETS = [
-    create_static_files_router(
-        f"/docs/assets/{name}",
-        directories=[str(_BUNDLES / name / "vendor")],
-        cache_control=_A_DAY,
-        include_in_schema=False,
-        name=name,
-        # No file system takes some names, as a NUL byte or a thousand letters.
-        exception_handlers=dict.fromkeys((ValueError, OSError, InternalServerException), _no_such_file),
-    )
-    for name in ("swagger_ui", "redoc")
-]
+class Document:
+    """What stays the same while the service runs: compressed once, and not sent again to who has it."""
+
+    def __init__(self, body: bytes, media_type: str, cache_control: str) -> None:
+        self._body, self._media_type = body, media_type
+        self._compressed = gzip.compress(body, 6, mtime=0)
+        self._version = hashlib.sha256(body).hexdigest()[:32]
+        self._headers = {"ETag": f'W/"{self._version}"', "Cache-Control": cache_control}
+
+    def answer(self, request: Request[Any, Any, Any]) -> Response[Any]:
+        """The document, or 304 (RFC 9110 13.1.2)."""
+        if matches(request.headers.get("if-none-match", ""), self._version):
+            return unchanged({**self._headers, "Vary": "Accept-Encoding"})
+        if accepts_gzip(request.headers.get("accept-encoding", "").encode()):
+            encoded = {**self._headers, "Vary": "Accept-Encoding", "Content-Encoding": "gzip"}
+            return Response(self._compressed, media_type=self._media_type, headers=encoded)
+        return Response(self._body, media_type=self._media_type, headers=self._headers)
+
+
+@functools.cache
+def _asset(name: str) -> Document:
+    content = _BUNDLES.joinpath(name.replace("/", "/vendor/")).read_bytes()
+    # ReDoc's logo comes from this service instead of its maker's server.
+    content = _REDOC_LOGO.sub(b"/docs/assets/redoc/", content)
+    return Document(content, _KINDS[name[name.rindex(".") :]], "max-age=86400, public")
+
+
+# In a thread: to compress a script takes a tenth of a second, once.
+@get("/docs/assets/{name:path}", include_in_schema=False, sync_to_thread=True)
+def asset(request: Request[Any, Any, Any], name: str) -> Response[Any]:
+    """A script, a style or a picture of the pages."""
+    if name.lstrip("/") not in _ASSETS:
+        raise NotFoundException
+    return _asset(name.lstrip("/")).answer(request)
 
 
 class Welcome(msgspec.Struct):
@@ -74,38 +109,32 @@ def root() -> Welcome:
 _contract = functools.lru_cache(maxsize=1)(contract)
 
 
+@functools.lru_cache(maxsize=1)
+def _openapi_json(app: Litestar) -> Document:
+    return Document(msgspec.json.encode(_contract(app)), "application/json", "no-cache")
+
+
 @get("/openapi.json", include_in_schema=False, sync_to_thread=False)
-def openapi_json(request: Request[Any, Any, Any]) -> Response[bytes]:
+def openapi_json(request: Request[Any, Any, Any]) -> Response[Any]:
     """The contract as an OpenAPI 3.1 document."""
-    return Response(msgspec.json.encode(_contract(request.app)), media_type="application/json")
+    return _openapi_json(request.app).answer(request)
 
 
 @get("/docs", include_in_schema=False, sync_to_thread=False)
 def swagger(request: Request[Any, Any, Any]) -> Response[bytes]:
     """Swagger UI."""
-    return _page(_SWAGGER.render(request, _contract(request.app)))
+    return html_page(_SWAGGER.render(request, _contract(request.app)))
 
 
 @get("/redoc", include_in_schema=False, sync_to_thread=False)
 def redoc(request: Request[Any, Any, Any]) -> Response[bytes]:
     """ReDoc."""
-    return _page(_REDOC.render(request, _contract(request.app)))
+    return html_page(_REDOC.render(request, _contract(request.app)))
 
 
-@get("/docs/redoc.js", include_in_schema=False, sync_to_thread=False, cache_control=_A_DAY)
-def redoc_script() -> Response[bytes]:
-    """ReDoc's script; its logo comes from this service instead of its maker's server."""
-    return Response(_redoc_script(), media_type="text/javascript")
-
-
-@functools.cache
-def _redoc_script() -> bytes:
-    script = _BUNDLES / "redoc" / "vendor" / "redoc.standalone.js"
-    return _REDOC_LOGO.sub(b"/docs/assets/redoc/", script.read_bytes())
-
-
-def _page(html: bytes) -> Response[bytes]:
+def html_page(html: bytes) -> Response[bytes]:
+    """A page that asks nobody but this service."""
     return Response(html, media_type="text/html", headers={"Content-Security-Policy": _CONTENT_SECURITY_POLICY})
 
 
-HANDLERS: list[ControllerRouterHandler] = [root, openapi_json, swagger, redoc, redoc_script, *ASSETS]
+HANDLERS: list[ControllerRouterHandler] = [root, openapi_json, swagger, redoc, asset]
