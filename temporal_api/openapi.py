@@ -29,8 +29,8 @@ _HOW_TO_AUTHORIZE = (
     "To try things out: `temporal-api dev` prints one, and `temporal-api token` signs one with `JWT_SECRET`."
 )
 _STREAM = (
-    "This page shows a stream only when it has ended. To see each event as it comes: "
-    '`curl -N -H "Authorization: Bearer $TOKEN" ADDRESS`.'
+    "Swagger UI shows a stream only when it has ended. To see each event as it comes: "
+    '`curl -N -H "Authorization: Bearer $TOKEN" HOST{path}`.'
 )
 
 _JSON = dict[str, Any]
@@ -55,7 +55,8 @@ def openapi_config(resources: Iterable[Resource[Any, Any]]) -> OpenAPIConfig:
         description=(
             "Start, watch and steer Temporal workflows over REST.\n\n"
             "Everything under `/api/v1` needs a bearer token with the scopes of the operation. "
-            f"Every error is one body, `{PROBLEM_JSON}` (RFC 9457), whose `error` is a stable code to act on."
+            f"Every error is one body, `{PROBLEM_JSON}` (RFC 9457), whose `error` is a stable code to act on. "
+            "`/problems` explains each."
         ),
         openapi_router=_Unserved("/openapi", route_handlers=[]),
         use_handler_docstrings=True,
@@ -111,7 +112,7 @@ def contract(app: Litestar) -> _JSON:
                 operation["security"] = [{"bearer": [scope]} for scope in alternatives]
                 needs = f"Needs the scope {' or '.join(f'`{scope}`' for scope in alternatives)}."
                 is_stream = any(EVENT_STREAM in each.get("content", ()) for each in operation["responses"].values())
-                parts = operation.get("description", ""), _STREAM if is_stream else "", needs
+                parts = operation.get("description", ""), _STREAM.replace("{path}", path) if is_stream else "", needs
                 operation["description"] = "\n\n".join(filter(None, parts))
             _complete_request(operation, schemas)
             _complete_responses(operation, schemas, options.get("headers", {}))

@@ -8,9 +8,10 @@ from typing import Any
 
 import msgspec
 from litestar import Request, Response, get
+from litestar.params import FromPath
 from litestar.types import ControllerRouterHandler
 
-from temporal_api.controllers.pages import html_page
+from temporal_api.controllers.pages import FAVICON, html_page
 from temporal_api.errors import NotFound, Problem, shown
 from temporal_api.problems import problem_type
 
@@ -49,7 +50,7 @@ def list_problems(request: Request[Any, Any, Any]) -> Response[bytes]:
 
 
 @get("/problems/{code:str}", include_in_schema=False, sync_to_thread=False)
-def explain_problem(request: Request[Any, Any, Any], code: str) -> Response[bytes]:
+def explain_problem(request: Request[Any, Any, Any], code: FromPath[str]) -> Response[bytes]:
     """One error: a page, or JSON for who accepts that and no page."""
     for each in _explanations():
         if each.error == code:
@@ -91,7 +92,7 @@ def _answer(request: Request[Any, Any, Any], content: Any, title: str, body: str
     if "json" in accepted and "text/html" not in accepted:
         answer = Response(msgspec.json.encode(content), media_type="application/json")
     else:
-        head = f"<meta charset=utf-8><meta name=viewport content=width=device-width><title>{title}</title>"
+        head = f"<meta charset=utf-8><meta name=viewport content=width=device-width><title>{title}</title>{FAVICON}"
         answer = html_page(f"<!DOCTYPE html><html lang=en>{head}<style>{_STYLE}</style><h1>{title}</h1>{body}".encode())
     answer.headers["Vary"] = "Accept"
     return answer

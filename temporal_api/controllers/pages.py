@@ -11,6 +11,7 @@ import msgspec
 from litestar import Litestar, Request, Response, get
 from litestar.exceptions import NotFoundException
 from litestar.openapi.plugins import RedocRenderPlugin, SwaggerRenderPlugin
+from litestar.params import FromPath
 from litestar.types import ControllerRouterHandler
 from msgspec import Meta
 
@@ -29,7 +30,7 @@ _CONTENT_SECURITY_POLICY = (
 
 _BUNDLES = files("openapi_ui_bundles")
 _REDOC_LOGO = re.compile(rb"https://[^/\"'\s]+/redoc/(?=logo)")
-_FAVICON = '<link rel="icon" href="data:,">'
+FAVICON = '<link rel="icon" href="data:,">'
 # Of an error only its codes are shown, until its row is clicked: else an operation is as long as eight screens.
 _SWAGGER_STYLE = """<style>
 body { margin: 0 }
@@ -46,9 +47,9 @@ _SWAGGER = SwaggerRenderPlugin(
     js_url="/docs/assets/swagger_ui/swagger-ui-bundle.js",
     css_url="/docs/assets/swagger_ui/swagger-ui.css",
     standalone_preset_js_url="/docs/assets/swagger_ui/swagger-ui-standalone-preset.js",
-    favicon=_FAVICON,
+    favicon=FAVICON,
 )
-_REDOC = RedocRenderPlugin(js_url="/docs/assets/redoc/redoc.standalone.js", google_fonts=False, favicon=_FAVICON)
+_REDOC = RedocRenderPlugin(js_url="/docs/assets/redoc/redoc.standalone.js", google_fonts=False, favicon=FAVICON)
 
 
 _KINDS = {".js": "text/javascript", ".css": "text/css", ".svg": "image/svg+xml"}
@@ -85,7 +86,7 @@ def _asset(name: str) -> Document:
 
 # In a thread: to compress a script takes a tenth of a second, once.
 @get("/docs/assets/{name:path}", include_in_schema=False, sync_to_thread=True)
-def asset(request: Request[Any, Any, Any], name: str) -> Response[Any]:
+def asset(request: Request[Any, Any, Any], name: FromPath[str]) -> Response[Any]:
     """A script, a style or a picture of the pages."""
     if name.lstrip("/") not in _ASSETS:
         raise NotFoundException
