@@ -110,10 +110,7 @@ def contract(app: Litestar) -> _JSON:
                 scopes = options.get("scope", ())
                 alternatives = (scopes,) if isinstance(scopes, str) else scopes
                 operation["security"] = [{"bearer": [scope]} for scope in alternatives]
-                needs = f"Needs the scope {' or '.join(f'`{scope}`' for scope in alternatives)}."
-                is_stream = any(EVENT_STREAM in each.get("content", ()) for each in operation["responses"].values())
-                parts = operation.get("description", ""), _STREAM.replace("{path}", path) if is_stream else "", needs
-                operation["description"] = "\n\n".join(filter(None, parts))
+            _complete_description(path, operation)
             _complete_request(operation, schemas)
             _complete_responses(operation, schemas, options.get("headers", {}))
     return document
@@ -152,6 +149,14 @@ def _rewrite_for_generators(name: str, field: _JSON) -> None:
     for choice in field.get("anyOf", ()):
         if "enum" in choice:
             choice["title"] = name
+
+
+def _complete_description(path: str, operation: _JSON) -> None:
+    """Say how a stream is watched, and which scopes open the operation: Swagger UI shows no bearer token's scopes."""
+    if any(EVENT_STREAM in answer.get("content", ()) for answer in operation["responses"].values()):
+        operation["description"] += f"\n\n{_STREAM.replace('{path}', path)}"
+    if scopes := [scope for way in operation.get("security", ()) for scope in way["bearer"]]:
+        operation["description"] += f"\n\nNeeds the scope {' or '.join(f'`{scope}`' for scope in scopes)}."
 
 
 def _complete_request(operation: _JSON, schemas: _JSON) -> None:

@@ -142,6 +142,17 @@ async def test_all_mistakes_of_a_body_come_at_once(alice: httpx.AsyncClient) -> 
     assert problem["message"].endswith(" 8 more mistakes: see details.errors.")
 
 
+async def test_rules_between_fields_are_told_with_the_others(alice: httpx.AsyncClient) -> None:
+    """What does not go together, and what only this service refuses, beside a field of the wrong type."""
+    signal = {"signal_name": "é" * 900, "signal_input": 1, "signal_args": [1]}
+    start = {"workflow_type": "é" * 900, "args": [1], "input_data": 1, "memo": {"temporal_api.x": 1}, "signal": signal}
+    answer = await alice.post("/api/v1/workflows", json={**start, "start_delay_seconds": "1"})
+
+    assert ["start_delay_seconds", "signal.signal_name", "signal.signal_args", "workflow_type", "args", "memo"] == [
+        each["key"] for each in assert_problem(answer, 400, "validation_error")["details"]["errors"]
+    ]
+
+
 async def test_the_values_of_a_choice_are_told(alice: httpx.AsyncClient) -> None:
     """In a body and in a query, whatever stands in their place."""
     start = {"workflow_type": "t", "id_reuse_policy": "x", "id_conflict_policy": 1}

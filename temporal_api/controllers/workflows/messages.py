@@ -31,6 +31,7 @@ from temporal_api.controllers.workflows.addressing import (
     Target,
     WorkflowId,
     arguments,
+    check_arguments,
     check_lengths,
     in_path,
     location,
@@ -67,12 +68,13 @@ class SignalRequest(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     signal_args: Arguments = UNSET
 
     def __post_init__(self) -> None:
-        """Refuse names that Temporal does not take."""
+        """Refuse names that Temporal does not take, and arguments given twice."""
         check_lengths(self, "signal_name")
+        check_arguments(self, "signal_input", "signal_args")
 
-    def arguments(self, at: str = "") -> list[Raw]:
-        """What is sent along; `at` is where the request has this."""
-        return arguments((f"{at}signal_input", f"{at}signal_args"), self.signal_input, self.signal_args)
+    def arguments(self) -> list[Raw]:
+        """What is sent along."""
+        return arguments(self.signal_input, self.signal_args)
 
 
 class SignalResponse(msgspec.Struct):
@@ -174,12 +176,13 @@ class UpdateRequest(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     update_id: Annotated[NonEmpty | None, Meta(examples=["add-line-7"])] = None
 
     def __post_init__(self) -> None:
-        """Refuse names that Temporal does not take."""
+        """Refuse names that Temporal does not take, and arguments given twice."""
         check_lengths(self, "update_name", "update_id")
+        check_arguments(self, "update_input", "update_args")
 
-    def arguments(self, at: str = "") -> list[Raw]:
-        """What is sent along; `at` is where the request has this."""
-        return arguments((f"{at}update_input", f"{at}update_args"), self.update_input, self.update_args)
+    def arguments(self) -> list[Raw]:
+        """What is sent along."""
+        return arguments(self.update_input, self.update_args)
 
 
 class UpdateResponse(msgspec.Struct):
