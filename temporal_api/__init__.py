@@ -15,6 +15,7 @@ The modules, in the order a request meets them:
     app           the table of contents: every route, and what stands before it
     auth          token -> user; closes everything under /api/v1
     requests      JSON in, decoded once, strictly; JSON out
+    mistakes      every mistake of a request that has one
     bounds        counts the entries of a large body before they are made
     services      what handlers reach: one typed bundle
     owned         what every business resource shares

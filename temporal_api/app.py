@@ -11,8 +11,10 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import TYPE_CHECKING
 
 from litestar import Controller, Litestar, Router
+from litestar._kwargs import KwargsModel
 from litestar.config.app import AppConfig
 from litestar.datastructures import State
+from litestar.handlers import HTTPRouteHandler
 from litestar.middleware import DefineMiddleware
 from litestar.routes import HTTPRoute
 from litestar.types import ControllerRouterHandler
@@ -20,7 +22,7 @@ from litestar.types import ControllerRouterHandler
 from temporal_api import __version__, caches
 from temporal_api.auth import USER, Authenticate, Verifier
 from temporal_api.checks import HealthCheck
-from temporal_api.controllers import pages
+from temporal_api.controllers import explanations, pages
 from temporal_api.controllers.codec import CodecController
 from temporal_api.controllers.health import HealthController
 from temporal_api.controllers.orders import OrderController
@@ -30,12 +32,13 @@ from temporal_api.limits import limits
 from temporal_api.logs import configure_logging
 from temporal_api.memory import Memory, give_back_at_once
 from temporal_api.metrics import Metrics, metrics_route
+from temporal_api.mistakes import HEADERS, PARAMETERS, Parameter
 from temporal_api.observe import Observe
 from temporal_api.openapi import openapi_config
 from temporal_api.owned import ResourceController
 from temporal_api.prefix import Prefix
 from temporal_api.problems import EXCEPTION_HANDLERS, allow
-from temporal_api.requests import PARAMETERS, JSONRequest, JSONResponse, check_parameters
+from temporal_api.requests import JSONRequest, JSONResponse, check_parameters
 from temporal_api.sealing import PageTokens
 from temporal_api.services import SERVICES, Services
 from temporal_api.serving import drain_on_signal
@@ -88,7 +91,11 @@ def create_app(
     spans = spans_of(settings)
     # The pages, which need no token, have their own: whoever asks for them and does not read holds up no one else.
     memory, pages_memory = Memory(settings.max_memory_bytes), Memory(settings.max_memory_bytes // 8)
-    public = Router("/", route_handlers=public_handlers, middleware=[limits(settings.max_requests, pages_memory)])
+    public = Router(
+        "/",
+        route_handlers=[*public_handlers, *explanations.HANDLERS],
+        middleware=[limits(settings.max_requests, pages_memory)],
+    )
     api = Router(
         "/api/v1",
         route_handlers=[*RESOURCES, *CONTROLLERS],
@@ -119,8 +126,7 @@ def create_app(
             _check_scopes(route)
             _list_all_methods(route)
             for handler, parameters in route.route_handler_map.values():
-                found = parameters.expected_query_params
-                handler.opt[PARAMETERS] = {each.field_alias: each.is_sequence for each in found}
+                _list_parameters(handler, parameters)
     caches.turn_off(app)
     give_back_at_once()
     app.asgi_handler = Observe(
@@ -189,6 +195,18 @@ def _check_scopes(route: HTTPRoute) -> None:
         # Litestar's own OPTIONS handlers have none.
         if route.path.startswith("/api/v1") and not handler.opt.get("scope") and handler.http_methods != {"OPTIONS"}:
             raise TypeError(f"{handler} needs a scope: such as @get(..., scope='orders:read')")
+
+
+def _list_parameters(handler: HTTPRouteHandler, expected: KwargsModel) -> None:
+    """Note the names and types of a handler's parameters, its dependencies' too: Litestar checks them one by one."""
+    provided = [each.provide for batch in expected.dependency_batches for each in batch]
+    models = [handler.signature_model, *(each.signature_model for each in provided)]
+    types = {name: kind for model in models for name, kind in model.__annotations__.items()}
+    for opt, found in ((PARAMETERS, expected.expected_query_params), (HEADERS, expected.expected_header_params)):
+        handler.opt[opt] = {
+            each.field_alias: Parameter(types[each.field_name], each.is_sequence)
+            for each in sorted(found, key=lambda each: each.field_alias)
+        }
 
 
 def _list_all_methods(route: HTTPRoute) -> None:

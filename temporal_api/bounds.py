@@ -46,7 +46,7 @@ async def check_entries(text: bytes, expected: inspect.Type, path: str = "") -> 
         case inspect.DictType(max_length=most, value_type=inner) if text.startswith(b"{"):
             await _check_length(text, most, path)
             values = msgspec.json.decode(text, type=dict[str, Raw])
-            await _check_all(((f"{path}[...]", value) for value in values.values()), inner)
+            await _check_all(((f"{path}.{name}", value) for name, value in values.items()), inner)
 
 
 async def _check_all(values: Iterable[tuple[str, Raw]], expected: inspect.Type) -> None:

@@ -1,12 +1,13 @@
 """Everything that can go wrong: one class for each failure, with its code and status.
 
 Code that fails on purpose raises a Problem, and `problems` answers it. The class's docstring is the message when there
-is nothing more exact to say. Catch a class or its base: `NotFound` is every 404, `Unavailable` every 503. A resource's
-declaration adds its own classes (`order_not_found`, `order_not_cancellable`).
+is nothing more exact to say, and what `/problems` tells: its first sentence says what it means, the others what to do.
+Catch a class or its base: `NotFound` is every 404, `Unavailable` every 503. A resource's declaration adds its own
+classes (`order_not_found`, `order_not_cancellable`).
 """
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Self
 
 import msgspec
@@ -47,7 +48,7 @@ class Problem(Exception):
         """`message` defaults to the class's docstring; `details` are values that a program can act on."""
         self.message = shown(message or type(self).__doc__ or self.code, _LONGEST_MESSAGE)
         super().__init__(self.message)
-        self.details = {
+        self.details: dict[str, Any] = {
             name: shown(value) if isinstance(value, str) else value
             for name, value in details.items()
             if value not in (None, "")
@@ -105,7 +106,7 @@ class Unauthorized(Problem, status=401):
 
 
 class MissingToken(Unauthorized, code="missing_token"):
-    """Send a token: Authorization: Bearer TOKEN."""
+    """The request has no token. Send one: Authorization: Bearer TOKEN."""
 
     challenge = None
 
@@ -183,7 +184,7 @@ class UriTooLong(Problem, code="uri_too_long", status=414):
 
 
 class UnsupportedMediaType(Problem, code="unsupported_media_type", status=415):
-    """Send JSON, with Content-Type: application/json."""
+    """The body is not sent as JSON. Send JSON, with Content-Type: application/json."""
 
 
 class HeaderFieldsTooLarge(Problem, code="header_fields_too_large", status=431):
@@ -268,5 +269,13 @@ TEMPORAL_AWAY = (TemporalTimeout, TemporalConnectionError, TemporalOverloaded)
 
 def invalid(key: str, message: str) -> ValidationError:
     """Refuse one field; `key` is its path in the body, or the parameter's name."""
-    key = shown(key)
-    return ValidationError(f"{key}: {message}" if key else message, errors=[FieldError(key, message)])
+    return invalid_fields([FieldError(shown(key), message)])
+
+
+def invalid_fields(mistakes: Sequence[FieldError]) -> ValidationError:
+    """Refuse several fields, at least one."""
+    first, more = mistakes[0], len(mistakes) - 1
+    message = f"{first.key}: {first.message}" if first.key else first.message
+    if more:
+        message = f"{message.rstrip('.')}. {more} more mistake{'s' * (more > 1)}: see details.errors."
+    return ValidationError(message, errors=mistakes)

@@ -195,7 +195,7 @@ class _Answer:
 
     async def send_problem(self, problem: Problem) -> None:
         """Answer a failure that the application did not answer."""
-        content = encode_problem(problem, self.record.request_id)
+        content = encode_problem(problem, self.record)
         headers = [(b"content-type", PROBLEM_JSON.encode()), (b"content-length", str(len(content)).encode())]
         headers += [(name.lower().encode(), value.encode()) for name, value in problem.headers.items()]
         await self.send({"type": "http.response.start", "status": problem.status, "headers": headers})
@@ -210,10 +210,10 @@ class _Answer:
         if any(name.lower() == b"content-encoding" for name, _ in start["headers"]):
             return start, part
         start["headers"] = [*start["headers"], (b"vary", b"Accept-Encoding")]
-        return _gzip(start, part) if _accepts_gzip(self._accept_encoding) else (start, part)
+        return _gzip(start, part) if accepts_gzip(self._accept_encoding) else (start, part)
 
 
-def _accepts_gzip(accept_encoding: bytes) -> bool:
+def accepts_gzip(accept_encoding: bytes) -> bool:
     """Whether gzip is acceptable (RFC 9110 12.5.3): `q=0` refuses a coding, and `gzip` outranks `*`."""
     accepted = {}
     for item in accept_encoding.lower().replace(b" ", b"").split(b","):

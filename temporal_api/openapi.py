@@ -24,6 +24,15 @@ from temporal_api.problems import PROBLEM_JSON
 TITLE = "Temporal Enterprise API"
 EVENT_STREAM = "text/event-stream"
 
+_HOW_TO_AUTHORIZE = (
+    "A token (JWT) of your identity provider, with the scopes that an operation names. Paste it without `Bearer`. "
+    "To try things out: `temporal-api dev` prints one, and `temporal-api token` signs one with `JWT_SECRET`."
+)
+_STREAM = (
+    "Swagger UI shows a stream only when it has ended. To see each event as it comes: "
+    '`curl -N -H "Authorization: Bearer $TOKEN" HOST{path}`.'
+)
+
 _JSON = dict[str, Any]
 
 
@@ -47,7 +56,8 @@ def openapi_config(resources: Iterable[Resource[Any, Any]], root_path: str) -> O
         description=(
             "Start, watch and steer Temporal workflows over REST.\n\n"
             "Everything under `/api/v1` needs a bearer token with the scopes of the operation. "
-            f"Every error is one body, `{PROBLEM_JSON}` (RFC 9457), whose `error` is a stable code to act on."
+            f"Every error is one body, `{PROBLEM_JSON}` (RFC 9457), whose `error` is a stable code to act on. "
+            "`/problems` explains each."
         ),
         openapi_router=_Unserved("/openapi", route_handlers=[]),
         use_handler_docstrings=True,
@@ -58,7 +68,11 @@ def openapi_config(resources: Iterable[Resource[Any, Any]], root_path: str) -> O
             Tag("health", "Probes."),
         ],
         components=Components(
-            security_schemes={"bearer": SecurityScheme(type="http", scheme="bearer", bearer_format="JWT")},
+            security_schemes={
+                "bearer": SecurityScheme(
+                    type="http", scheme="bearer", bearer_format="JWT", description=_HOW_TO_AUTHORIZE
+                )
+            },
             headers={
                 "X-Request-ID": _header("The caller's id of the request, or a new one. The service's log has it too."),
                 "Location": _header("The path of what was created, or the one to ask again."),
@@ -97,6 +111,7 @@ def contract(app: Litestar) -> _JSON:
                 scopes = options.get("scope", ())
                 alternatives = (scopes,) if isinstance(scopes, str) else scopes
                 operation["security"] = [{"bearer": [scope]} for scope in alternatives]
+            _complete_description(path, operation)
             _complete_request(operation, schemas)
             _complete_responses(operation, schemas, options.get("headers", {}))
     return document
@@ -135,6 +150,14 @@ def _rewrite_for_generators(name: str, field: _JSON) -> None:
     for choice in field.get("anyOf", ()):
         if "enum" in choice:
             choice["title"] = name
+
+
+def _complete_description(path: str, operation: _JSON) -> None:
+    """Say how a stream is watched, and which scopes open the operation: Swagger UI shows no bearer token's scopes."""
+    if any(EVENT_STREAM in answer.get("content", ()) for answer in operation["responses"].values()):
+        operation["description"] += f"\n\n{_STREAM.replace('{path}', path)}"
+    if scopes := [scope for way in operation.get("security", ()) for scope in way["bearer"]]:
+        operation["description"] += f"\n\nNeeds the scope {' or '.join(f'`{scope}`' for scope in scopes)}."
 
 
 def _complete_request(operation: _JSON, schemas: _JSON) -> None:

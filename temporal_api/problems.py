@@ -2,7 +2,6 @@
 
 import itertools
 import logging
-import re
 from collections.abc import Iterable
 from http import HTTPStatus
 from typing import Annotated, Any
@@ -15,8 +14,9 @@ from litestar.openapi.spec import Example
 from msgspec import Meta
 
 from temporal_api import errors
-from temporal_api.errors import Problem, invalid, shown
-from temporal_api.record import record_of
+from temporal_api.errors import FieldError, Problem, ValidationError, invalid, invalid_fields, shown
+from temporal_api.mistakes import MOST, in_json_words, parameter_mistakes
+from temporal_api.record import Record, record_of
 
 PROBLEM_JSON = "application/problem+json"
 
@@ -28,35 +28,39 @@ _FIELD_ERRORS = {"type": "array", "items": {"$ref": "#/components/schemas/FieldE
 class ProblemDetails(msgspec.Struct):
     """The body of every error (`application/problem+json`, RFC 9457)."""
 
+    type: str
     title: str
     status: int
+    detail: str
     error: str
     message: str
     details: Annotated[dict[str, Any], Meta(extra_json_schema={"properties": {"errors": _FIELD_ERRORS}})]
     request_id: str | None
 
 
-# msgspec names types as Python does, callers as JSON does.
-_JSON_TYPES = {"int": "an integer", "float": "a number", "str": "a string", "bool": "a boolean"}
-_QUOTED = re.compile(r"`([^`]*)`")
-
-
-def in_json_words(message: str) -> str:
-    """Replace the Python types in a message of msgspec."""
-    return _QUOTED.sub(lambda m: " or ".join(_JSON_TYPES.get(kind, kind) for kind in m[1].split(" | ")), message)
-
-
-def encode_problem(problem: Problem, request_id: str) -> bytes:
-    """Encode the body of an error."""
-    title = HTTPStatus(problem.status).phrase
-    details = ProblemDetails(title, problem.status, problem.code, problem.message, problem.details, request_id)
+def encode_problem(problem: Problem, record: Record) -> bytes:
+    """Encode the body of an error. Its `type` leads to the explanation that `controllers/explanations.py` serves."""
+    details = ProblemDetails(
+        type=f"{record.root_path}/problems/{problem.code}",
+        title=HTTPStatus(problem.status).phrase,
+        status=problem.status,
+        detail=problem.message,
+        error=problem.code,
+        message=problem.message,
+        details=problem.details,
+        request_id=record.request_id,
+    )
     return msgspec.json.encode(details)
 
 
 def on_problem(request: Request[Any, Any, Any], problem: Problem) -> Response[bytes]:
     """Answer one of our own failures."""
+    if isinstance(problem, ValidationError) and (told := problem.details.get("errors")):
+        keys = {mistake.key for mistake in told}
+        if more := [mistake for mistake in parameter_mistakes(request) if mistake.key not in keys]:
+            problem = invalid_fields([*told, *more][:MOST])
     return Response(
-        encode_problem(problem, record_of(request.scope).request_id),
+        encode_problem(problem, record_of(request.scope)),
         status_code=problem.status,
         media_type=PROBLEM_JSON,
         headers=problem.headers,
@@ -76,7 +80,7 @@ def on_http_exception(request: Request[Any, Any, Any], error: HTTPException) -> 
     problem: Problem
     match error.status_code:
         case 400:
-            problem = _bad_request(error)
+            problem = _bad_request(request, error)
         case 404:
             problem = errors.NotFound(
                 f"There is nothing at {shown(request.scope['path'])}. "
@@ -95,13 +99,13 @@ def on_http_exception(request: Request[Any, Any, Any], error: HTTPException) -> 
     return on_problem(request, problem)
 
 
-def _bad_request(error: HTTPException) -> Problem:
+def _bad_request(request: Request[Any, Any, Any], error: HTTPException) -> Problem:
     if not (isinstance(error.extra, list) and error.extra):
         return errors.ValidationError(error.detail)
-    first = error.extra[0]  # msgspec stops at the first mistake
+    first = error.extra[0]
     if first["key"] == "data":  # the handler's parameter for the body
         return invalid("", "Expected a JSON body; there is none.")
-    return invalid(first["key"], in_json_words(first["message"]))
+    return invalid_fields(parameter_mistakes(request) or [FieldError(first["key"], in_json_words(first["message"]))])
 
 
 def on_exception(request: Request[Any, Any, Any], error: Exception) -> Response[bytes]:

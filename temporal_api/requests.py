@@ -3,8 +3,9 @@
 Litestar itself would decode without a type and convert leniently: it takes `"2"` for 2, and loses digits of numbers.
 """
 
-import re
+import asyncio
 from collections.abc import Mapping
+from functools import partial
 from typing import Any, TypeVar
 from urllib.parse import unquote
 
@@ -14,10 +15,13 @@ from litestar.openapi.datastructures import ResponseSpec
 from litestar.types import Receive, Scope, Send
 
 from temporal_api.bounds import FEW, check_entries
-from temporal_api.errors import FieldError, MalformedJSON, UnsupportedMediaType, ValidationError, invalid, shown
-from temporal_api.problems import in_json_words
+from temporal_api.errors import FieldError, MalformedJSON, UnsupportedMediaType, invalid_fields, shown
+from temporal_api.mistakes import MOST, PARAMETERS, Parameter, body_mistakes, there_are
 
 T = TypeVar("T")
+
+_LARGE = 100_000
+"""The mistakes of a body of so many bytes are looked for in a thread: others are served meanwhile."""
 
 _DECODERS: dict[Any, msgspec.json.Decoder[Any]] = {}
 
@@ -87,8 +91,9 @@ class JSONRequest(Request[Any, Any, Any]):
             if body.count(b",") >= FEW:
                 await check_entries(body, msgspec.inspect.type_info(annotation))
             return decoder.decode(body)
-        except msgspec.ValidationError as error:  # before DecodeError, its base
-            raise _field_error(str(error)) from None
+        except msgspec.ValidationError:  # before DecodeError, its base
+            find = partial(body_mistakes, body, annotation)
+            raise invalid_fields(find() if len(body) < _LARGE else await asyncio.to_thread(find)) from None
         except UnicodeDecodeError as error:
             raise _malformed(f"it is not UTF-8 (byte {error.start})") from None
         except RecursionError:
@@ -101,50 +106,26 @@ def _malformed(why: str) -> MalformedJSON:
     return MalformedJSON(f"The body is not JSON: {why}.")
 
 
-# What msgspec says of a field, which it may quote from the body; and what a struct's `__post_init__` says of its own.
-_NAMED = re.compile(
-    r"Object (missing required|contains unknown) field `(.*?)`(?: - at `\$\.?([\w.\[\]]*)`)?", re.DOTALL
-)
-_OWN = re.compile(r"([a-z_]+): (.*)", re.DOTALL)
-
-
-def _field_error(text: str) -> ValidationError:
-    """Name the field by its path, as in `items[0].quantity`."""
-    if len(text) > 2_000:  # the name of a field, as the body has it
-        text = f"{text[:1_000]}{text[-1_000:]}"
-    if named := _NAMED.fullmatch(text):
-        how, name, inside = named.groups()
-        return invalid(f"{inside or ''}.{name}".removeprefix("."), f"Object {how} field {shown(name)}")
-    message, at, path = text.rpartition(" - at `")
-    if not at:
-        message, path = text, ""
-    key = path.rstrip("`").removeprefix("key` in `").removeprefix("$").removeprefix(".")
-    if own := _OWN.fullmatch(message):
-        key, message = f"{key}.{own[1]}".removeprefix("."), own[2]
-    return invalid(key, in_json_words(shown(message)))
-
-
-PARAMETERS = "parameters"
-"""The `opt` of a handler that has its query parameters, and whether each may be repeated."""
-
-
 async def check_parameters(request: Request[Any, Any, Any]) -> None:
     """Refuse a query parameter that the operation does not know, or that comes twice: a filter ignored misleads."""
     if not request.scope["query_string"]:
         return
-    known: Mapping[str, bool] = request.route_handler.opt[PARAMETERS]
+    known: Mapping[str, Parameter] = request.route_handler.opt[PARAMETERS]
     sent = [name for name, _ in request.query_params.multi_items()]
-    there_are = f"there are {', '.join(sorted(known))}" if known else "there are none here"
     mistakes = [
-        FieldError(shown(name), f"There is no such parameter; {there_are}") for name in sorted({*sent} - {*known})
+        FieldError(
+            shown(name),
+            f"There is no such parameter{there_are(name, known) if known else '; there are none here'}",
+        )
+        for name in sorted({*sent} - {*known})[:MOST]
     ]
     mistakes += [
         FieldError(name, "Expected it once")
-        for name, repeatable in known.items()
-        if not repeatable and sent.count(name) > 1
+        for name, parameter in known.items()
+        if not parameter.repeatable and sent.count(name) > 1
     ]
     if mistakes:
-        raise ValidationError(f"{mistakes[0].key}: {mistakes[0].message}", errors=mistakes[:10])
+        raise invalid_fields(mistakes[:MOST])
 
 
 def keep_encoded_slashes(scope: Any) -> None:

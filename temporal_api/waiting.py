@@ -20,7 +20,7 @@ from temporal_api import deadline
 from temporal_api.auth import APIRequest, User
 from temporal_api.errors import PreconditionFailed, Problem, ShuttingDown, TooManyWaits, invalid
 from temporal_api.problems import encode_problem
-from temporal_api.record import record_of
+from temporal_api.record import Record, record_of
 from temporal_api.requests import JSONResponse
 from temporal_api.temporal.feeds import Feeds
 from temporal_api.temporal.run import Run
@@ -166,7 +166,7 @@ def etag(run: Run) -> str:
 
 def is_known(request: APIRequest, run: Run) -> bool:
     """Whether `If-None-Match` names the run's present state, by weak comparison (RFC 9110 13.1.2)."""
-    return _names(_joined(request, "If-None-Match"), run)
+    return matches(_joined(request, "If-None-Match"), run.version)
 
 
 def check_match(request: APIRequest, run: Run) -> None:
@@ -175,7 +175,7 @@ def check_match(request: APIRequest, run: Run) -> None:
     RFC 9110 13.1.1 compares strongly, by which no weak ETag ever matches, and all of ours are weak: the comparison here
     is weak. Two answers with the same tag tell the same state, which is what a change depends on.
     """
-    if not _names(_joined(request, "If-Match"), run):
+    if not matches(_joined(request, "If-Match"), run.version):
         raise PreconditionFailed(workflow_id=run.workflow_id, run_id=run.run_id)
 
 
@@ -186,9 +186,9 @@ def _joined(request: APIRequest, header: str) -> str:
     return value
 
 
-def _names(tags: str, run: Run) -> bool:
-    """Whether one of the tags is the run's; a proxy may have put its suffix to it."""
-    found = (tag.removeprefix(run.version) for tag in _TAG.findall(tags) if tag.startswith(run.version))
+def matches(tags: str, version: str) -> bool:
+    """Whether one of the tags is this version's; a proxy may have put its suffix to it."""
+    found = (tag.removeprefix(version) for tag in _TAG.findall(tags) if tag.startswith(version))
     return tags.strip() == "*" or any(not suffix or _PROXY_SUFFIX.fullmatch(suffix) for suffix in found)
 
 
@@ -253,15 +253,15 @@ class EventStream(Response[bytes]):
                     await events.aclose()
                     await send({"type": "http.response.body", "body": b"", "more_body": False})
                 else:
-                    await self._send_events(events, receive, send, record.request_id)
+                    await self._send_events(events, receive, send, record)
 
         return stream
 
     async def _send_events(
-        self, events: AsyncGenerator[bytes, None], receive: Receive, send: Send, request_id: str
+        self, events: AsyncGenerator[bytes, None], receive: Receive, send: Send, record: Record
     ) -> None:
         over = asyncio.ensure_future(self._waits.over(receive, self._user.expires_at - time.time()))
-        upcoming = asyncio.ensure_future(_next(events, request_id))
+        upcoming = asyncio.ensure_future(_next(events, record))
         chunk: bytes | None = _RETRY
         try:
             while chunk is not None and not over.done():
@@ -271,7 +271,7 @@ class EventStream(Response[bytes]):
                 chunk = _COMMENT
                 if upcoming.done():
                     chunk = upcoming.result()
-                    upcoming = asyncio.ensure_future(_next(events, request_id))
+                    upcoming = asyncio.ensure_future(_next(events, record))
             # The client reconnects by itself: to another replica, or with a new token.
             await _sent(send, _RETRY, over, more=False)
         finally:
@@ -279,12 +279,12 @@ class EventStream(Response[bytes]):
             await events.aclose()
 
 
-async def _next(events: AsyncGenerator[bytes, None], request_id: str) -> bytes | None:
+async def _next(events: AsyncGenerator[bytes, None], record: Record) -> bytes | None:
     """The next event; the stream's failure is its last one."""
     try:
         return await anext(events, None)
     except Problem as problem:
-        return sse(msgspec.Raw(encode_problem(problem, request_id)), event="error")
+        return sse(msgspec.Raw(encode_problem(problem, record)), event="error")
 
 
 async def _sent(send: Send, content: bytes, over: asyncio.Future[Any], *, more: bool = True) -> bool:

@@ -119,7 +119,9 @@ def assert_problem(response: httpx.Response, status: int, code: str) -> dict[str
 
     assert (status, code) == (response.status_code, body["error"]), body
     assert response.headers["content-type"] == "application/problem+json"
-    assert body.keys() == {"title", "status", "error", "message", "details", "request_id"}
+    names = ("type", "title", "status", "detail", "error", "message", "details", "request_id")
+    assert tuple(body) == names
+    assert (f"/problems/{code}", body["message"]) == (body["type"], body["detail"])
     assert body["status"] == status
     assert body["message"]
     assert body["request_id"] == response.headers["x-request-id"]

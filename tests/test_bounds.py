@@ -47,7 +47,7 @@ TOO_MANY = {
     "keywords": (
         "/workflows",
         f'{{{WORKFLOW}, "search_attributes": {{"K": {{"type": "KeywordList", "value": {TEXTS}}}}}}}',
-        "search_attributes[...].value",
+        "search_attributes.K.value",
     ),
     "error types": (
         "/workflows",

@@ -2,7 +2,9 @@
 
 import json
 import re
+from html import unescape
 from html.parser import HTMLParser
+from http import HTTPStatus
 from typing import Any
 
 import httpx
@@ -11,11 +13,14 @@ import pytest
 from api import assert_problem
 from temporal_api import __version__
 from temporal_api.dev.browser import CODEC_PATH
+from test_errors import failures
 
 pytestmark = pytest.mark.anyio
 
 
-@pytest.mark.parametrize("path", ["/", "/docs", "/redoc", "/openapi.json", "/metrics"])
+@pytest.mark.parametrize(
+    "path", ["/", "/docs", "/redoc", "/openapi.json", "/metrics", "/problems", "/problems/no_worker"]
+)
 async def test_the_pages_are_public(http: httpx.AsyncClient, path: str) -> None:
     """Each page answers without a token, with or without a trailing slash."""
     response = await http.get(path)
@@ -85,7 +90,7 @@ async def test_only_dev_takes_a_token_from_the_address_and_decrypts_without_one(
     assert_problem(await http.post(f"{CODEC_PATH}/decode", json={"payloads": []}), 404, "not_found")
 
 
-@pytest.mark.parametrize("path", ["/docs", "/redoc"])
+@pytest.mark.parametrize("path", ["/docs", "/redoc", "/problems", "/problems/no_worker"])
 async def test_a_viewer_may_ask_only_this_service(http: httpx.AsyncClient, path: str) -> None:
     """The Content-Security-Policy names no other place, and nobody may frame the page."""
     policy = (await http.get(path)).headers["content-security-policy"]
@@ -100,9 +105,98 @@ async def test_a_viewer_may_ask_only_this_service(http: httpx.AsyncClient, path:
 
 async def test_redoc_takes_its_logo_from_the_service(http: httpx.AsyncClient) -> None:
     """The bundled script would fetch a picture from its maker's server; here it asks this one, which has it."""
-    script = (await http.get("/docs/redoc.js")).text
+    script = (await http.get("/docs/assets/redoc/redoc.standalone.js")).text
 
     assert "cdn.redoc.ly" not in script
     logo = re.search(r'"(/docs/assets/redoc/[^"]+\.svg)"', script)
     assert logo
     assert (await http.get(logo[1])).headers["content-type"].startswith("image/svg+xml")
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/openapi.json",
+        "/docs/assets/swagger_ui/swagger-ui-bundle.js",
+        "/docs/assets/swagger_ui/swagger-ui.css",
+        "/docs/assets/redoc/redoc.standalone.js",
+    ],
+)
+async def test_what_stays_the_same_is_sent_once_and_compressed(http: httpx.AsyncClient, path: str) -> None:
+    """Gzip for who accepts it, the same content for all, and 304 for who has it, by whatever proxy."""
+    plain = await http.get(path, headers={"Accept-Encoding": "identity"})
+    packed = await http.get(path, headers={"Accept-Encoding": "gzip"})
+    tag = packed.headers["etag"]
+
+    assert "gzip" == packed.headers["content-encoding"]
+    assert int(packed.headers["content-length"]) < len(plain.content) / 2
+    assert "content-encoding" not in plain.headers
+    assert (plain.content, plain.headers["etag"]) == (packed.content, tag)
+    for known in (tag, tag.removeprefix("W/"), f'"x", {tag[:-1]}-gzip"', "*"):
+        again = await http.get(path, headers={"If-None-Match": known})
+        assert (304, b"", tag) == (again.status_code, again.content, again.headers["etag"])
+        assert plain.headers["cache-control"] == again.headers["cache-control"]
+    assert {"Accept-Encoding"} == {answer.headers["vary"] for answer in (plain, packed, again)}
+    assert 200 == (await http.get(path, headers={"If-None-Match": '"another"'})).status_code
+
+
+def test_an_operation_says_what_it_needs(contract: dict[str, Any]) -> None:
+    """Its scopes, in its description and its security; how to get a token; and how to watch a stream."""
+    operations = {(path, method): each for path, of in contract["paths"].items() for method, each in of.items()}
+    secured = {key: each for key, each in operations.items() if key[0].startswith("/api/v1")}
+
+    assert secured
+    for (path, _), operation in secured.items():
+        scopes = [scope for each in operation["security"] for scope in each["bearer"]]
+        assert f"Needs the scope {' or '.join(f'`{scope}`' for scope in scopes)}." in operation["description"]
+        assert path.endswith("/events") == ("curl -N" in operation["description"])
+        assert path.endswith("/events") == (path in operation["description"])
+    how = contract["components"]["securitySchemes"]["bearer"]["description"]
+    assert "without `Bearer`" in how
+    assert "`temporal-api token`" in how
+
+
+async def test_errors_are_folded(http: httpx.AsyncClient) -> None:
+    """An operation has a dozen of them; the page shows their codes, and the rest when it is asked for."""
+    assert '[data-code^="4"]:not(.open)' in (await http.get("/docs")).text
+
+
+# /problems
+
+
+CODES = {kind.code: kind for kind in failures() if "code" in vars(kind)}
+
+
+async def test_every_error_is_explained(http: httpx.AsyncClient) -> None:
+    """Every code with its status, what it means and what to do, as JSON and as a page that says the same."""
+    found = (await http.get("/problems", headers={"Accept": "application/json"})).json()
+    page = await http.get("/problems", headers={"Accept": "text/html,application/xhtml+xml,*/*;q=0.8"})
+
+    assert CODES.keys() <= {each["error"] for each in found}
+    assert "text/html; charset=utf-8" == page.headers["content-type"]
+    for each in found:
+        if kind := CODES.get(each["error"]):
+            assert (kind.status, HTTPStatus(kind.status).phrase) == (each["status"], each["title"])
+            assert f"{each['meaning']} {each['what_to_do']}" == kind.__doc__
+            assert kind.retry_after == each["retry_after"]
+        assert each["meaning"].endswith(".")
+        assert each["what_to_do"].endswith(".")
+        assert f'href="{each["type"]}"' in page.text
+        one = await http.get(each["type"])
+        assert each["error"] in one.text
+        text = re.sub("<.*?>", "", unescape(one.text))
+        assert each["meaning"].replace("`", "") in text
+        assert each["what_to_do"].replace("`", "") in text
+        assert each == (await http.get(each["type"], headers={"Accept": "application/problem+json"})).json()
+
+
+async def test_a_problem_s_type_leads_to_its_explanation(alice: httpx.AsyncClient) -> None:
+    """As it stands in the error, from the address that answered; a code that is none is a 404."""
+    problem = assert_problem(await alice.get("/api/v1/orders/none"), 404, "order_not_found")
+    page = await alice.get(str(alice.base_url.join(problem["type"])))
+
+    assert (200, True) == (page.status_code, "no such order" in page.text)
+    for accept in ("*/*", "application/json", "text/html", "garbage", "a/b;q=inf"):
+        assert 200 == (await alice.get("/problems", headers={"Accept": accept})).status_code
+    unknown = assert_problem(await alice.get("/problems/<b>"), 404, "not_found")
+    assert "/problems lists every one" in unknown["message"]

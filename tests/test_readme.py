@@ -205,8 +205,11 @@ async def test_the_error_is_shown_as_it_is(http: httpx.AsyncClient) -> None:
     """The error body in the README is the one that the service gives for that mistake."""
     expected = msgspec.json.decode(only_block("json"))
     items = [{"id": "a", "quantity": "2", "unit_price": 1}]
+    address = {"province": None}
     response = await http.post(
-        "/api/v1/orders", json=order(items=items), headers={"Authorization": f"Bearer {token()}"}
+        "/api/v1/orders",
+        json=order(items=items, shipping_address=address),
+        headers={"Authorization": f"Bearer {token()}"},
     )
 
     body = assert_problem(response, 400, "validation_error")

@@ -135,8 +135,12 @@ async def test_no_timeout_is_no_timeout(alice: httpx.AsyncClient, client: Client
         ("id_reuse_policy", "SOMETIMES", "id_reuse_policy"),
         ("memo", {"temporal_api.order": 1}, "memo"),
         ("memo", {"": 1}, "memo"),
-        ("search_attributes", {"OrderStatus": {"type": "Int", "value": "x"}}, "search_attributes[...].value"),
-        ("search_attributes", {"OrderStatus": {"type": "Datetime", "value": "today"}}, "search_attributes[...].value"),
+        ("search_attributes", {"A": {"type": "Int", "value": "x"}}, "search_attributes.A.value"),
+        (
+            "search_attributes",
+            {"OrderStatus": {"type": "Datetime", "value": "today"}},
+            "search_attributes.OrderStatus.value",
+        ),
         ("signal", {"signal_input": 1}, "signal.signal_name"),
         ("workflow_id", "..", "workflow_id"),
         ("typo", 1, "typo"),
@@ -154,7 +158,9 @@ async def test_what_cannot_be_is_refused(alice: httpx.AsyncClient, field: str, v
 async def test_what_is_expected_is_said_in_json_s_words(alice: httpx.AsyncClient) -> None:
     """Of what may be null too: a number, not a float."""
     for field, expected in (("execution_timeout_seconds", "a number or null"), ("workflow_id", "a string or null")):
-        problem = assert_problem(await alice.post(START, json={field: True}), 400, "validation_error")
+        problem = assert_problem(
+            await alice.post(START, json={"workflow_type": "t", field: True}), 400, "validation_error"
+        )
         assert f"{field}: Expected {expected}, got a boolean" == problem["message"]
 
 

@@ -1,23 +1,26 @@
 """The public pages: `/`, `/openapi.json`, `/docs` and `/redoc`. They need no internet."""
 
 import functools
+import gzip
+import hashlib
 import re
 from importlib.resources import files
 from typing import Annotated, Any
 
 import msgspec
-from litestar import Request, Response, get
-from litestar.datastructures import CacheControlHeader
-from litestar.exceptions import InternalServerException, NotFoundException
+from litestar import Litestar, Request, Response, get
+from litestar.exceptions import NotFoundException
 from litestar.openapi.plugins import RedocRenderPlugin, SwaggerRenderPlugin
-from litestar.static_files import create_static_files_router
+from litestar.params import FromPath
 from litestar.types import ControllerRouterHandler
 from msgspec import Meta
 
 from temporal_api import __version__
+from temporal_api.observe import accepts_gzip
 from temporal_api.openapi import TITLE, contract
-from temporal_api.problems import on_http_exception
 from temporal_api.record import record_of
+from temporal_api.requests import unchanged
+from temporal_api.waiting import matches
 
 # The pages run the bundled scripts, which may ask only this service. No other page may frame them.
 _CONTENT_SECURITY_POLICY = (
@@ -28,27 +31,59 @@ _CONTENT_SECURITY_POLICY = (
 
 _BUNDLES = files("openapi_ui_bundles")
 _REDOC_LOGO = re.compile(rb"https://[^/\"'\s]+/redoc/(?=logo)")
-_FAVICON = '<link rel="icon" href="data:,">'
+FAVICON = '<link rel="icon" href="data:,">'
+# Of an error only its codes are shown, until its row is clicked: else an operation is as long as eight screens.
+_SWAGGER_STYLE = """<style>
+body { margin: 0 }
+.swagger-ui .response[data-code^="4"]:not(.open) .response-col_description > :not(:first-child),
+.swagger-ui .response[data-code^="5"]:not(.open) .response-col_description > :not(:first-child) { display: none }
+.swagger-ui .response:is([data-code^="4"], [data-code^="5"]) .response-col_status { cursor: pointer }
+.swagger-ui .response:is([data-code^="4"], [data-code^="5"]) .response-col_status::after { content: " \\25B8" }
+.swagger-ui .response.open .response-col_status::after { content: " \\25BE" !important }
+</style><script>
+addEventListener("click", ({ target }) => target.closest(".response-col_status")?.parentNode.classList.toggle("open"))
+</script>"""
 
-_A_DAY = CacheControlHeader(public=True, max_age=86_400)
+
+_KINDS = {".js": "text/javascript", ".css": "text/css", ".svg": "image/svg+xml"}
+_ASSETS = [f"swagger_ui/swagger-ui{end}" for end in ("-bundle.js", "-standalone-preset.js", ".css")]
+_ASSETS += ["redoc/redoc.standalone.js", "redoc/logo-mini.svg"]
 
 
-def _no_such_file(request: Request[Any, Any, Any], error: Exception) -> Response[bytes]:
-    return on_http_exception(request, NotFoundException())
+class Document:
+    """What stays the same while the service runs: compressed once, and not sent again to who has it."""
+
+    def __init__(self, body: bytes, media_type: str, cache_control: str) -> None:
+        self._body, self._media_type = body, media_type
+        self._compressed = gzip.compress(body, 6, mtime=0)
+        self._version = hashlib.sha256(body).hexdigest()[:32]
+        self._headers = {"ETag": f'W/"{self._version}"', "Cache-Control": cache_control}
+
+    def answer(self, request: Request[Any, Any, Any]) -> Response[Any]:
+        """The document, or 304 (RFC 9110 13.1.2)."""
+        if matches(request.headers.get("if-none-match", ""), self._version):
+            return unchanged({**self._headers, "Vary": "Accept-Encoding"})
+        if accepts_gzip(request.headers.get("accept-encoding", "").encode()):
+            encoded = {**self._headers, "Vary": "Accept-Encoding", "Content-Encoding": "gzip"}
+            return Response(self._compressed, media_type=self._media_type, headers=encoded)
+        return Response(self._body, media_type=self._media_type, headers=self._headers)
 
 
-ASSETS = [
-    create_static_files_router(
-        f"/docs/assets/{name}",
-        directories=[str(_BUNDLES / name / "vendor")],
-        cache_control=_A_DAY,
-        include_in_schema=False,
-        name=name,
-        # No file system takes some names, as a NUL byte or a thousand letters.
-        exception_handlers=dict.fromkeys((ValueError, OSError, InternalServerException), _no_such_file),
-    )
-    for name in ("swagger_ui", "redoc")
-]
+@functools.cache
+def _asset(name: str, root_path: str) -> Document:
+    content = _BUNDLES.joinpath(name.replace("/", "/vendor/")).read_bytes()
+    # ReDoc's logo comes from this service instead of its maker's server.
+    content = _REDOC_LOGO.sub(f"{root_path}/docs/assets/redoc/".encode(), content)
+    return Document(content, _KINDS[name[name.rindex(".") :]], "max-age=86400, public")
+
+
+# In a thread: to compress a script takes a tenth of a second, once.
+@get("/docs/assets/{name:path}", include_in_schema=False, sync_to_thread=True)
+def asset(request: Request[Any, Any, Any], name: FromPath[str]) -> Response[Any]:
+    """A script, a style or a picture of the pages."""
+    if name.lstrip("/") not in _ASSETS:
+        raise NotFoundException
+    return _asset(name.lstrip("/"), record_of(request.scope).root_path).answer(request)
 
 
 class Welcome(msgspec.Struct):
@@ -68,10 +103,15 @@ def root() -> Welcome:
 _contract = functools.lru_cache(maxsize=1)(contract)
 
 
+@functools.lru_cache(maxsize=1)
+def _openapi_json(app: Litestar) -> Document:
+    return Document(msgspec.json.encode(_contract(app)), "application/json", "no-cache")
+
+
 @get("/openapi.json", include_in_schema=False, sync_to_thread=False)
-def openapi_json(request: Request[Any, Any, Any]) -> Response[bytes]:
+def openapi_json(request: Request[Any, Any, Any]) -> Response[Any]:
     """The contract as an OpenAPI 3.1 document."""
-    return Response(msgspec.json.encode(_contract(request.app)), media_type="application/json")
+    return _openapi_json(request.app).answer(request)
 
 
 @get("/docs", include_in_schema=False, sync_to_thread=False)
@@ -84,38 +124,28 @@ def swagger_page(request: Request[Any, Any, Any], script: bytes = b"") -> Respon
     """Make the page, with a script that runs first. It remembers the token that is pasted into it."""
     assets = f"{record_of(request.scope).root_path}/docs/assets/swagger_ui"
     viewer = SwaggerRenderPlugin(
+        style=_SWAGGER_STYLE,
         js_url=f"{assets}/swagger-ui-bundle.js",
         css_url=f"{assets}/swagger-ui.css",
         standalone_preset_js_url=f"{assets}/swagger-ui-standalone-preset.js",
-        favicon=_FAVICON,
+        favicon=FAVICON,
     )
     html = viewer.render(request, _contract(request.app))
     html = html.replace(b"deepLinking: true,", b"deepLinking: true, persistAuthorization: true,")
-    return _page(html.replace(b"</head>", script + b"</head>", 1))
+    return html_page(html.replace(b"</head>", script + b"</head>", 1))
 
 
 @get("/redoc", include_in_schema=False, sync_to_thread=False)
 def redoc(request: Request[Any, Any, Any]) -> Response[bytes]:
     """ReDoc."""
-    script = f"{record_of(request.scope).root_path}/docs/redoc.js"
-    viewer = RedocRenderPlugin(js_url=script, google_fonts=False, favicon=_FAVICON)
-    return _page(viewer.render(request, _contract(request.app)))
+    script = f"{record_of(request.scope).root_path}/docs/assets/redoc/redoc.standalone.js"
+    viewer = RedocRenderPlugin(js_url=script, google_fonts=False, favicon=FAVICON)
+    return html_page(viewer.render(request, _contract(request.app)))
 
 
-@get("/docs/redoc.js", include_in_schema=False, sync_to_thread=False, cache_control=_A_DAY)
-def redoc_script(request: Request[Any, Any, Any]) -> Response[bytes]:
-    """ReDoc's script; its logo comes from this service instead of its maker's server."""
-    return Response(_redoc_script(record_of(request.scope).root_path), media_type="text/javascript")
-
-
-@functools.cache
-def _redoc_script(root_path: str) -> bytes:
-    script = _BUNDLES / "redoc" / "vendor" / "redoc.standalone.js"
-    return _REDOC_LOGO.sub(f"{root_path}/docs/assets/redoc/".encode(), script.read_bytes())
-
-
-def _page(html: bytes) -> Response[bytes]:
+def html_page(html: bytes) -> Response[bytes]:
+    """A page that asks nobody but this service."""
     return Response(html, media_type="text/html", headers={"Content-Security-Policy": _CONTENT_SECURITY_POLICY})
 
 
-HANDLERS: list[ControllerRouterHandler] = [root, openapi_json, swagger, redoc, redoc_script, *ASSETS]
+HANDLERS: list[ControllerRouterHandler] = [root, openapi_json, swagger, redoc, asset]

@@ -112,10 +112,12 @@ class Resource(Generic[Kept, Answer]):
         self.owner_attribute, self.status_attribute = f"{self.title}Owner", f"{self.title}Status"
         self.search_attributes = (self.owner_attribute, self.status_attribute)
         self.NotFound = _problem(
-            errors.NotFound, f"{name}_not_found", f"There is no such {self.words}, or it is not yours."
+            errors.NotFound, f"{name}_not_found", f"There is no such {self.words}, or it is not yours. Check its id."
         )
         self.NotCancellable = _problem(
-            errors.Conflict, f"{name}_not_cancellable", f"The {self.words} can no longer be cancelled."
+            errors.Conflict,
+            f"{name}_not_cancellable",
+            f"The {self.words} can no longer be cancelled. Read `details.status`, which says why.",
         )
         # The owner and the time come from us, never from the handler.
         self.memo_type: Any = msgspec.defstruct(

@@ -6,10 +6,10 @@ from urllib.parse import quote
 
 from litestar.di import NamedDependency, Provide
 from litestar.params import PathParameter, QueryParameter, SkipValidation
-from msgspec import Meta, Raw, Struct, UnsetType
+from msgspec import UNSET, Meta, Raw, Struct, UnsetType
 
 from temporal_api.auth import APIRequest
-from temporal_api.errors import WorkflowNotFound, invalid, shown
+from temporal_api.errors import WorkflowNotFound, shown
 from temporal_api.record import record_of
 from temporal_api.services import CurrentServices
 from temporal_api.temporal.workflow import MAX_ID_BYTES, Workflow, is_too_long
@@ -57,17 +57,20 @@ def location(workflow_id: str, *below: str) -> str:
 def check_lengths(body: Struct, *fields: str) -> None:
     """Raises ValueError, as a struct's `__post_init__` does, for an id or a name that is longer than Temporal takes."""
     for field in fields:
-        if is_too_long(getattr(body, field) or ""):
+        if is_too_long(getattr(body, field, None) or ""):  # none: `mistakes.py` asks about the fields that are right
             raise ValueError(f"{field}: Expected at most {MAX_ID_BYTES} bytes of UTF-8")
 
 
-def arguments(names: tuple[str, str], one: Argument, many: Arguments) -> list[Raw]:
-    """One argument, an argument list, or none; both at once are refused."""
-    if isinstance(one, UnsetType):
-        return many or []
-    if many:  # an empty list is what some generated clients send when they have none
-        raise invalid(names[1], f"Send {names[0]} or {names[1]}, not both")
-    return [one]
+def check_arguments(body: Struct, one: str, many: str) -> None:
+    """Raises ValueError, likewise, for one argument and an argument list at once."""
+    # An empty list is what some generated clients send when they have none.
+    if getattr(body, one, UNSET) is not UNSET and getattr(body, many, False):
+        raise ValueError(f"{many}: Send {one} or {many}, not both")
+
+
+def arguments(one: Argument, many: Arguments) -> list[Raw]:
+    """One argument, an argument list, or none."""
+    return many or [] if isinstance(one, UnsetType) else [one]
 
 
 def provide_workflow(

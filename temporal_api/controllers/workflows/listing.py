@@ -14,7 +14,15 @@ from msgspec import Meta, Raw
 from temporal_api.auth import APIRequest, User
 from temporal_api.controllers.workflows.addressing import READ
 from temporal_api.controllers.workflows.status import RunFields
-from temporal_api.errors import InsufficientScope, InvalidPageToken, InvalidQuery, invalid
+from temporal_api.errors import (
+    FieldError,
+    InsufficientScope,
+    InvalidPageToken,
+    InvalidQuery,
+    ValidationError,
+    invalid,
+    invalid_fields,
+)
 from temporal_api.problems import responses
 from temporal_api.requests import JSONResponse
 from temporal_api.sealing import LONGEST_TOKEN
@@ -81,10 +89,18 @@ def provide_filters(
         raise invalid("query", f"Expected at most {_QUERY_LENGTH} characters")
     begin_and_end = ("started_from", "started_to"), ("closed_from", "closed_to")
     sent = {"started_from": started_from, "started_to": started_to, "closed_from": closed_from, "closed_to": closed_to}
-    times = {key: parse_time(key, text) for key, text in sent.items() if text is not None}
+    times, mistakes = {}, []
+    for key, text in sent.items():
+        try:
+            if text is not None:
+                times[key] = parse_time(key, text)
+        except ValidationError as error:
+            mistakes += error.details["errors"]
     for begin, end in begin_and_end:
         if begin in times and end in times and times[end] <= times[begin]:
-            raise invalid(end, f"Expected a time after {begin}")
+            mistakes.append(FieldError(end, f"Expected a time after {begin}"))
+    if mistakes:
+        raise invalid_fields(mistakes)
     return Filters(
         workflow_type=workflow_type,
         status=status or (),

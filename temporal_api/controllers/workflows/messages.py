@@ -31,13 +31,15 @@ from temporal_api.controllers.workflows.addressing import (
     Target,
     WorkflowId,
     arguments,
+    check_arguments,
     check_lengths,
     in_path,
     location,
 )
-from temporal_api.errors import invalid
+from temporal_api.errors import invalid, invalid_fields
 from temporal_api.idempotency import KEY_SCHEMA, check_key, derived_id
-from temporal_api.problems import in_json_words, responses
+from temporal_api.mistakes import body_mistakes
+from temporal_api.problems import responses
 from temporal_api.record import record_of
 from temporal_api.requests import JSONResponse
 from temporal_api.services import CurrentServices
@@ -67,12 +69,13 @@ class SignalRequest(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     signal_args: Arguments = UNSET
 
     def __post_init__(self) -> None:
-        """Refuse names that Temporal does not take."""
+        """Refuse names that Temporal does not take, and arguments given twice."""
         check_lengths(self, "signal_name")
+        check_arguments(self, "signal_input", "signal_args")
 
-    def arguments(self, at: str = "") -> list[Raw]:
-        """What is sent along; `at` is where the request has this."""
-        return arguments((f"{at}signal_input", f"{at}signal_args"), self.signal_input, self.signal_args)
+    def arguments(self) -> list[Raw]:
+        """What is sent along."""
+        return arguments(self.signal_input, self.signal_args)
 
 
 class SignalResponse(msgspec.Struct):
@@ -134,8 +137,8 @@ async def _query_arguments(args: Argument) -> list[Raw]:
     await check_entries(text, _ARGUMENT_LIST, "query_args")
     try:
         return msgspec.json.decode(text, type=ArgumentList)
-    except msgspec.ValidationError as error:
-        raise invalid("query_args", in_json_words(str(error))) from None
+    except msgspec.ValidationError:
+        raise invalid_fields(body_mistakes(text, ArgumentList, "query_args")) from None
 
 
 @post(
@@ -174,12 +177,13 @@ class UpdateRequest(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     update_id: Annotated[NonEmpty | None, Meta(examples=["add-line-7"])] = None
 
     def __post_init__(self) -> None:
-        """Refuse names that Temporal does not take."""
+        """Refuse names that Temporal does not take, and arguments given twice."""
         check_lengths(self, "update_name", "update_id")
+        check_arguments(self, "update_input", "update_args")
 
-    def arguments(self, at: str = "") -> list[Raw]:
-        """What is sent along; `at` is where the request has this."""
-        return arguments((f"{at}update_input", f"{at}update_args"), self.update_input, self.update_args)
+    def arguments(self) -> list[Raw]:
+        """What is sent along."""
+        return arguments(self.update_input, self.update_args)
 
 
 class UpdateResponse(msgspec.Struct):

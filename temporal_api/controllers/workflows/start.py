@@ -25,6 +25,7 @@ from temporal_api.controllers.workflows.addressing import (
     Time,
     WorkflowId,
     arguments,
+    check_arguments,
     check_lengths,
     location,
 )
@@ -139,6 +140,7 @@ class WorkflowExecutionRequest(msgspec.Struct, forbid_unknown_fields=True, kw_on
     def __post_init__(self) -> None:
         """Refuse names that Temporal does not take, and fields that do not go together."""
         check_lengths(self, "workflow_type", "task_queue", "workflow_id")
+        check_arguments(self, "input_data", "args")
         for key in self.memo:
             if key.startswith(OWN_MEMO):
                 raise ValueError(f"memo: Expected keys of your own: {OWN_MEMO}* is this service's")
@@ -271,7 +273,7 @@ async def _start(
         data.workflow_type,
         workflow_id=workflow_id,
         task_queue=data.task_queue,
-        args=arguments(("input_data", "args"), data.input_data, data.args),
+        args=arguments(data.input_data, data.args),
         memo={**data.memo, idempotency.MEMO: fingerprint(key, data)} if key else data.memo,
         execution_timeout_seconds=data.execution_timeout_seconds,
         run_timeout_seconds=data.run_timeout_seconds,
@@ -286,13 +288,13 @@ async def _start(
         },
     )
     if data.signal is not None:
-        args = data.signal.arguments("signal.")
+        args = data.signal.arguments()
         return await services.starts.signal_with_start(start, data.signal.signal_name, args), None
     if data.update is None:
         return await services.starts.start(start), None
 
     workflow, update_id = services.workflow(workflow_id), data.update.update_id or str(uuid.uuid4())
-    args = data.update.arguments("update.")
+    args = data.update.arguments()
     record_of(request.scope).waited = bool(preferred)  # for a worker, to begin with
     run, update = await updates.send_with_start(workflow, start, update_id, data.update.update_name, args)
     if update.result is None:

@@ -1,0 +1,216 @@
+"""Every mistake of a request that has one: msgspec and Litestar stop at the first.
+
+A valid request never comes here. Each part of a refused body is decoded again by its own type, and where that fails,
+the parts of that part: so a message is msgspec's own, and a path is exact.
+"""
+
+import re
+from collections.abc import Collection, Iterator, Mapping
+from difflib import get_close_matches
+from itertools import islice
+from types import NoneType, SimpleNamespace, UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+import msgspec
+from litestar import Request
+from msgspec import NODEFAULT, Raw
+
+from temporal_api.errors import LONGEST_ECHO, FieldError, shown
+
+MOST = 20
+"""As many mistakes are told; the search ends there."""
+_MOST_ENTRIES = 1000
+"""As many entries of a list or an object are looked into. No list or object of a request may have more."""
+
+# msgspec names types as Python does, callers as JSON does.
+_JSON_TYPES = {
+    "int": "an integer",
+    "float": "a number",
+    "str": "a string",
+    "bool": "a boolean",
+    "bytes": "a base64 string",
+    "datetime": "a time",
+}
+_QUOTED = re.compile(r"`([^`]*)`")
+# What a struct's `__post_init__` says of its own field.
+_OWN = re.compile(r"([a-z_]+): (.*)", re.DOTALL)
+
+
+def body_mistakes(text: bytes, expected: Any, path: str = "") -> list[FieldError]:
+    """What is wrong with JSON that is not of its type: at most `MOST` mistakes."""
+    return list(islice(_check(text.lstrip(), expected, path), MOST))
+
+
+def _check(text: bytes | Raw, expected: Any, path: str) -> Iterator[FieldError]:
+    try:
+        msgspec.json.decode(text, type=expected)
+    except msgspec.ValidationError as error:
+        yield from _explain(str(error), text, expected, path)
+
+
+def _explain(said: str, text: bytes | Raw, expected: Any, path: str) -> Iterator[FieldError]:
+    """What is wrong inside, or else what msgspec said of the whole."""
+    found = False
+    if len(path) <= LONGEST_ECHO:  # which bounds the depth too
+        try:
+            for mistake in _inside(bytes(text), expected, path):
+                found = True
+                yield mistake
+        except (msgspec.DecodeError, RecursionError):  # what follows the mistake is no JSON
+            pass
+    if not found:
+        said, _, inside = said.rpartition(" - at `") if " - at `" in said else (said, "", "")
+        at = (path + inside.rstrip("`").removeprefix("key` in `").removeprefix("$")).removeprefix(".")
+        if own := _OWN.fullmatch(said):
+            at, said = _join(at, own[1]), own[2]
+        yield FieldError(shown(at), _in_words(said, expected))
+
+
+def _inside(text: bytes, expected: Any, path: str) -> Iterator[FieldError]:
+    kind, limits = _container(expected, text[:1])
+    if kind is None:
+        return
+    if issubclass(origin := get_origin(kind) or kind, msgspec.Struct):
+        yield from _in_struct(text, kind, path)
+        return
+    of_any: Any = list[Raw] if origin is list else dict[str, Raw]
+    try:
+        entries = msgspec.json.decode(text, type=Annotated[(of_any, *limits)] if limits else of_any)
+    except msgspec.ValidationError as error:
+        yield FieldError(shown(path), in_json_words(str(error)))
+        entries = msgspec.json.decode(text, type=of_any)
+    inner = msgspec.json.Decoder(get_args(kind)[-1])
+    for key, value in islice(enumerate(entries) if origin is list else entries.items(), _MOST_ENTRIES):
+        at = f"{path}[{key}]" if origin is list else _join(path, key)
+        if origin is dict:
+            try:
+                msgspec.convert(key, get_args(kind)[0])
+            except msgspec.ValidationError as error:
+                yield FieldError(shown(path), f'The name "{shown(key)}": {in_json_words(str(error))}')
+        try:
+            inner.decode(value)
+        except msgspec.ValidationError as error:
+            yield from _explain(str(error), value, get_args(kind)[-1], at)
+
+
+def _container(expected: Any, opening: bytes, limits: tuple[Any, ...] = ()) -> tuple[Any, tuple[Any, ...]]:
+    """The one type in `expected` that looks into such a value (a struct, a list, a dict), and its limits."""
+    origin = get_origin(expected)
+    if origin is Annotated:
+        return _container(expected.__origin__, opening, (*limits, *expected.__metadata__))
+    if origin in (Union, UnionType):
+        found = [each for each in (_container(of, opening, limits) for of in get_args(expected)) if each[0]]
+        return found[0] if len(found) == 1 else (None, ())
+    kind = origin or expected
+    looks_in = kind is list or kind is dict or (isinstance(kind, type) and issubclass(kind, msgspec.Struct))
+    return (expected, limits) if looks_in and opening == (b"[" if kind is list else b"{") else (None, ())
+
+
+def _in_struct(text: bytes, kind: Any, path: str) -> Iterator[FieldError]:
+    sent = msgspec.json.decode(text, type=dict[str, Raw])
+    fields = {field.encode_name: field for field in msgspec.structs.fields(kind)}
+    defaults, right = {}, {}
+    for name, field in fields.items():
+        at = _join(path, name)
+        if not field.required:
+            default = field.default if field.default is not NODEFAULT else field.default_factory()
+            defaults[field.name] = default
+        if name not in sent:
+            if field.required:
+                yield FieldError(shown(at), f"Object missing required field {name}")
+            else:
+                right[field.name] = defaults[field.name]
+            continue
+        try:
+            right[field.name] = msgspec.json.decode(sent[name], type=field.type)
+        except msgspec.ValidationError as error:
+            yield from _explain(str(error), sent[name], field.type, at)
+    if kind.__struct_config__.forbid_unknown_fields:
+        for name in sent:
+            if name not in fields:
+                said = f"Unknown field{there_are(name, fields)}"
+                yield FieldError(shown(_join(path, name)), said)
+    if hasattr(kind, "__post_init__"):
+        yield from _own_rules(kind, right, defaults, path)
+
+
+def _own_rules(kind: Any, right: dict[str, Any], defaults: dict[str, Any], path: str) -> Iterator[FieldError]:
+    """What the struct's `__post_init__` says of the fields that are right by their type: one field after the other."""
+    known, told = SimpleNamespace(**right), set[str]()
+    while True:
+        try:
+            kind.__post_init__(known)
+            return
+        except ValueError as error:
+            own = _OWN.fullmatch(str(error))
+            if own is None or own[1] in told:
+                return
+            yield FieldError(shown(_join(path, own[1])), own[2])
+            told.add(own[1])
+            vars(known).pop(own[1], None)
+            if own[1] in defaults:
+                setattr(known, own[1], defaults[own[1]])
+        except (AttributeError, TypeError):  # it needs a field that is wrong
+            return
+
+
+def _join(path: str, name: str) -> str:
+    return f"{path}.{shown(name)}".removeprefix(".")
+
+
+def there_are(name: str, known: Collection[str]) -> str:
+    """Help with a name that is not known: the nearest one, and all that are."""
+    near = get_close_matches(shown(name), known, 1)
+    are = "are" if len(known) > 1 else "is"
+    return f"; {f'did you mean {near[0]}? There' if near else 'there'} {are} {', '.join(sorted(known))}"
+
+
+def _in_words(said: str, expected: Any) -> str:
+    allowed = _allowed(expected)
+    if allowed and not said.startswith("Expected `array`"):
+        return f"Expected one of {', '.join(map(str, allowed))}"
+    return in_json_words(shown(said))
+
+
+def in_json_words(said: str) -> str:
+    """Replace the Python types in a message of msgspec."""
+    return _QUOTED.sub(lambda m: " or ".join(_JSON_TYPES.get(kind, kind) for kind in m[1].split(" | ")), said)
+
+
+def _allowed(expected: Any) -> tuple[Any, ...]:
+    """The values of a choice, alone, in a list or beside null."""
+    origin, of = get_origin(expected), get_args(expected)
+    if origin is Literal:
+        return of
+    if origin is Annotated or origin is list:
+        return _allowed(of[0])
+    if origin in (Union, UnionType):
+        others = [each for each in of if each is not NoneType]
+        return _allowed(others[0]) if len(others) == 1 else ()
+    return ()
+
+
+class Parameter(msgspec.Struct, frozen=True):
+    """A query parameter or a header of an operation."""
+
+    type: Any
+    repeatable: bool
+
+
+PARAMETERS, HEADERS = "parameters", "header_parameters"
+"""The `opt` of a handler that has its query parameters by their names, and the one with its headers."""
+
+
+def parameter_mistakes(request: Request[Any, Any, Any]) -> list[FieldError]:
+    """What is wrong with a request's query parameters and headers, by their types."""
+    mistakes = []
+    for where, values in ((PARAMETERS, request.query_params), (HEADERS, request.headers)):
+        known: Mapping[str, Parameter] = request.route_handler.opt.get(where, {})
+        for name, parameter in known.items():
+            if sent := values.getall(name, []):
+                try:
+                    msgspec.convert(sent if parameter.repeatable else sent[-1], parameter.type, strict=False)
+                except msgspec.ValidationError as error:
+                    said = str(error).partition(" - at `")[0]
+                    mistakes.append(FieldError(name, _in_words(said, parameter.type)))
+    return mistakes
