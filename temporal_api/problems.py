@@ -154,5 +154,5 @@ def _spec(status: int, problems: list[type[Problem]]) -> ResponseSpec:
 def _example(problem: type[Problem]) -> Example:
     shown = problem(problem.__doc__ or "")
     return Example(
-        id=problem.code, value=msgspec.json.decode(encode_problem(shown, "5bc187c43e794a7eb10e091afa264f8c"))
+        id=problem.code, value=msgspec.json.decode(encode_problem(shown, Record("5bc187c43e794a7eb10e091afa264f8c")))
     )
