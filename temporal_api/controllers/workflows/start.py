@@ -40,10 +40,12 @@ from temporal_api.temporal import updates
 from temporal_api.temporal.failures import FailureInfo
 from temporal_api.temporal.payloads import OWN_MEMO, typed_payload
 from temporal_api.temporal.run import DIVISION, TEMPORALS_OWN
-from temporal_api.temporal.starts import Started
+from temporal_api.temporal.starts import Priority, Started, VersioningOverride
 from temporal_api.waiting import RETRY_AFTER_SECONDS, Prefer, preference_applied, preferred_wait
 
 Duration = Annotated[float, Meta(ge=0.001, le=315_360_000, description="Seconds.")]
+TRACE_HEADER = "_tracer-data"
+"""Where the SDKs' OpenTelemetry interceptors look for the caller's trace."""
 ReusePolicy = Literal["ALLOW_DUPLICATE", "ALLOW_DUPLICATE_FAILED_ONLY", "REJECT_DUPLICATE"]
 ConflictPolicy = Literal["FAIL", "USE_EXISTING", "TERMINATE_EXISTING"]
 
@@ -116,7 +118,7 @@ class StartedUpdate(msgspec.Struct):
     result: Annotated[Raw, Meta(description="Any JSON; null while it is at work.", examples=[None])]
 
 
-class WorkflowExecutionRequest(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
+class WorkflowExecutionRequest(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, omit_defaults=True):
     """A start. `input_data` is one argument, `args` the list of them unless it is empty; neither: none."""
 
     workflow_type: Annotated[NonEmpty, Meta(examples=["send_invoice"])]
@@ -133,6 +135,16 @@ class WorkflowExecutionRequest(msgspec.Struct, forbid_unknown_fields=True, kw_on
     id_conflict_policy: ConflictPolicy | None = None
     memo: Annotated[dict[NonEmpty, Raw], Meta(max_length=100)] = {}
     search_attributes: Annotated[dict[NonEmpty, SearchAttribute], Meta(max_length=100)] = {}
+    priority: Priority | None = None
+    summary: Annotated[
+        str, Meta(max_length=400, description="One line for people, shown by Temporal's UI.", examples=["Invoice 2041"])
+    ] = ""
+    details: Annotated[str, Meta(max_length=20_000, description="More for people, in Markdown.")] = ""
+    headers: Annotated[
+        dict[NonEmpty, Raw],
+        Meta(max_length=100, description="What the workers' interceptors read: any JSON, never encrypted."),
+    ] = {}
+    versioning_override: VersioningOverride | None = None
     signal: StartSignal | None = None
     update: StartUpdate | None = None
 
@@ -142,6 +154,8 @@ class WorkflowExecutionRequest(msgspec.Struct, forbid_unknown_fields=True, kw_on
         for key in self.memo:
             if key.startswith(OWN_MEMO):
                 raise ValueError(f"memo: Expected keys of your own: {OWN_MEMO}* is this service's")
+        if TRACE_HEADER in self.headers:
+            raise ValueError(f"headers: Expected names of your own: {TRACE_HEADER} is for the request's traceparent")
         if self.signal and self.update:
             raise ValueError("update: Expected a signal or an update, not both")
         message = self.signal or self.update
@@ -176,6 +190,7 @@ class WorkflowExecutionResponse(msgspec.Struct, omit_defaults=True):
             errors.WorkflowAlreadyExists,
             errors.ReservedId,
             errors.IdempotencyKeyReused,
+            errors.WorkflowPaused,
             errors.UpdateRejected,
             errors.NoWorker,
             errors.WorkflowTaskFailing,
@@ -284,6 +299,11 @@ async def _start(
         search_attributes={
             name: typed_payload(attribute.type, attribute.value) for name, attribute in data.search_attributes.items()
         },
+        priority=data.priority,
+        summary=data.summary,
+        details=data.details,
+        headers=data.headers,
+        versioning_override=data.versioning_override,
     )
     if data.signal is not None:
         args = data.signal.arguments("signal.")
