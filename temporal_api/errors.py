@@ -159,7 +159,7 @@ class WorkflowCompleted(Conflict, code="workflow_completed"):
 
 
 class WorkflowPaused(Conflict, code="workflow_paused"):
-    """The workflow is paused, so its code answers nothing. Unpause it first."""
+    """The workflow is paused, so its code answers nothing. Ask again when it is unpaused."""
 
 
 class ReservedId(Conflict, code="reserved_id"):

@@ -15,10 +15,14 @@ from temporalio.api.enums.v1 import WorkflowIdConflictPolicy, WorkflowIdReusePol
 from temporalio.api.sdk.v1 import UserMetadata
 from temporalio.api.taskqueue.v1 import TaskQueue
 from temporalio.api.workflow.v1 import VersioningOverride as Override
-from temporalio.api.workflowservice.v1 import SignalWithStartWorkflowExecutionRequest, StartWorkflowExecutionRequest
+from temporalio.api.workflowservice.v1 import (
+    DescribeWorkerDeploymentVersionRequest,
+    SignalWithStartWorkflowExecutionRequest,
+    StartWorkflowExecutionRequest,
+)
 from temporalio.common import RetryPolicy
 
-from temporal_api.errors import SearchAttributeUnknown
+from temporal_api.errors import SearchAttributeUnknown, WorkflowStartError
 from temporal_api.temporal.client import Temporal
 from temporal_api.temporal.failures import start_subject
 from temporal_api.temporal.payloads import JSON_METADATA, typed_payload
@@ -104,7 +108,10 @@ class Starts:
         headers: Mapping[str, Raw] = NO_HEADERS,
         versioning_override: VersioningOverride | None = None,
     ) -> StartWorkflowExecutionRequest:
-        """Build the request of a start. The id policies are Temporal's names without their prefix."""
+        """Build the request of a start. The id policies are Temporal's names without their prefix.
+
+        Raises WorkflowStartError for a version of the workers that is not there.
+        """
         temporal = self._temporal
         request = StartWorkflowExecutionRequest(
             namespace=temporal.namespace,
@@ -145,7 +152,17 @@ class Starts:
             request.header.fields[name].CopyFrom(Payload(metadata=JSON_METADATA, data=bytes(value)))
         if versioning_override is not None:
             request.versioning_override.CopyFrom(versioning_override.for_temporal())
+            if versioning_override.pinned is not None:
+                await self._check(request.versioning_override.pinned.version, workflow_id)
         return request
+
+    async def _check(self, version: WorkerDeploymentVersion, workflow_id: str) -> None:
+        """Refuse a version that is not there. Temporal (1.29) would start the workflow, and nobody would run it."""
+        temporal = self._temporal
+        name = f"version {version.build_id!r} of a worker deployment {version.deployment_name!r}"
+        subject = msgspec.structs.replace(start_subject(workflow_id), name=name, missing=WorkflowStartError)
+        request = DescribeWorkerDeploymentVersionRequest(namespace=temporal.namespace, deployment_version=version)
+        await temporal.call(temporal.service.describe_worker_deployment_version, request, subject)
 
     async def start(
         self, request: StartWorkflowExecutionRequest, search_attributes: Mapping[str, str] = NO_ATTRIBUTES

@@ -207,10 +207,15 @@ async def get_metadata(workflow: PathWorkflow) -> MetadataResponse:
         workflow_id=workflow.id,
         workflow_type=told.definition.type,
         current_details=told.current_details,
-        signals=told.definition.signal_definitions,
-        queries=told.definition.query_definitions,
-        updates=told.definition.update_definitions,
+        signals=_own(told.definition.signal_definitions),
+        queries=_own(told.definition.query_definitions),
+        updates=_own(told.definition.update_definitions),
     )
+
+
+def _own(handlers: list[MessageHandler]) -> list[MessageHandler]:
+    """Leave out the SDK's, such as `__stack_trace`."""
+    return [handler for handler in handlers if not (handler.name or "").startswith("__")]
 
 
 UpdateKey = Annotated[
