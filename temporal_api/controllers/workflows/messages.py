@@ -155,8 +155,8 @@ async def query_workflow(workflow: PathWorkflow, data: JSONBody[QueryRequest], r
 class MessageHandler(msgspec.Struct):
     """A signal, query or update that the workflow's code handles. `name` is null for one that takes every name."""
 
-    name: Annotated[str | None, Meta(examples=["approve"])] = None
-    description: Annotated[str, Meta(examples=["Approve the invoice."])] = ""
+    name: Annotated[str | None, Meta(examples=["approve"])]
+    description: Annotated[str, Meta(examples=["Approve the invoice."])]
 
 
 class MetadataResponse(msgspec.Struct, kw_only=True):
@@ -170,16 +170,22 @@ class MetadataResponse(msgspec.Struct, kw_only=True):
     updates: list[MessageHandler]
 
 
+# The SDKs' answer, in Protobuf's JSON, which leaves out what is empty.
+
+
+class _Handler(msgspec.Struct):
+    name: str | None = None
+    description: str = ""
+
+
 class _Definition(msgspec.Struct, rename="camel"):
     type: str = ""
-    signal_definitions: list[MessageHandler] = []
-    query_definitions: list[MessageHandler] = []
-    update_definitions: list[MessageHandler] = []
+    signal_definitions: list[_Handler] = []
+    query_definitions: list[_Handler] = []
+    update_definitions: list[_Handler] = []
 
 
 class _Metadata(msgspec.Struct, rename="camel"):
-    """The SDKs' answer, in Protobuf's JSON."""
-
     definition: _Definition
     current_details: str = ""
 
@@ -213,9 +219,10 @@ async def get_metadata(workflow: PathWorkflow) -> MetadataResponse:
     )
 
 
-def _own(handlers: list[MessageHandler]) -> list[MessageHandler]:
+def _own(handlers: list[_Handler]) -> list[MessageHandler]:
     """Leave out the SDK's, such as `__stack_trace`."""
-    return [handler for handler in handlers if not (handler.name or "").startswith("__")]
+    own = (handler for handler in handlers if not (handler.name or "").startswith("__"))
+    return [MessageHandler(handler.name or None, handler.description) for handler in own]
 
 
 UpdateKey = Annotated[
