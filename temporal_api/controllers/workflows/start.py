@@ -211,7 +211,7 @@ async def start_workflow(
     _check_allowed(request.user, data, workflow_id, services.settings)
     preferred = preferred_wait(request, services.settings.max_wait_seconds)
     headers = {"Location": location(workflow_id)}
-    is_open = True
+    status, is_open = "RUNNING", True
     try:
         run, update = await _start(request, services, workflow_id, data, key, preferred)
     except errors.WorkflowAlreadyExists:
@@ -219,7 +219,7 @@ async def start_workflow(
             raise
         found = await services.workflow(workflow_id).describe()
         check_same(key, data, await services.temporal.memo(found.memo, idempotency.MEMO, str))
-        run, update, is_open = Started(found.run_id, new=True), None, found.is_open
+        run, update, status, is_open = Started(found.run_id, new=True), None, found.status, found.is_open
         headers |= REPLAYED
     ending = None
     if update is None:
@@ -237,7 +237,7 @@ async def start_workflow(
     if ending is None:
         if preferred is not None or (update and update.status == "ACCEPTED"):
             headers["Retry-After"] = RETRY_AFTER_SECONDS
-        answer = WorkflowExecutionResponse(workflow_id, run.run_id, "RUNNING", Raw(b"null"), update=update)
+        answer = WorkflowExecutionResponse(workflow_id, run.run_id, status, Raw(b"null"), update=update)
     else:
         answer = WorkflowExecutionResponse(workflow_id, ending.run_id, ending.status, ending.result, ending.failure)
     return JSONResponse(answer, status_code=201 if run.new else 200, headers=headers)
