@@ -118,6 +118,7 @@ class StartedUpdate(msgspec.Struct):
     result: Annotated[Raw, Meta(description="Any JSON; null while it is at work.", examples=[None])]
 
 
+# Defaults are left out of the fingerprint that a replay is compared by: a field added later changes none.
 class WorkflowExecutionRequest(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, omit_defaults=True):
     """A start. `input_data` is one argument, `args` the list of them unless it is empty; neither: none."""
 
