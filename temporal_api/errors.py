@@ -163,6 +163,10 @@ class WorkflowCompleted(Conflict, code="workflow_completed"):
     """The workflow is closed and takes no more requests. Read its result."""
 
 
+class WorkflowPaused(Conflict, code="workflow_paused"):
+    """The workflow is paused, so its code answers nothing. Ask again when it is unpaused."""
+
+
 class ReservedId(Conflict, code="reserved_id"):
     """Ids that begin like this are reserved for a resource of the API. Choose another id."""
 

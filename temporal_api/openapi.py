@@ -132,7 +132,9 @@ def _structs(handlers: Iterable[HTTPRouteHandler]) -> set[Any]:
     for handler in handlers:
         signature = handler.parsed_fn_signature
         for field in (signature.return_type, signature.parameters.get("data", signature.return_type)):
-            structs.update(f.annotation for f in (field, *field.inner_types) if f.is_subclass_of(msgspec.Struct))
+            found = [f for f in (field, *field.inner_types) if f.is_subclass_of(msgspec.Struct)]
+            # msgspec takes no union of structs.
+            structs.update(one.annotation for f in found for one in (f.inner_types if f.is_union else (f,)))
         structs.update(spec.data_container for spec in (handler.responses or {}).values())
     return structs
 

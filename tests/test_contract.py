@@ -359,9 +359,9 @@ async def test_the_shape_of_payloads(alice: AsyncClient, queue: str) -> None:
 
 @pytest.mark.parametrize("status", [status for status in RPCStatusCode if status is not RPCStatusCode.OK])
 def test_grpc_as_http(status: RPCStatusCode) -> None:
-    """What no caller can mend is 429 or 5xx, with Retry-After if it passes (Temporal: 400, 409, 501 too; no hint)."""
-    # By gRPC's numbers: invalid argument, not found, exists, exhausted, unavailable, cancelled, deadline.
-    http = {3: 400, 5: 404, 6: 409, 8: 429, 14: 503, 1: 504, 4: 504}.get(status.value, 502)
+    """What no caller can mend is 429 or 5xx, with Retry-After if it passes (Temporal: 400, 409 too; no hint)."""
+    # By gRPC's numbers: invalid argument, not found, exists, exhausted, unavailable, cancelled, deadline, not there.
+    http = {3: 400, 5: 404, 6: 409, 8: 429, 14: 503, 1: 504, 4: 504, 12: 501}.get(status.value, 502)
     subject = start_subject("x") if status is RPCStatusCode.ALREADY_EXISTS else workflow_subject("x")
     problem = problem_of(RPCError("it says so", status, b""), subject)
     assert (http, http in (429, 503)) == (problem.status, "Retry-After" in problem.headers)

@@ -44,7 +44,7 @@ CODES = {
     404: ["not_found", "order_not_found", "workflow_not_found", "update_not_found"],
     405: ["method_not_allowed"],
     408: ["request_timeout"],
-    409: ["workflow_already_exists", "workflow_completed", "order_not_cancellable", "reserved_id"],
+    409: ["workflow_already_exists", "workflow_completed", "workflow_paused", "order_not_cancellable", "reserved_id"],
     412: ["precondition_failed"],
     413: ["payload_too_large"],
     414: ["uri_too_long"],

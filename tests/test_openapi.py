@@ -67,7 +67,8 @@ def examples(body: dict[str, Any]) -> Iterator[tuple[type[msgspec.Struct], Any]]
         if kind == "text/event-stream":
             assert {"type": "string"} == content["schema"]
             continue
-        struct = STRUCTS[content["schema"]["$ref"].removeprefix("#/components/schemas/")]
+        schema = content["schema"].get("oneOf", [content["schema"]])[0]  # the example is of the first choice
+        struct = STRUCTS[schema["$ref"].removeprefix("#/components/schemas/")]
         values = [example["value"] for example in content["examples"].values()] if "examples" in content else []
         for value in values or [content["example"]]:
             yield struct, value

@@ -13,13 +13,16 @@ from urllib.parse import quote
 import httpx
 import pytest
 from temporalio import activity, workflow
-from temporalio.client import Client
+from temporalio.client import Client, WorkflowHistory
 from temporalio.common import RetryPolicy
 from temporalio.exceptions import ApplicationError, ApplicationErrorCategory
-from temporalio.worker import UnsandboxedWorkflowRunner, Worker
+from temporalio.worker import Replayer, UnsandboxedWorkflowRunner, Worker
 
-from api import assert_problem, bearer, eventually, service
+from api import assert_problem, bearer, eventually, order, service
 from temporal_api.dev.server import DevServer
+from temporal_api.temporal.payloads import DATA_CONVERTER
+from temporal_api.worker import create_worker
+from temporal_api.worker.order_processing import OrderProcessing
 
 pytestmark = pytest.mark.anyio
 
@@ -184,6 +187,35 @@ async def test_the_history_is_paged_by_our_own_tokens(alice: httpx.AsyncClient, 
     for params in ({"page_token": token[:-2] + "AA"}, {"page_token": token, "order": "reverse"}, {"page_token": "x"}):
         assert_problem(await alice.get(f"{path}/history", params=params), 400, "invalid_page_token")
     assert_problem(await alice.get(f"{other}/history", params={"page_token": token}), 400, "invalid_page_token")
+
+
+async def test_the_history_in_temporal_s_own_json(dev_server: DevServer, client: Client) -> None:
+    """All of it at once, unchanged, for administrators: the sample worker's code replays it."""
+    async with (
+        service(TEMPORAL_ADDRESS=dev_server.address, ORDERS_TASK_QUEUE=(queue := f"orders-{uuid.uuid4()}")) as alice,
+        create_worker(client, queue),
+    ):
+        placed = await alice.post("/api/v1/orders", json=order(), headers={"Idempotency-Key": queue})
+        path = f"/api/v1/workflows/order-{placed.json()['id']}"
+        admin = bearer(scope="workflows:admin orders:admin")
+        await alice.get(f"{path}/result", headers={**admin, "Prefer": "wait=60"})
+        whole = await alice.get(f"{path}/history", params={"format": "temporal"}, headers=admin)
+        paged = await alice.get(f"{path}/history", headers=admin)
+        kept = WorkflowHistory.from_json(path, whole.text)
+        await Replayer(workflows=[OrderProcessing], data_converter=DATA_CONVERTER).replay_workflow(kept)
+
+        assert len(paged.json()["items"]) == len(kept.events)
+        assert kept.events == (await client.get_workflow_handle(path.rpartition("/")[2]).fetch_history()).events
+        for more in ("order=forward", "page_size=9", "page_token=x"):
+            refused = await alice.get(f"{path}/history?format=temporal&{more}", headers=admin)
+            key = more.partition("=")[0]
+            assert key == assert_problem(refused, 400, "validation_error")["details"]["errors"][0]["key"]
+        for scope, status, code in (
+            ("workflows:read orders:admin", 403, "insufficient_scope"),
+            ("workflows:admin", 404, "workflow_not_found"),
+        ):
+            refused = await alice.get(f"{path}/history?format=temporal", headers=bearer(scope=scope))
+            assert_problem(refused, status, code)
 
 
 async def test_events_arrive_live_and_resume_with_no_loss_and_no_repeat(

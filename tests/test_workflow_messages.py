@@ -212,6 +212,27 @@ async def test_an_accepted_update_is_not_refused_for_want_of_a_place_to_wait(dev
         assert response.elapsed < SOON
 
 
+async def test_what_a_workflow_can_be_sent_and_asked(alice: httpx.AsyncClient, queue: str) -> None:
+    """The names and descriptions of its own signals, queries and updates; null takes every name."""
+    till = (await alice.get(f"{await start(alice, queue)}/metadata")).json()
+    parrot = await start(alice, queue, "parrot")
+    told = (await alice.get(f"{parrot}/metadata")).json()
+
+    assert ["close", "note", "release"] == [signal["name"] for signal in till["signals"]]
+    assert {"name": "seen_so_far", "description": "What came."} in till["queries"]
+    assert ["seen_so_far", "stuck"] == [query["name"] for query in till["queries"]]
+    assert {"echo", "slow", "picky"} < {update["name"] for update in till["updates"]}
+    assert {
+        "workflow_id": parrot.rpartition("/")[2],
+        "workflow_type": "parrot",
+        "current_details": "waits for *you*",
+        "signals": [],
+        "queries": [],
+        "updates": [{"name": None, "description": ""}],
+    } == told
+    assert_problem(await alice.get("/api/v1/workflows/nobody/metadata"), 404, "workflow_not_found")
+
+
 async def test_an_update_id_is_used_once(alice: httpx.AsyncClient, queue: str) -> None:
     """The same id gives the first outcome, whatever else is said, after the end too; a new id is a 409 then."""
     path = await start(alice, queue)

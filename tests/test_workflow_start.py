@@ -1,6 +1,7 @@
 """Every way to start a workflow, seen in what Temporal then has."""
 
 import asyncio
+import json
 import uuid
 from collections.abc import AsyncIterator
 from typing import Any
@@ -11,10 +12,11 @@ import pytest
 from temporalio import workflow
 from temporalio.api.history.v1 import WorkflowExecutionStartedEventAttributes
 from temporalio.client import Client
+from temporalio.common import Priority, VersioningBehavior, WorkerDeploymentVersion
 from temporalio.exceptions import ApplicationError
-from temporalio.worker import UnsandboxedWorkflowRunner, Worker
+from temporalio.worker import UnsandboxedWorkflowRunner, Worker, WorkerDeploymentConfig
 
-from api import SOON, assert_problem, bearer, service
+from api import SOON, assert_problem, bearer, eventually, service
 from temporal_api.dev.server import DevServer
 
 pytestmark = pytest.mark.anyio
@@ -113,6 +115,59 @@ async def test_every_option_reaches_temporal(alice: httpx.AsyncClient, client: C
     assert b'"new"' == asked.search_attributes.indexed_fields["OrderStatus"].data
 
 
+FOR_PEOPLE = {"summary": "Invoice 2041", "details": "For *everyone*"}
+PRIORITY = {"priority_key": 2, "fairness_key": "tenant-7", "fairness_weight": 2.5}
+
+
+@pytest.mark.parametrize("message", [{}, {"signal": {"signal_name": "send"}}], ids=["alone", "with a signal"])
+async def test_priority_texts_and_headers_reach_temporal(
+    alice: httpx.AsyncClient, client: Client, task_queue: str, message: dict[str, Any]
+) -> None:
+    """Temporal shows the priority, the texts for people and the headers, which are plain JSON, as they were sent."""
+    headers = {"tenant": {"id": 7}, "_tracer": "x"}
+    body = {"workflow_type": "any", "task_queue": task_queue, "headers": headers, "priority": PRIORITY, **FOR_PEOPLE}
+    workflow_id = (await alice.post(START, json={**body, **message})).json()["workflow_id"]
+    asked = await attributes(client, workflow_id)
+    told = await client.get_workflow_handle(workflow_id).describe()
+
+    assert Priority(**PRIORITY) == Priority(  # type: ignore[arg-type]
+        asked.priority.priority_key, asked.priority.fairness_key, asked.priority.fairness_weight
+    )
+    assert headers == {name: json.loads(payload.data) for name, payload in asked.header.fields.items()}
+    assert FOR_PEOPLE == {"summary": await told.static_summary(), "details": await told.static_details()}
+
+
+async def test_a_worker_version_is_pinned(alice: httpx.AsyncClient, client: Client, task_queue: str) -> None:
+    """A pinned version's worker runs it; one that is not there is refused, however it is started."""
+    version = WorkerDeploymentVersion(f"collectors-{uuid.uuid4()}", "1")
+    deployment = WorkerDeploymentConfig(
+        version=version, use_worker_versioning=True, default_versioning_behavior=VersioningBehavior.AUTO_UPGRADE
+    )
+    body = {"workflow_type": "collect", "task_queue": task_queue}
+    pinned = {"deployment_name": version.deployment_name, "build_id": "1"}
+    runner = UnsandboxedWorkflowRunner()
+    async with Worker(
+        client, task_queue=task_queue, workflows=[Collect], workflow_runner=runner, deployment_config=deployment
+    ):
+
+        async def known() -> httpx.Response | None:
+            answer = await alice.post(START, json={**body, "versioning_override": {"pinned": pinned}})
+            return answer if answer.is_success else None  # Temporal takes a moment to know a new worker's version
+
+        path = (await eventually(known)).headers["location"]
+        ended = await alice.get(f"{path}/result", headers={"Prefer": "wait=20"})
+        upgraded = await alice.post(START, json={**body, "versioning_override": {"auto_upgrade": True}})
+        for message in ({}, {"signal": {"signal_name": "send"}}, {"update": {"update_name": "put"}}):
+            unknown = {"versioning_override": {"pinned": {**pinned, "build_id": "2"}}}
+            refused = await alice.post(START, json={**body, **unknown, **message})
+            assert_problem(refused, 400, "workflow_start_error")
+
+    assert "COMPLETED" == ended.json()["status"]
+    override = (await attributes(client, path.rpartition("/")[2])).versioning_override
+    assert ("1", version.deployment_name) == (override.pinned.version.build_id, override.pinned.version.deployment_name)
+    assert (await attributes(client, upgraded.json()["workflow_id"])).versioning_override.auto_upgrade
+
+
 async def test_no_timeout_is_no_timeout(alice: httpx.AsyncClient, client: Client, task_queue: str) -> None:
     """`null` lets a workflow run for ever; without a word it has an hour."""
     body = {"workflow_type": "any", "task_queue": task_queue}
@@ -143,6 +198,20 @@ async def test_no_timeout_is_no_timeout(alice: httpx.AsyncClient, client: Client
         ),
         ("signal", {"signal_input": 1}, "signal.signal_name"),
         ("workflow_id", "..", "workflow_id"),
+        ("priority", {"priority_key": 0}, "priority.priority_key"),
+        ("priority", {"fairness_weight": 1001}, "priority.fairness_weight"),
+        ("summary", "x" * 401, "summary"),
+        ("details", "x" * 20_001, "details"),
+        ("headers", {"": 1}, "headers"),
+        ("headers", {"_tracer-data": {"traceparent": "00-"}}, "headers"),
+        ("headers", {str(n): n for n in range(101)}, "headers"),
+        ("versioning_override", {}, "versioning_override.pinned"),
+        ("versioning_override", {"pinned": {"deployment_name": "d"}}, "versioning_override.pinned.build_id"),
+        (
+            "versioning_override",
+            {"pinned": {"deployment_name": "d", "build_id": "1"}, "auto_upgrade": True},
+            "versioning_override.pinned",
+        ),
         ("typo", 1, "typo"),
     ],
 )

@@ -107,7 +107,7 @@ class Till:
         """Hold up the worker."""
         resume.wait(5)
 
-    @workflow.query
+    @workflow.query(description="What came.")
     def seen_so_far(self) -> list[str]:
         """What came."""
         return self.seen
@@ -120,6 +120,7 @@ class Parrot:
     @workflow.run
     async def run(self) -> None:
         """Wait for ever."""
+        workflow.set_current_details("waits for *you*")
         await workflow.wait_condition(lambda: False)
 
     @workflow.update(dynamic=True)

@@ -69,6 +69,8 @@ async def dev_server(
     command: list[str | Path] = [await find_temporal(say), "server", "start-dev", "--ip", "127.0.0.1"]
     command += ["--log-level", "error", *(["--ui-port", str(ui_port)] if ui_port else ["--headless"])]
     command += ["--ui-codec-endpoint", ui_codec] if ui_codec else []
+    # Temporal 1.31 can pause workflows, and does not unless it is told to; older servers do not know the setting.
+    command += ["--dynamic-config-value", "frontend.WorkflowPauseEnabled=true"]
     for name in search_attributes:
         command += ["--search-attribute", f"{name}=Keyword"]
     async with AsyncExitStack() as stack:

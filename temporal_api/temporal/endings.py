@@ -9,7 +9,7 @@ from temporalio.api.history.v1 import HistoryEvent
 
 from temporal_api.temporal.events import CLOSING
 from temporal_api.temporal.failures import FailureInfo
-from temporal_api.temporal.history import retry_while_away
+from temporal_api.temporal.history import retry_while_away, until_unpaused
 from temporal_api.temporal.polls import Polls
 from temporal_api.temporal.workflow import Workflow
 
@@ -50,9 +50,11 @@ async def _closing_event(run: Workflow) -> HistoryEvent:
     token = b""
     while True:
         page = await retry_while_away(functools.partial(run.read_page, token=token, wait=True, closing_only=True))
-        if page.events:
+        if page.events and page.events[-1].event_type in CLOSING:
             return page.events[-1]
         token = page.token
+        if not token:  # it has not ended, it is paused
+            await until_unpaused(run)
 
 
 async def _ending(run: Workflow, event: HistoryEvent) -> Ending:

@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable, Iterable, Iterator
 from typing import Any
 
 import msgspec
+from google.protobuf import json_format
 from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
@@ -37,6 +38,9 @@ class Event(msgspec.Struct):
     attributes: dict[str, Any]
 
 
+Tell = Callable[[Temporal, HistoryEvent], Awaitable[Event | msgspec.Raw]]
+
+
 async def event_json(temporal: Temporal, event: HistoryEvent) -> Event:
     """The event as callers see it."""
     if event.ByteSize() > PIECE_BYTES:
@@ -48,6 +52,13 @@ async def event_json(temporal: Temporal, event: HistoryEvent) -> Event:
         event.event_time.ToJsonString(),
         await _fields(temporal, getattr(event, attributes)) if attributes else {},
     )
+
+
+async def temporal_json(temporal: Temporal, event: HistoryEvent) -> msgspec.Raw:
+    """The event in Temporal's own JSON, unchanged."""
+    if event.ByteSize() > PIECE_BYTES:
+        await temporal.memory.turn()
+    return msgspec.Raw(json_format.MessageToJson(event, indent=None))
 
 
 def in_parts(events: list[HistoryEvent]) -> Iterator[list[HistoryEvent]]:

@@ -135,6 +135,12 @@ def problem_of(error: RPCError, subject: Subject = NOTHING) -> Problem:
             return errors.NoWorker(**details)
         case RPCStatusCode.FAILED_PRECONDITION if "task in failed state" in text:
             return errors.WorkflowTaskFailing(**details)
+        case RPCStatusCode.FAILED_PRECONDITION if "paused" in text:
+            return errors.WorkflowPaused(**details)
+        case RPCStatusCode.FAILED_PRECONDITION if "not present in task queue" in text:  # a version
+            return subject.invalid(subject.invalid_intro + error.message, **details)
+        case RPCStatusCode.UNIMPLEMENTED:
+            return errors.NotSupported("This Temporal server cannot do this, or it is switched off there.", **details)
     kind = _BY_STATUS.get(error.status, errors.TemporalError)
     if _is_cut_off(error):
         kind = errors.TemporalConnectionError

@@ -8,7 +8,7 @@ from contextlib import aclosing
 from temporalio.api.history.v1 import HistoryEvent
 
 from temporal_api.temporal.events import CLOSING, in_parts
-from temporal_api.temporal.history import FIRST_BATCHES, fitting, read_pages, retry_while_away
+from temporal_api.temporal.history import FIRST_BATCHES, fitting, read_pages, retry_while_away, until_unpaused
 from temporal_api.temporal.polls import Polls
 from temporal_api.temporal.workflow import Workflow
 
@@ -87,7 +87,7 @@ class Feeds:
 
 async def _poll(run: Workflow, after: int, watchers: set[_Watcher]) -> None:
     # There is no way to begin a long poll at an event: read from the start, and tell only what is new.
-    token, batches = b"", FIRST_BATCHES
+    token, batches, closed = b"", FIRST_BATCHES, False
     try:
         while True:
             page = await retry_while_away(functools.partial(run.read_page, token=token, batches=batches, wait=True))
@@ -98,8 +98,11 @@ async def _poll(run: Workflow, after: int, watchers: set[_Watcher]) -> None:
                 for watcher in watchers:
                     watcher.put(fresh)
             token = page.token
-            if not token:
+            closed = page.events[-1].event_type in CLOSING if page.events else closed
+            if closed and not token:
                 return
+            if not token:  # it has not ended, it is paused
+                await until_unpaused(run, after)
     except Exception as error:  # a defect too: nobody is to wait for what does not come
         for watcher in watchers:
             watcher.put(error)

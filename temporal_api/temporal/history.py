@@ -20,6 +20,8 @@ from temporal_api.temporal.workflow import PAGE_BATCHES, Page, Workflow
 Answer = TypeVar("Answer")
 
 RETRY_SECONDS = 1.0
+PAUSED_SECONDS = 5.0
+"""How often, at most, a paused run is looked at."""
 PAGE_EVENTS = 200
 PAGE_BYTES = 512 * 1024
 """What a page should hold. Temporal counts batches instead: the events that it recorded at once."""
@@ -106,6 +108,20 @@ async def workflow_task_end(run: Workflow, *, last: bool) -> int | None:
                 if event.event_type == EventType.EVENT_TYPE_WORKFLOW_TASK_COMPLETED:
                     return event.event_id
     return None
+
+
+async def until_unpaused(run: Workflow, length: int | None = None) -> None:
+    """Come back when the run is no longer paused, or when its history is longer than `length`.
+
+    On a paused run Temporal (1.31) ends a long poll at once, as on a closed one: we must look now and then.
+    """
+    pause = RETRY_SECONDS
+    while True:
+        await asyncio.sleep(pause)
+        state = await retry_while_away(run.describe)
+        if state.status != "PAUSED" or (length is not None and state.history_length > length):
+            return
+        pause = min(1.5 * pause, PAUSED_SECONDS)
 
 
 async def retry_while_away(ask: Callable[[], Awaitable[Answer]]) -> Answer:

@@ -4,18 +4,28 @@ import logging
 import time
 import uuid
 from collections.abc import Iterable, Mapping
+from typing import Annotated
 
 import msgspec
+import temporalio.api.common.v1 as common
+from msgspec import Meta, Raw
 from temporalio.api.common.v1 import Payload, WorkflowType
+from temporalio.api.deployment.v1 import WorkerDeploymentVersion
 from temporalio.api.enums.v1 import WorkflowIdConflictPolicy, WorkflowIdReusePolicy
+from temporalio.api.sdk.v1 import UserMetadata
 from temporalio.api.taskqueue.v1 import TaskQueue
-from temporalio.api.workflowservice.v1 import SignalWithStartWorkflowExecutionRequest, StartWorkflowExecutionRequest
+from temporalio.api.workflow.v1 import VersioningOverride as Override
+from temporalio.api.workflowservice.v1 import (
+    DescribeWorkerDeploymentVersionRequest,
+    SignalWithStartWorkflowExecutionRequest,
+    StartWorkflowExecutionRequest,
+)
 from temporalio.common import RetryPolicy
 
-from temporal_api.errors import SearchAttributeUnknown
+from temporal_api.errors import SearchAttributeUnknown, WorkflowStartError
 from temporal_api.temporal.client import Temporal
 from temporal_api.temporal.failures import start_subject
-from temporal_api.temporal.payloads import typed_payload
+from temporal_api.temporal.payloads import JSON_METADATA, typed_payload
 
 log = logging.getLogger(__name__)
 
@@ -24,6 +34,8 @@ UNINDEXED_SECONDS = 300
 
 NO_ATTRIBUTES: Mapping[str, str] = {}
 NO_PAYLOADS: Mapping[str, Payload] = {}
+NO_HEADERS: Mapping[str, Raw] = {}
+PINNED = Override.PinnedOverrideBehavior.PINNED_OVERRIDE_BEHAVIOR_PINNED
 
 
 class Started(msgspec.Struct, frozen=True):
@@ -31,6 +43,40 @@ class Started(msgspec.Struct, frozen=True):
 
     run_id: str
     new: bool
+
+
+class Priority(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
+    """What is dispatched first: a lower `priority_key`; among the same, each `fairness_key` by its weight."""
+
+    priority_key: Annotated[int, Meta(ge=1, le=1000, examples=[1])] | None = None
+    fairness_key: Annotated[str, Meta(max_length=64, examples=["tenant-7"])] = ""
+    fairness_weight: Annotated[float, Meta(ge=0.001, le=1000)] | None = None
+
+
+class WorkerVersion(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
+    """A version of a worker deployment."""
+
+    deployment_name: Annotated[str, Meta(min_length=1, max_length=1000, examples=["invoices"])]
+    build_id: Annotated[str, Meta(min_length=1, max_length=1000, examples=["2.1"])]
+
+
+class VersioningOverride(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
+    """Which version of the workers runs it, whatever its code says: `pinned` one, or always the current one."""
+
+    pinned: WorkerVersion | None = None
+    auto_upgrade: bool = False
+
+    def __post_init__(self) -> None:
+        """Check that exactly one of the two is given."""
+        if (self.pinned is None) != self.auto_upgrade:
+            raise ValueError("pinned: Expected either pinned or auto_upgrade")
+
+    def for_temporal(self) -> Override:
+        """Temporal's own form of it."""
+        if self.pinned is None:
+            return Override(auto_upgrade=True)
+        version = WorkerDeploymentVersion(**msgspec.structs.asdict(self.pinned))
+        return Override(pinned=Override.PinnedOverride(behavior=PINNED, version=version))
 
 
 class Starts:
@@ -56,8 +102,16 @@ class Starts:
         id_reuse_policy: str | None = None,
         id_conflict_policy: str | None = None,
         search_attributes: Mapping[str, Payload] = NO_PAYLOADS,
+        priority: Priority | None = None,
+        summary: str = "",
+        details: str = "",
+        headers: Mapping[str, Raw] = NO_HEADERS,
+        versioning_override: VersioningOverride | None = None,
     ) -> StartWorkflowExecutionRequest:
-        """Build the request of a start. The id policies are Temporal's names without their prefix."""
+        """Build the request of a start. The id policies are Temporal's names without their prefix.
+
+        Raises WorkflowStartError for a version of the workers that is not there.
+        """
         temporal = self._temporal
         request = StartWorkflowExecutionRequest(
             namespace=temporal.namespace,
@@ -87,7 +141,27 @@ class Starts:
             request.workflow_id_conflict_policy = WorkflowIdConflictPolicy.Value(conflict)
         for name, payload in search_attributes.items():
             request.search_attributes.indexed_fields[name].CopyFrom(payload)
+        if priority is not None:
+            request.priority.CopyFrom(common.Priority(**msgspec.structs.asdict(priority)))
+        for field, text in (("summary", summary), ("details", details)):
+            if text:
+                (payload,) = (await temporal.encode([text])).payloads
+                request.user_metadata.MergeFrom(UserMetadata(**{field: payload}))
+        for name, value in headers.items():  # not encrypted: the SDKs' interceptors read them as they are
+            request.header.fields[name].CopyFrom(Payload(metadata=JSON_METADATA, data=bytes(value)))
+        if versioning_override is not None:
+            request.versioning_override.CopyFrom(versioning_override.for_temporal())
+            if versioning_override.pinned is not None:
+                await self._check(request.versioning_override.pinned.version, workflow_id)
         return request
+
+    async def _check(self, version: WorkerDeploymentVersion, workflow_id: str) -> None:
+        """Refuse a version that is not there. Temporal (1.29) would start the workflow, and nobody would run it."""
+        temporal = self._temporal
+        name = f"version {version.build_id!r} of a worker deployment {version.deployment_name!r}"
+        subject = msgspec.structs.replace(start_subject(workflow_id), name=name, missing=WorkflowStartError)
+        request = DescribeWorkerDeploymentVersionRequest(namespace=temporal.namespace, deployment_version=version)
+        await temporal.call(temporal.service.describe_worker_deployment_version, request, subject)
 
     async def start(
         self, request: StartWorkflowExecutionRequest, search_attributes: Mapping[str, str] = NO_ATTRIBUTES

@@ -3,6 +3,7 @@
 import asyncio
 import uuid
 from collections.abc import Awaitable, Callable, Iterable
+from contextlib import suppress
 from typing import Any
 
 import msgspec
@@ -15,7 +16,15 @@ from temporalio.api.query.v1 import WorkflowQuery
 from temporalio.api.workflowservice import v1 as api
 from temporalio.service import RPCError
 
-from temporal_api.errors import NoWorker, Problem, WorkflowCompleted, WorkflowNotFound, WorkflowTaskFailing, shown
+from temporal_api.errors import (
+    NoWorker,
+    Problem,
+    WorkflowCompleted,
+    WorkflowNotFound,
+    WorkflowPaused,
+    WorkflowTaskFailing,
+    shown,
+)
 from temporal_api.temporal.caller import caller
 from temporal_api.temporal.client import Response, Temporal
 from temporal_api.temporal.failures import detail_of, workflow_subject
@@ -106,13 +115,15 @@ class Workflow:
         await self.call_open(self.temporal.service.signal_workflow_execution, request)
 
     async def query(self, name: str, args: Iterable[object]) -> msgspec.Raw:
-        """Ask a worker. Raises QueryFailed, NoWorker, WorkflowTaskFailing, ..."""
+        """Ask a worker. Raises QueryFailed, NoWorker, WorkflowTaskFailing, WorkflowPaused, ..."""
         request = api.QueryWorkflowRequest(
             namespace=self.temporal.namespace,
             execution=self.execution,
             query=WorkflowQuery(query_type=name, query_args=await self.temporal.encode(args)),
         )
         response = await self.call(self.fail_without_worker(self.temporal.waits.query_workflow), request)
+        if response.HasField("query_rejected"):  # without a condition of ours, Temporal rejects for this only
+            raise WorkflowPaused(source="temporal", **self.subject.details)
         return await self.temporal.result(response.query_result.payloads)
 
     async def cancel(self, reason: str) -> None:
@@ -129,6 +140,31 @@ class Workflow:
         await self.describe()  # one of Temporal's own is not there
         request = api.TerminateWorkflowExecutionRequest(**self._target, reason=reason)
         await self.call_open(self.temporal.service.terminate_workflow_execution, request)
+
+    async def pause(self, reason: str) -> None:
+        """Let its code rest. Raises WorkflowCompleted, NotSupported."""
+        await self._pause(self.temporal.service.pause_workflow_execution, api.PauseWorkflowExecutionRequest, reason)
+
+    async def unpause(self, reason: str) -> None:
+        """Let its code go on. Raises WorkflowCompleted, NotSupported."""
+        await self._pause(self.temporal.service.unpause_workflow_execution, api.UnpauseWorkflowExecutionRequest, reason)
+
+    async def _pause(
+        self,
+        rpc: Callable[..., Awaitable[Message]],
+        kind: type[api.PauseWorkflowExecutionRequest | api.UnpauseWorkflowExecutionRequest],
+        reason: str,
+    ) -> None:
+        await self.describe()  # one of Temporal's own is not there
+        request = kind(
+            namespace=self.temporal.namespace,
+            workflow_id=self.id,
+            run_id=self.run_id,
+            reason=reason,
+            request_id=str(uuid.uuid4()),
+        )
+        with suppress(WorkflowPaused):  # it is so already
+            await self.call_open(rpc, request)
 
     async def delete(self) -> None:
         """Delete it with its history."""

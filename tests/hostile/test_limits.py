@@ -142,10 +142,10 @@ async def test_ten_readers_of_a_large_history(harmed: DevServer) -> None:
             assert_problem(answer, 503, "overloaded")
 
 
-@pytest.mark.parametrize("path", ["history", "events"])
+@pytest.mark.parametrize("path", ["history", "history?format=temporal", "events"])
 async def test_readers_that_do_not_read(harmed: DevServer, path: str) -> None:
     """Twenty that ask for a large history and take nothing of it: others are served, and all is given back after."""
-    authorization = f"Bearer {token(scope=WORKFLOWS)}"
+    authorization = f"Bearer {token(scope=f'{WORKFLOWS} workflows:admin')}"
     history = await large_history(harmed)
     request = f"GET {history}/{path} HTTP/1.1\r\nHost: x\r\nAuthorization: {authorization}\r\n\r\n"
     async with served(harmed) as api:

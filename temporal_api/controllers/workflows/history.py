@@ -1,6 +1,7 @@
 """A workflow's history: in pages, and live. Both go out as they are read, in pieces, each when the last one is read."""
 
 import asyncio
+import sys
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from typing import Annotated, Any, Literal
@@ -12,8 +13,16 @@ from litestar.types import Receive, Scope, Send
 
 from temporal_api import deadline
 from temporal_api.auth import APIRequest
-from temporal_api.controllers.workflows.addressing import ONE, READ, PathWorkflow
-from temporal_api.errors import InvalidPageToken, Problem, ShuttingDown, TooManyWaits, WorkflowNotFound, invalid
+from temporal_api.controllers.workflows.addressing import ADMIN, ONE, READ, PathWorkflow
+from temporal_api.errors import (
+    InsufficientScope,
+    InvalidPageToken,
+    Problem,
+    ShuttingDown,
+    TooManyWaits,
+    WorkflowNotFound,
+    invalid,
+)
 from temporal_api.memory import PIECE_BYTES
 from temporal_api.problems import responses
 from temporal_api.record import record_of
@@ -21,7 +30,7 @@ from temporal_api.requests import JSONResponse
 from temporal_api.sealing import LONGEST_TOKEN
 from temporal_api.services import CurrentServices, Services
 from temporal_api.temporal.client import Temporal
-from temporal_api.temporal.events import Event, event_json, in_parts
+from temporal_api.temporal.events import Event, Tell, event_json, in_parts, temporal_json
 from temporal_api.temporal.history import Listing, list_events
 from temporal_api.temporal.workflow import Workflow
 from temporal_api.waiting import SEEN_TO_THE_END, EventStream, LastEventId, cancel, disconnect, end_id, resume, sse
@@ -34,6 +43,12 @@ class HistoryResponse(msgspec.Struct):
     next_page_token: str | None
 
 
+class TemporalHistory(msgspec.Struct):
+    """The whole history in Temporal's own JSON, as the SDKs' replayers read it."""
+
+    events: list[dict[str, Any]]
+
+
 @get(
     f"{ONE}/history",
     scope=READ,
@@ -42,6 +57,7 @@ class HistoryResponse(msgspec.Struct):
     responses=responses(WorkflowNotFound, InvalidPageToken),
 )
 async def get_history(
+    request: APIRequest,
     workflow: PathWorkflow,
     services: CurrentServices,
     order: Annotated[Literal["forward", "reverse"], QueryParameter(description="From which end.")] = "forward",
@@ -49,12 +65,36 @@ async def get_history(
     page_token: Annotated[
         str, QueryParameter(max_length=LONGEST_TOKEN, description="`next_page_token` of the page before.")
     ] = "",
-) -> JSONResponse[HistoryResponse]:
-    """Payloads are decoded. A page token is good for this workflow, run and order only."""
-    bound = ("history", workflow.id, workflow.run_id, order)
-    cursor = services.page_tokens.unseal(page_token, *bound)
-    events = list_events(workflow, cursor=cursor, size=page_size, reverse=order == "reverse")
-    pieces = _page(services.temporal, events, lambda cursor: services.page_tokens.seal(cursor, *bound))
+    form: Annotated[
+        Literal["json", "temporal"],
+        QueryParameter(name="format", description=f"`temporal` gives a `TemporalHistory` and needs {ADMIN}."),
+    ] = "json",
+) -> JSONResponse[HistoryResponse | TemporalHistory]:
+    """Payloads are decoded. A page token is good for this workflow, run and order only.
+
+    With `format=temporal` it is the whole history as Temporal keeps it, for replay tests: not in pages, not decrypted.
+    """
+    temporal, bound = services.temporal, ("history", workflow.id, workflow.run_id, order)
+    if form == "temporal":
+        if ADMIN not in request.user.scopes:
+            raise InsufficientScope(f"format=temporal needs the scope {ADMIN}.", ADMIN)
+        for name in ("order", "page_size", "page_token"):
+            if name in request.query_params:
+                raise invalid(name, "Expected none with format=temporal, which gives the whole history")
+        events = list_events(workflow, cursor=b"", size=sys.maxsize, reverse=False)
+        pieces = _pieces(temporal, events, temporal_json, b'{"events":[', lambda cursor: b"]}")
+    else:
+        cursor = services.page_tokens.unseal(page_token, *bound)
+        events = list_events(workflow, cursor=cursor, size=page_size, reverse=order == "reverse")
+        pieces = _pieces(
+            temporal,
+            events,
+            event_json,
+            b'{"items":[',
+            lambda cursor: (
+                b'],"next_page_token":' + msgspec.json.encode(services.page_tokens.seal(cursor, *bound)) + b"}"
+            ),
+        )
     first, second = await anext(pieces), await anext(pieces, None)  # a failure so far is an answer of its own
     if second is None:
         whole: Any = msgspec.Raw(first)
@@ -93,26 +133,26 @@ async def stream_events(
     return EventStream(services.waits, events, request.user)
 
 
-async def _page(
-    temporal: Temporal, listing: Listing, seal: Callable[[bytes], str | None]
+async def _pieces(
+    temporal: Temporal, listing: Listing, tell: Tell, begin: bytes, end: Callable[[bytes], bytes]
 ) -> AsyncGenerator[bytes, None]:
-    """A HistoryResponse as JSON, in pieces."""
-    piece, comma, cursor = bytearray(b'{"items":['), b"", b""
+    """The answer's JSON in pieces: its events between `begin` and what `end` makes of the cursor of what follows."""
+    piece, comma, cursor = bytearray(begin), b"", b""
     async with aclosing(listing):
         async for events, cursor in listing:  # noqa: B007 - the last one is needed
             for some in in_parts(events):
                 for event in some:
-                    piece += comma + msgspec.json.encode(await event_json(temporal, event))
+                    piece += comma + msgspec.json.encode(await tell(temporal, event))
                     comma = b","
                     if len(piece) >= PIECE_BYTES:
                         yield bytes(piece)
                         piece.clear()
                         await asyncio.sleep(0)  # a piece may be of one large event
                 await asyncio.sleep(0)  # others are served in between
-    yield bytes(piece) + b'],"next_page_token":' + msgspec.json.encode(seal(cursor)) + b"}"
+    yield bytes(piece) + end(cursor)
 
 
-class _LongPage(JSONResponse[HistoryResponse]):
+class _LongPage(JSONResponse[HistoryResponse | TemporalHistory]):
     """A page of which more than the first pieces is still to be read. What fails now breaks the answer off."""
 
     def __init__(self, first: bytes, second: bytes, rest: AsyncGenerator[bytes, None]) -> None:

@@ -1,4 +1,4 @@
-"""Cancel, terminate, reset and delete workflows."""
+"""Cancel, terminate, pause, reset and delete workflows."""
 
 from typing import Annotated, Literal
 
@@ -8,7 +8,14 @@ from litestar.params import JSONBody
 from msgspec import Meta
 
 from temporal_api.controllers.workflows.addressing import ADMIN, ONE, WRITE, NonEmpty, RunId, Target, WorkflowId
-from temporal_api.errors import PreconditionFailed, ValidationError, WorkflowCompleted, WorkflowNotFound, invalid
+from temporal_api.errors import (
+    NotSupported,
+    PreconditionFailed,
+    ValidationError,
+    WorkflowCompleted,
+    WorkflowNotFound,
+    invalid,
+)
 from temporal_api.problems import responses
 from temporal_api.temporal.history import workflow_task_end
 
@@ -56,6 +63,44 @@ class TerminateRequest(msgspec.Struct, forbid_unknown_fields=True):
 async def terminate_workflow(target: Target, data: JSONBody[TerminateRequest]) -> None:
     """End the workflow without asking its code, which cleans nothing up."""
     await target.terminate(data.reason)
+
+
+class PauseRequest(msgspec.Struct, forbid_unknown_fields=True):
+    """Why the workflow is paused, or goes on, for its history."""
+
+    reason: Annotated[str, Meta(max_length=1000, examples=["the bank is closed"])] = ""
+
+
+_PAUSES = responses(WorkflowNotFound, PreconditionFailed, WorkflowCompleted, NotSupported, body=True)
+
+
+@post(
+    f"{ONE}/pause",
+    scope=ADMIN,
+    status_code=204,
+    operation_id="pauseWorkflow",
+    summary="Pause a workflow",
+    responses=_PAUSES,
+)
+async def pause_workflow(target: Target, data: JSONBody[PauseRequest | None] = None) -> None:
+    """Let the workflow's code rest until it is unpaused. Signals are kept for it; queries and updates are a 409.
+
+    A workflow that is paused already stays so. Temporal can do this from 1.31 on, where it is switched on.
+    """
+    await target.pause(data.reason if data else "")
+
+
+@post(
+    f"{ONE}/unpause",
+    scope=ADMIN,
+    status_code=204,
+    operation_id="unpauseWorkflow",
+    summary="Let a paused workflow go on",
+    responses=_PAUSES,
+)
+async def unpause_workflow(target: Target, data: JSONBody[PauseRequest | None] = None) -> None:
+    """Let the workflow's code go on. A workflow that is not paused stays so."""
+    await target.unpause(data.reason if data else "")
 
 
 class ResetRequest(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):

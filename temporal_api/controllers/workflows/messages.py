@@ -147,13 +147,86 @@ async def _query_arguments(args: Argument) -> list[Raw]:
     status_code=200,
     operation_id="queryWorkflow",
     summary="Ask a workflow",
-    responses=responses(*_ASKED, errors.WorkflowCompleted, errors.QueryFailed, body=True),
+    responses=responses(*_ASKED, errors.WorkflowCompleted, errors.WorkflowPaused, errors.QueryFailed, body=True),
 )
 async def query_workflow(workflow: PathWorkflow, data: JSONBody[QueryRequest], request: APIRequest) -> QueryResponse:
     """Ask the workflow's code; a worker answers. Names that begin with `__` need the scope `workflows:admin`."""
     if data.query_name.startswith("__") and ADMIN not in request.user.scopes:
         raise errors.InsufficientScope(f"Queries that begin with __ need the scope {ADMIN}.", ADMIN)
     return QueryResponse(await workflow.query(data.query_name, await _query_arguments(data.query_args)))
+
+
+class MessageHandler(msgspec.Struct):
+    """A signal, query or update that the workflow's code handles. `name` is null for one that takes every name."""
+
+    name: Annotated[str | None, Meta(examples=["approve"])]
+    description: Annotated[str, Meta(examples=["Approve the invoice."])]
+
+
+class MetadataResponse(msgspec.Struct, kw_only=True):
+    """What the workflow's code says of itself. `current_details`: what it tells people now, in Markdown."""
+
+    workflow_id: WorkflowId
+    workflow_type: Annotated[str, Meta(examples=["send_invoice"])]
+    current_details: Annotated[str, Meta(examples=["waits for approval"])]
+    signals: list[MessageHandler]
+    queries: list[MessageHandler]
+    updates: list[MessageHandler]
+
+
+# The SDKs' answer, in Protobuf's JSON, which leaves out what is empty.
+
+
+class _Handler(msgspec.Struct):
+    name: str | None = None
+    description: str = ""
+
+
+class _Definition(msgspec.Struct, rename="camel"):
+    type: str = ""
+    signal_definitions: list[_Handler] = []
+    query_definitions: list[_Handler] = []
+    update_definitions: list[_Handler] = []
+
+
+class _Metadata(msgspec.Struct, rename="camel"):
+    definition: _Definition
+    current_details: str = ""
+
+
+@get(
+    f"{ONE}/metadata",
+    scope=READ,
+    operation_id="getWorkflowMetadata",
+    summary="What a workflow can be sent and asked",
+    responses=responses(
+        *_ASKED, errors.WorkflowCompleted, errors.WorkflowPaused, errors.QueryFailed, errors.PayloadUndecodable
+    ),
+)
+async def get_metadata(workflow: PathWorkflow) -> MetadataResponse:
+    """The signals, queries and updates that the workflow's code handles now, with their descriptions.
+
+    A worker answers. Workers with an SDK that is too old to know say 422.
+    """
+    answer = await workflow.query("__temporal_workflow_metadata", [])
+    try:
+        told = msgspec.json.decode(answer, type=_Metadata)
+    except msgspec.ValidationError:
+        raise errors.PayloadUndecodable(**workflow.subject.details) from None
+    return MetadataResponse(
+        workflow_id=workflow.id,
+        workflow_type=told.definition.type,
+        current_details=told.current_details,
+        signals=_own(told.definition.signal_definitions),
+        queries=_own(told.definition.query_definitions),
+        updates=_own(told.definition.update_definitions),
+    )
+
+
+def _own(handlers: list[_Handler]) -> list[MessageHandler]:
+    """Leave out the SDK's, such as `__stack_trace`."""
+    own = (handler for handler in handlers if not (handler.name or "").startswith("__"))
+    return [MessageHandler(handler.name or None, handler.description) for handler in own]
 
 
 UpdateKey = Annotated[
@@ -218,7 +291,14 @@ _PENDING: dict[int, ResponseSpec] = {
     headers={200: ("Preference-Applied",), 202: ("Location", "Preference-Applied", "Retry-After")},
     responses={
         **_PENDING,
-        **responses(*_ASKED, errors.WorkflowCompleted, errors.PreconditionFailed, errors.UpdateRejected, body=True),
+        **responses(
+            *_ASKED,
+            errors.WorkflowCompleted,
+            errors.WorkflowPaused,
+            errors.PreconditionFailed,
+            errors.UpdateRejected,
+            body=True,
+        ),
     },
 )
 async def update_workflow(

@@ -41,10 +41,12 @@ from temporal_api.temporal import updates
 from temporal_api.temporal.failures import FailureInfo
 from temporal_api.temporal.payloads import OWN_MEMO, typed_payload
 from temporal_api.temporal.run import DIVISION, TEMPORALS_OWN
-from temporal_api.temporal.starts import Started
+from temporal_api.temporal.starts import Priority, Started, VersioningOverride
 from temporal_api.waiting import RETRY_AFTER_SECONDS, Prefer, preference_applied, preferred_wait
 
 Duration = Annotated[float, Meta(ge=0.001, le=315_360_000, description="Seconds.")]
+TRACE_HEADER = "_tracer-data"
+"""Where the SDKs' OpenTelemetry interceptors look for the caller's trace."""
 ReusePolicy = Literal["ALLOW_DUPLICATE", "ALLOW_DUPLICATE_FAILED_ONLY", "REJECT_DUPLICATE"]
 ConflictPolicy = Literal["FAIL", "USE_EXISTING", "TERMINATE_EXISTING"]
 
@@ -117,7 +119,8 @@ class StartedUpdate(msgspec.Struct):
     result: Annotated[Raw, Meta(description="Any JSON; null while it is at work.", examples=[None])]
 
 
-class WorkflowExecutionRequest(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
+# Defaults are left out of the fingerprint that a replay is compared by: a field added later changes none.
+class WorkflowExecutionRequest(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, omit_defaults=True):
     """A start. `input_data` is one argument, `args` the list of them unless it is empty; neither: none."""
 
     workflow_type: Annotated[NonEmpty, Meta(examples=["send_invoice"])]
@@ -134,6 +137,16 @@ class WorkflowExecutionRequest(msgspec.Struct, forbid_unknown_fields=True, kw_on
     id_conflict_policy: ConflictPolicy | None = None
     memo: Annotated[dict[NonEmpty, Raw], Meta(max_length=100)] = {}
     search_attributes: Annotated[dict[NonEmpty, SearchAttribute], Meta(max_length=100)] = {}
+    priority: Priority | None = None
+    summary: Annotated[
+        str, Meta(max_length=400, description="One line for people, shown by Temporal's UI.", examples=["Invoice 2041"])
+    ] = ""
+    details: Annotated[str, Meta(max_length=20_000, description="More for people, in Markdown.")] = ""
+    headers: Annotated[
+        dict[NonEmpty, Raw],
+        Meta(max_length=100, description="What the workers' interceptors read: any JSON, never encrypted."),
+    ] = {}
+    versioning_override: VersioningOverride | None = None
     signal: StartSignal | None = None
     update: StartUpdate | None = None
 
@@ -144,6 +157,8 @@ class WorkflowExecutionRequest(msgspec.Struct, forbid_unknown_fields=True, kw_on
         for key in self.memo:
             if key.startswith(OWN_MEMO):
                 raise ValueError(f"memo: Expected keys of your own: {OWN_MEMO}* is this service's")
+        if TRACE_HEADER in self.headers:
+            raise ValueError(f"headers: Expected names of your own: {TRACE_HEADER} is for the request's traceparent")
         if self.signal and self.update:
             raise ValueError("update: Expected a signal or an update, not both")
         message = self.signal or self.update
@@ -178,6 +193,7 @@ class WorkflowExecutionResponse(msgspec.Struct, omit_defaults=True):
             errors.WorkflowAlreadyExists,
             errors.ReservedId,
             errors.IdempotencyKeyReused,
+            errors.WorkflowPaused,
             errors.UpdateRejected,
             errors.NoWorker,
             errors.WorkflowTaskFailing,
@@ -198,7 +214,7 @@ async def start_workflow(
     _check_allowed(request.user, data, workflow_id, services.settings)
     preferred = preferred_wait(request, services.settings.max_wait_seconds)
     headers = {"Location": location(workflow_id)}
-    is_open = True
+    status, is_open = "RUNNING", True
     try:
         run, update = await _start(request, services, workflow_id, data, key, preferred)
     except errors.WorkflowAlreadyExists:
@@ -206,7 +222,7 @@ async def start_workflow(
             raise
         found = await services.workflow(workflow_id).describe()
         check_same(key, data, await services.temporal.memo(found.memo, idempotency.MEMO, str))
-        run, update, is_open = Started(found.run_id, new=True), None, found.is_open
+        run, update, status, is_open = Started(found.run_id, new=True), None, found.status, found.is_open
         headers |= REPLAYED
     ending = None
     if update is None:
@@ -224,7 +240,7 @@ async def start_workflow(
     if ending is None:
         if preferred is not None or (update and update.status == "ACCEPTED"):
             headers["Retry-After"] = RETRY_AFTER_SECONDS
-        answer = WorkflowExecutionResponse(workflow_id, run.run_id, "RUNNING", Raw(b"null"), update=update)
+        answer = WorkflowExecutionResponse(workflow_id, run.run_id, status, Raw(b"null"), update=update)
     else:
         answer = WorkflowExecutionResponse(workflow_id, ending.run_id, ending.status, ending.result, ending.failure)
     return JSONResponse(answer, status_code=201 if run.new else 200, headers=headers)
@@ -286,6 +302,11 @@ async def _start(
         search_attributes={
             name: typed_payload(attribute.type, attribute.value) for name, attribute in data.search_attributes.items()
         },
+        priority=data.priority,
+        summary=data.summary,
+        details=data.details,
+        headers=data.headers,
+        versioning_override=data.versioning_override,
     )
     if data.signal is not None:
         args = data.signal.arguments()
