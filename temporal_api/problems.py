@@ -22,18 +22,28 @@ PROBLEM_JSON = "application/problem+json"
 
 log = logging.getLogger(__name__)
 
-_FIELD_ERRORS = {"type": "array", "items": {"$ref": "#/components/schemas/FieldError"}}
+_FIELD_ERRORS = {
+    "type": "array",
+    "items": {"$ref": "#/components/schemas/FieldError"},
+    "description": "The mistakes of the request.",
+}
 
 
 class ProblemDetails(msgspec.Struct):
     """The body of every error (`application/problem+json`, RFC 9457)."""
 
-    title: str
-    status: int
-    error: str
-    message: str
-    details: Annotated[dict[str, Any], Meta(extra_json_schema={"properties": {"errors": _FIELD_ERRORS}})]
-    request_id: str | None
+    title: Annotated[str, Meta(description="The status in words (RFC 9110).")]
+    status: Annotated[int, Meta(description="The HTTP status.")]
+    error: Annotated[str, Meta(description="What went wrong: a stable code to act on.")]
+    message: Annotated[str, Meta(description="What went wrong, and what to do.")]
+    details: Annotated[
+        dict[str, Any],
+        Meta(
+            description="Values that a program can act on.",
+            extra_json_schema={"properties": {"errors": _FIELD_ERRORS}},
+        ),
+    ]
+    request_id: Annotated[str | None, Meta(description="The request's id, as in `X-Request-ID`.")]
 
 
 # msgspec names types as Python does, callers as JSON does.
@@ -46,10 +56,20 @@ def in_json_words(message: str) -> str:
     return _QUOTED.sub(lambda m: " or ".join(_JSON_TYPES.get(kind, kind) for kind in m[1].split(" | ")), message)
 
 
+# RFC 9110's, which not every version of Python knows.
+_PHRASES = {413: "Content Too Large", 414: "URI Too Long", 422: "Unprocessable Content"}
+
+
+def phrase(status: int) -> str:
+    """The status in words (RFC 9110 15)."""
+    return _PHRASES.get(status) or HTTPStatus(status).phrase
+
+
 def encode_problem(problem: Problem, request_id: str) -> bytes:
     """Encode the body of an error."""
-    title = HTTPStatus(problem.status).phrase
-    details = ProblemDetails(title, problem.status, problem.code, problem.message, problem.details, request_id)
+    details = ProblemDetails(
+        phrase(problem.status), problem.status, problem.code, problem.message, problem.details, request_id
+    )
     return msgspec.json.encode(details)
 
 
@@ -126,28 +146,51 @@ _EVERY_OPERATION: tuple[type[Problem], ...] = (
     errors.AuthUnavailable,
     errors.TemporalTimeout,
 )
+EVERYWHERE = {problem.code for problem in _EVERY_OPERATION}
 _EVERY_BODY: tuple[type[Problem], ...] = (errors.MalformedJSON, errors.PayloadTooLarge, errors.UnsupportedMediaType)
 
 
-def responses(*problems: type[Problem], body: bool = False) -> dict[int, ResponseSpec]:
-    """Declare the errors of an operation under `/api/v1`: those of every operation, and `problems`, its own."""
+def responses(*problems: type[Problem] | Problem, body: bool = False) -> dict[int, ResponseSpec]:
+    """Declare the errors of an operation under `/api/v1`: those of every operation, and `problems`, its own.
+
+    A problem that was made is its own example; of a class there is one here.
+    """
     declared = sorted((*_EVERY_OPERATION, *(_EVERY_BODY if body else ()), *problems), key=lambda p: (p.status, p.code))
     return {status: _spec(status, list(group)) for status, group in itertools.groupby(declared, key=lambda p: p.status)}
 
 
-def _spec(status: int, problems: list[type[Problem]]) -> ResponseSpec:
+def _spec(status: int, problems: list[type[Problem] | Problem]) -> ResponseSpec:
     codes = ", ".join(f"`{problem.code}`" for problem in problems)
     return ResponseSpec(
         ProblemDetails,
-        description=f"{HTTPStatus(status).phrase}: {codes}",
+        description=f"{phrase(status)}: {codes}",
         media_type=PROBLEM_JSON,
         generate_examples=False,
         examples=[_example(problem) for problem in problems],
     )
 
 
-def _example(problem: type[Problem]) -> Example:
-    shown = problem(problem.__doc__ or "")
+_INVOICE: Any = {"source": "temporal", "workflow_id": "invoice-2041"}
+# What really comes where a class's own message would not be it.
+_EXAMPLES: dict[str, Problem] = {
+    problem.code: problem
+    for problem in (
+        invalid("page_size", "Expected an integer <= 1000"),
+        errors.MalformedJSON("The body is not JSON: trailing comma in object (byte 14)."),
+        errors.InvalidQuery("unexpected token near 'AND'", source="temporal"),
+        errors.InsufficientScope("The token needs the scope workflows:read or workflows:admin.", "workflows:read"),
+        errors.NotAllowed("This service may not start the workflow type 'send_invoice'."),
+        errors.NotFound("Payloads are not encrypted here: PAYLOAD_ENCRYPTION_KEYS is not set."),
+        errors.WorkflowNotFound("There is no workflow 'invoice-2041'.", **_INVOICE),
+        errors.WorkflowAlreadyExists("The workflow 'invoice-2041' exists already; take another id.", **_INVOICE),
+        errors.ReservedId("Ids that begin with order- belong to a resource of its own; take another."),
+    )
+}
+
+
+def _example(problem: type[Problem] | Problem) -> Example:
+    if isinstance(problem, type):
+        problem = _EXAMPLES.get(problem.code) or problem(problem.__doc__ or "")
     return Example(
-        id=problem.code, value=msgspec.json.decode(encode_problem(shown, "5bc187c43e794a7eb10e091afa264f8c"))
+        id=problem.code, value=msgspec.json.decode(encode_problem(problem, "5bc187c43e794a7eb10e091afa264f8c"))
     )

@@ -45,17 +45,28 @@ _PROXY_SUFFIX = re.compile(r"(?:--?|;)[a-z]{2,8}")
 _WAIT = re.compile(r"(?:^|[,;])\s*wait\s*=\s*\"?(\d+)\"?\s*(?=$|[,;])", re.IGNORECASE)
 
 
-def _header(name: str, description: str) -> HeaderParameter:
-    return HeaderParameter(name=name, description=description, schema_extra={"maxLength": LONGEST_HEADER})
+def _header(name: str, description: str, pattern: str) -> HeaderParameter:
+    told = {"maxLength": LONGEST_HEADER, "pattern": pattern}  # what another one means, the functions below say
+    return HeaderParameter(name=name, description=description, schema_extra=told)
 
 
-Prefer = Annotated[str | None, _header("Prefer", "`wait=SECONDS` waits that long (RFC 7240).")]
-IfNoneMatch = Annotated[str | None, _header("If-None-Match", "The `ETag` of the answer that you have.")]
+_TAGS = r'^\s*(\*|(W/)?"[^"]*"(\s*,\s*(W/)?"[^"]*")*)\s*$'
+Prefer = Annotated[
+    str | None,
+    _header(
+        "Prefer", "`wait=SECONDS` waits that long (RFC 7240).", r'(^|[,;])\s*[Ww][Aa][Ii][Tt]\s*=\s*"?\d+"?\s*($|[,;])'
+    ),
+]
+IfNoneMatch = Annotated[str | None, _header("If-None-Match", "The `ETag` of the answer that you have.", _TAGS)]
 IfMatch = Annotated[
     str | None,
-    _header("If-Match", "The `ETag` of the state that you mean to change; several, or `*`. Another state is a 412."),
+    _header(
+        "If-Match", "The `ETag` of the state that you mean to change; several, or `*`. Another state is a 412.", _TAGS
+    ),
 ]
-LastEventId = Annotated[str | None, _header("Last-Event-ID", "Continue after the event of this `id`.")]
+LastEventId = Annotated[
+    str | None, _header("Last-Event-ID", "Continue after the event of this `id`.", r"^[0-9a-f-]{36}:\d{1,9}$")
+]
 
 
 def preferred_wait(request: APIRequest, most: float) -> float | None:
@@ -217,8 +228,8 @@ def resume(last_event_id: str | None) -> tuple[str, int]:
     return run_id, int(number)
 
 
-class EventStream(Response[bytes]):
-    """Server-sent events. The stream ends with its events, the token, the service or the client."""
+class EventStream(Response[T]):
+    """Server-sent events of `T`. The stream ends with its events, the token, the service or the client."""
 
     def __init__(self, waits: Waits, events: AsyncGenerator[bytes, None], user: User) -> None:
         self._waits = waits
