@@ -6,6 +6,7 @@ docstrings, half of the bounds, and that a request may hold no other field.
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from inspect import cleandoc
 from typing import Any
 
 import msgspec
@@ -117,6 +118,7 @@ def _body_schemas(handlers: Iterable[HTTPRouteHandler]) -> _JSON:
     """Make msgspec's schema of every struct that is sent or answered."""
     schemas = msgspec.json.schema_components(_structs(handlers), ref_template="#/components/schemas/{name}")[1]
     for schema in schemas.values():
+        schema["description"] = cleandoc(schema["description"])  # Python before 3.13 keeps a docstring's indentation
         fields = schema.get("properties", {})
         for name, field in fields.items():
             _rewrite_for_generators(name, field)

@@ -170,20 +170,57 @@ def _spec(status: int, problems: list[type[Problem] | Problem]) -> ResponseSpec:
     )
 
 
-_INVOICE: Any = {"source": "temporal", "workflow_id": "invoice-2041"}
-# What really comes where a class's own message would not be it.
+# Which workflow and run the examples are about.
+_INVOICE: Any = {"workflow_id": "invoice-2041"}
+_RUN: Any = {**_INVOICE, "run_id": "019ab3c4-7d1e-7f3a-8b55-0c2d4e6f8a10"}
+_UNKNOWN_UPDATE = "Update handler for 'add_line' expected but not found, and there is no dynamic handler."
+# What callers really get, where it is not their class's own message.
 _EXAMPLES: dict[str, Problem] = {
     problem.code: problem
     for problem in (
         invalid("page_size", "Expected an integer <= 1000"),
-        errors.MalformedJSON("The body is not JSON: trailing comma in object (byte 14)."),
-        errors.InvalidQuery("unexpected token near 'AND'", source="temporal"),
+        errors.MalformedJSON("The body is not JSON: Expected `,` or `}` (byte 13)."),
+        errors.InvalidQuery("Temporal refuses this query: malformed SQL query", source="temporal"),
+        errors.WorkflowStartError(
+            "Temporal refuses this start: Namespace default has no mapping defined for search attribute Customer",
+            source="temporal",
+            **_INVOICE,
+        ),
+        errors.InvalidToken("The token is not accepted: it is no JWT, or a part of it was lost."),
         errors.InsufficientScope("The token needs the scope workflows:read or workflows:admin.", "workflows:read"),
-        errors.NotAllowed("This service may not start the workflow type 'send_invoice'."),
+        errors.NotAllowed("This service may not start the workflow type 'temporal-sys-x'."),
         errors.NotFound("Payloads are not encrypted here: PAYLOAD_ENCRYPTION_KEYS is not set."),
-        errors.WorkflowNotFound("There is no workflow 'invoice-2041'.", **_INVOICE),
-        errors.WorkflowAlreadyExists("The workflow 'invoice-2041' exists already; take another id.", **_INVOICE),
+        errors.WorkflowNotFound("There is no workflow 'invoice-2041'.", source="temporal", **_INVOICE),
+        errors.UpdateNotFound(
+            "The workflow 'invoice-2041' has no update 'add-line-7'; one that was rejected is not kept.",
+            update_id="add-line-7",
+            **_INVOICE,
+        ),
+        errors.WorkflowAlreadyExists(
+            "The workflow 'invoice-2041' exists already; take another id.", source="temporal", **_RUN
+        ),
+        errors.WorkflowCompleted("The workflow 'invoice-2041' is closed.", **_INVOICE),
         errors.ReservedId("Ids that begin with order- belong to a resource of its own; take another."),
+        errors.PreconditionFailed(**_RUN),
+        errors.UpdateRejected(
+            _UNKNOWN_UPDATE,
+            source="workflow",
+            update_id="add-line-7",
+            failure={"type": "RuntimeError", "message": _UNKNOWN_UPDATE},
+            **_RUN,
+        ),
+        errors.QueryFailed(
+            "Query handler for 'progress' expected but not found, known queries: [status]",
+            source="workflow",
+            **_INVOICE,
+        ),
+        errors.NoWorker(
+            "No worker polls the task queue 'invoices'; start one, or try again.",
+            source="gateway",
+            task_queue="invoices",
+            **_INVOICE,
+        ),
+        errors.PayloadUndecodable("What Temporal keeps here is encrypted, and this service has no key."),
     )
 }
 

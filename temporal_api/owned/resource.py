@@ -362,5 +362,6 @@ def _structs(resource: Resource[Any, Any]) -> tuple[Any, Any, Any, Any]:
             "__doc__": "What an event of the stream has as its data: `status` the status and the reason, `done` the "
             "workflow's id."
         },
+        omit_defaults=True,
     )
     return cancel, status, page, event
