@@ -179,7 +179,7 @@ _EXAMPLES: dict[str, Problem] = {
     problem.code: problem
     for problem in (
         invalid("page_size", "Expected an integer <= 1000"),
-        errors.MalformedJSON("The body is not JSON: Expected `,` or `}` (byte 13)."),
+        errors.MalformedJSON("The body is not JSON: expected ',' or '}' (byte 13)."),
         errors.InvalidQuery("Temporal refuses this query: malformed SQL query", source="temporal"),
         errors.WorkflowStartError(
             "Temporal refuses this start: Namespace default has no mapping defined for search attribute Customer",

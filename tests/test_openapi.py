@@ -522,7 +522,10 @@ async def test_the_examples_of_requests_are_accepted(
         for path, operation in operations(contract)
         if "requestBody" in operation
     }
-    encrypted = {"TEMPORAL_ADDRESS": dev_server.address, "PAYLOAD_ENCRYPTION_KEYS": "k1:" + "11" * 32}
+    encrypted = {
+        "TEMPORAL_ADDRESS": dev_server.address,
+        "PAYLOAD_ENCRYPTION_KEYS": "2026:" + base64.b64encode(bytes(32)).decode(),
+    }
 
     async def send(http: httpx.AsyncClient, name: str, one: str = "", **more: str) -> Any:
         path, example = waiting.pop(name)
