@@ -118,7 +118,8 @@ def _body_schemas(handlers: Iterable[HTTPRouteHandler]) -> _JSON:
     """Make msgspec's schema of every struct that is sent or answered."""
     schemas = msgspec.json.schema_components(_structs(handlers), ref_template="#/components/schemas/{name}")[1]
     for schema in schemas.values():
-        schema["description"] = cleandoc(schema["description"])  # Python before 3.13 keeps a docstring's indentation
+        # Python before 3.13 keeps a docstring's indentation.
+        schema["description"] = cleandoc(schema.get("description", ""))
         fields = schema.get("properties", {})
         for name, field in fields.items():
             _rewrite_for_generators(name, field)

@@ -15,7 +15,7 @@ from temporalio import workflow
 from temporalio.client import Client
 from temporalio.worker import UnsandboxedWorkflowRunner, Worker
 
-from api import ORDERS, WORKFLOWS, bearer, order, service
+from api import ORDERS, WORKFLOWS, bearer, order, resolved, service
 from temporal_api import __version__, controllers, errors, problems
 from temporal_api.app import RESOURCES
 from temporal_api.dev.server import DevServer
@@ -56,13 +56,6 @@ def answers(contract: dict[str, Any]) -> Iterator[tuple[str, str, dict[str, Any]
     for path, operation in operations(contract):
         for status, answer in operation["responses"].items():
             yield path, status, resolved(contract, answer)
-
-
-def resolved(contract: dict[str, Any], answer: dict[str, Any]) -> dict[str, Any]:
-    """The answer itself, which is written down once where several operations have it."""
-    if "$ref" in answer:
-        answer = contract["components"]["responses"][answer["$ref"].removeprefix("#/components/responses/")]
-    return answer
 
 
 def everything_in(value: Any) -> Iterator[dict[str, Any]]:
