@@ -8,9 +8,10 @@ classes (`order_not_found`, `order_not_cancellable`).
 
 import copy
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Self
+from typing import Annotated, Any, ClassVar, Self
 
 import msgspec
+from msgspec import Meta
 
 LONGEST_ECHO = 200
 _LONGEST_MESSAGE = 500
@@ -24,8 +25,8 @@ def shown(text: str, most: int = LONGEST_ECHO) -> str:
 class FieldError(msgspec.Struct):
     """One mistake in a request: where it is (`items[0].quantity`) and what is expected there."""
 
-    key: str
-    message: str
+    key: Annotated[str, Meta(description="Where it is, such as `items[0].quantity`; empty: the body itself.")]
+    message: Annotated[str, Meta(description="What is expected there.")]
 
 
 class Problem(Exception):

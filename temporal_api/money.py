@@ -17,11 +17,13 @@ Price = Annotated[
     Raw,
     Meta(
         extra_json_schema={
-            "type": ["number", "string"],
-            "minimum": 0,
-            "maximum": MAX_PRICE,
-            "pattern": r"^\d+(\.\d{1,6})?$",
-            "examples": [19.99, "19.99"],
+            # The string first: a client that is made from the contract keeps every digit of it.
+            "anyOf": [
+                {"type": "string", "pattern": r"^\d+(\.\d{1,6})?$"},
+                {"type": "number", "minimum": 0, "maximum": MAX_PRICE},
+            ],
+            "description": "A plain decimal string or a JSON number: 0 to 10^12, at most 6 decimals.",
+            "examples": ["19.99", 19.99],
         }
     ),
 ]

@@ -4,7 +4,9 @@ Litestar describes the operations. msgspec checks the bodies, so it describes th
 docstrings, half of the bounds, and that a request may hold no other field.
 """
 
+import re
 from collections.abc import Iterable, Iterator, Mapping
+from inspect import cleandoc
 from typing import Any
 
 import msgspec
@@ -16,10 +18,9 @@ from litestar.openapi.spec.enums import OpenAPIType
 from litestar.routes import BaseRoute, HTTPRoute
 from litestar.types import ControllerRouterHandler
 
-from temporal_api import __version__
-from temporal_api.errors import FieldError
+from temporal_api import __version__, errors
 from temporal_api.owned.resource import Resource
-from temporal_api.problems import PROBLEM_JSON
+from temporal_api.problems import EVERYWHERE, PROBLEM_JSON, phrase
 
 TITLE = "Temporal Enterprise API"
 EVENT_STREAM = "text/event-stream"
@@ -103,32 +104,60 @@ def contract(app: Litestar) -> _JSON:
     }
     schemas: _JSON = document["components"]["schemas"]
     schemas.update(_body_schemas(handlers.values()))
-    document["paths"] = dict(sorted(document["paths"].items()))
-    for path, path_item in document["paths"].items():
+    shared: _JSON = document["components"].setdefault("responses", {})
+    document["paths"] = paths = dict(sorted(document["paths"].items()))
+    for path, path_item in paths.items():
         for method, operation in path_item.items():
             options = handlers[path, method].opt
-            if "security" in operation:
-                scopes = options.get("scope", ())
-                alternatives = (scopes,) if isinstance(scopes, str) else scopes
-                operation["security"] = [{"bearer": [scope]} for scope in alternatives]
+            scopes = options.get("scope", ())
+            alternatives = (scopes,) if isinstance(scopes, str) else scopes
+            operation["security"] = [{"bearer": [scope]} for scope in alternatives]
             _complete_description(path, operation)
             _complete_request(operation, schemas)
             _complete_responses(operation, schemas, options.get("headers", {}))
+            _share_errors(operation["responses"], shared)
+    for path, path_item in paths.items():
+        if "post" in path_item:
+            _link(path, path_item["post"], paths, schemas)
+    schemas["ProblemDetails"]["properties"]["error"]["enum"] = _codes(shared)
+    for part in (paths, schemas):
+        _complete_types(part)
     return document
+
+
+def _codes(shared: _JSON) -> list[str]:
+    """Every code that an error can have: those that operations declare, and those that any request can meet."""
+    declared = {code for answer in shared.values() for code in answer["content"][PROBLEM_JSON]["examples"]}
+    return sorted(declared | {kind.code for kind in vars(errors).values() if hasattr(kind, "code")})
 
 
 def _body_schemas(handlers: Iterable[HTTPRouteHandler]) -> _JSON:
     """Make msgspec's schema of every struct that is sent or answered."""
     schemas = msgspec.json.schema_components(_structs(handlers), ref_template="#/components/schemas/{name}")[1]
     for schema in schemas.values():
-        for name, field in schema.get("properties", {}).items():
+        # Python before 3.13 keeps a docstring's indentation.
+        schema["description"] = cleandoc(schema.get("description", ""))
+        fields = schema.get("properties", {})
+        for name, field in fields.items():
             _rewrite_for_generators(name, field)
+        if pairs := [_both(fields, name, other) for name in fields for other in fields[name].pop("excludes", ())]:
+            schema["not"] = pairs[0] if len(pairs) == 1 else {"anyOf": pairs}
     return schemas
+
+
+def _both(fields: _JSON, *names: str) -> _JSON:
+    """Describe a body that has all of these fields. An empty list, or null instead of an object, is none."""
+    given = {
+        name: {"minItems": 1} if fields[name].get("type") == "array" else {"not": {"type": "null"}}
+        for name in names
+        if fields[name].keys() & {"type", "anyOf"}
+    }
+    return {"required": list(names), "properties": given}
 
 
 def _structs(handlers: Iterable[HTTPRouteHandler]) -> set[Any]:
     """Collect the structs that operations take or answer, and the one in a problem's details."""
-    structs: set[Any] = {FieldError}
+    structs: set[Any] = {errors.FieldError}
     for handler in handlers:
         signature = handler.parsed_fn_signature
         for field in (signature.return_type, signature.parameters.get("data", signature.return_type)):
@@ -160,6 +189,26 @@ def _complete_description(path: str, operation: _JSON) -> None:
         operation["description"] += f"\n\n{_STREAM.replace('{path}', path)}"
     if scopes := [scope for way in operation.get("security", ()) for scope in way["bearer"]]:
         operation["description"] += f"\n\nNeeds the scope {' or '.join(f'`{scope}`' for scope in scopes)}."
+
+
+def _complete_types(part: Any) -> None:
+    """Say at every depth what generators need to choose a type, and what msgspec and Litestar leave out."""
+    if isinstance(part, list):
+        for each in part:
+            _complete_types(each)
+    elif isinstance(part, dict):
+        if "enum" in part:
+            part.setdefault("type", "string")
+        match part.get("type"):
+            case "number":
+                part.setdefault("format", "double")  # else some of them take 32 bits
+            case "integer":
+                part.update({bound: int(part[bound]) for bound in ("minimum", "maximum") if bound in part})
+            case "string" if part.get("contentEncoding") == "base64":
+                part["format"] = "byte"  # OpenAPI 3.0's name of it
+        for name, each in part.items():
+            if name not in ("example", "examples"):
+                _complete_types(each)
 
 
 def _complete_request(operation: _JSON, schemas: _JSON) -> None:
@@ -206,12 +255,40 @@ def _headers(status: str, response: _JSON, declared: Mapping[int, Iterable[str]]
             yield "Retry-After"
 
 
+def _share_errors(responses: _JSON, shared: _JSON) -> None:
+    """Write each error answer once, under its codes. Of those that every operation has, the status is enough."""
+    for status, response in responses.items():
+        if codes := response.get("content", {}).get(PROBLEM_JSON, {}).get("examples"):
+            own = sorted(codes.keys() - EVERYWHERE)
+            name = "".join(word.title() for word in re.split("[ _]", " ".join(own) or phrase(int(status))))
+            shared[name] = response
+            responses[status] = {"$ref": f"#/components/responses/{name}"}
+
+
+def _link(path: str, operation: _JSON, paths: _JSON, schemas: _JSON) -> None:
+    """Link from an answer of what was created, which has a `Location`, to the operations that read it."""
+    answers = [answer for status, answer in operation["responses"].items() if status < "3"]
+    if not any("Location" in answer["headers"] for answer in answers):
+        return
+    beneath = f"{path}/{{", f"{path}s/{{"  # an update is sent to `update`, and found among the `updates`
+    names = {parameter["name"] for parameter in operation.get("parameters", ())}
+    for answer in answers:
+        schema = answer.get("content", {}).get("application/json", {}).get("schema", {})
+        fields = schemas.get(schema.get("$ref", "").rpartition("/")[2], {}).get("properties", {})
+        for read in (item["get"] for below, item in paths.items() if "get" in item and below.startswith(beneath)):
+            needed = {p["name"] for p in read["parameters"] if p["in"] == "path" or p["name"] in names & fields.keys()}
+            found = {name: name if name in fields else "id" for name in sorted(needed)}
+            if fields.keys() >= set(found.values()):
+                answer.setdefault("links", {})[read["operationId"]] = {
+                    "operationId": read["operationId"],
+                    "parameters": {name: f"$response.body#/{field}" for name, field in found.items()},
+                }
+
+
 def _add_examples(content: _JSON, schemas: _JSON) -> None:
     """Give each media type of a body an example, if it has none."""
-    for media_type, body in content.items():
-        if media_type == EVENT_STREAM:
-            body["schema"] = {"type": "string"}
-        elif "examples" not in body:
+    for body in content.values():
+        if "examples" not in body:
             body["example"] = _example(body["schema"], schemas)
         for example in body.get("examples", {}).values():
             del example["id"]  # no part of OpenAPI

@@ -22,27 +22,46 @@ PROBLEM_JSON = "application/problem+json"
 
 log = logging.getLogger(__name__)
 
-_FIELD_ERRORS = {"type": "array", "items": {"$ref": "#/components/schemas/FieldError"}}
+_FIELD_ERRORS = {
+    "type": "array",
+    "items": {"$ref": "#/components/schemas/FieldError"},
+    "description": "The mistakes of the request.",
+}
 
 
 class ProblemDetails(msgspec.Struct):
     """The body of every error (`application/problem+json`, RFC 9457)."""
 
-    type: str
-    title: str
-    status: int
-    detail: str
-    error: str
-    message: str
-    details: Annotated[dict[str, Any], Meta(extra_json_schema={"properties": {"errors": _FIELD_ERRORS}})]
-    request_id: str | None
+    type: Annotated[str, Meta(description="The page that explains the code.")]
+    title: Annotated[str, Meta(description="The status in words (RFC 9110).")]
+    status: Annotated[int, Meta(description="The HTTP status.")]
+    detail: Annotated[str, Meta(description="The same as `message`: RFC 9457's name of it.")]
+    error: Annotated[str, Meta(description="What went wrong: a stable code to act on.")]
+    message: Annotated[str, Meta(description="What went wrong, and what to do.")]
+    details: Annotated[
+        dict[str, Any],
+        Meta(
+            description="Values that a program can act on.",
+            extra_json_schema={"properties": {"errors": _FIELD_ERRORS}},
+        ),
+    ]
+    request_id: Annotated[str | None, Meta(description="The request's id, as in `X-Request-ID`.")]
+
+
+# RFC 9110's, which not every version of Python knows.
+_PHRASES = {413: "Content Too Large", 414: "URI Too Long", 422: "Unprocessable Content"}
+
+
+def phrase(status: int) -> str:
+    """The status in words (RFC 9110 15)."""
+    return _PHRASES.get(status) or HTTPStatus(status).phrase
 
 
 def encode_problem(problem: Problem, record: Record) -> bytes:
     """Encode the body of an error. Its `type` leads to the explanation that `controllers/explanations.py` serves."""
     details = ProblemDetails(
         type=f"{record.root_path}/problems/{problem.code}",
-        title=HTTPStatus(problem.status).phrase,
+        title=phrase(problem.status),
         status=problem.status,
         detail=problem.message,
         error=problem.code,
@@ -131,28 +150,88 @@ _EVERY_OPERATION: tuple[type[Problem], ...] = (
     errors.AuthUnavailable,
     errors.TemporalTimeout,
 )
+EVERYWHERE = {problem.code for problem in _EVERY_OPERATION}
 _EVERY_BODY: tuple[type[Problem], ...] = (errors.MalformedJSON, errors.PayloadTooLarge, errors.UnsupportedMediaType)
 
 
-def responses(*problems: type[Problem], body: bool = False) -> dict[int, ResponseSpec]:
-    """Declare the errors of an operation under `/api/v1`: those of every operation, and `problems`, its own."""
+def responses(*problems: type[Problem] | Problem, body: bool = False) -> dict[int, ResponseSpec]:
+    """Declare the errors of an operation under `/api/v1`: those of every operation, and `problems`, its own.
+
+    A problem that was made is its own example; of a class there is one here.
+    """
     declared = sorted((*_EVERY_OPERATION, *(_EVERY_BODY if body else ()), *problems), key=lambda p: (p.status, p.code))
     return {status: _spec(status, list(group)) for status, group in itertools.groupby(declared, key=lambda p: p.status)}
 
 
-def _spec(status: int, problems: list[type[Problem]]) -> ResponseSpec:
+def _spec(status: int, problems: list[type[Problem] | Problem]) -> ResponseSpec:
     codes = ", ".join(f"`{problem.code}`" for problem in problems)
     return ResponseSpec(
         ProblemDetails,
-        description=f"{HTTPStatus(status).phrase}: {codes}",
+        description=f"{phrase(status)}: {codes}",
         media_type=PROBLEM_JSON,
         generate_examples=False,
         examples=[_example(problem) for problem in problems],
     )
 
 
-def _example(problem: type[Problem]) -> Example:
-    shown = problem(problem.__doc__ or "")
+# Which workflow and run the examples are about.
+_INVOICE: Any = {"workflow_id": "invoice-2041"}
+_RUN: Any = {**_INVOICE, "run_id": "019ab3c4-7d1e-7f3a-8b55-0c2d4e6f8a10"}
+_UNKNOWN_UPDATE = "Update handler for 'add_line' expected but not found, and there is no dynamic handler."
+# What callers really get, where it is not their class's own message.
+_EXAMPLES: dict[str, Problem] = {
+    problem.code: problem
+    for problem in (
+        invalid("page_size", "Expected an integer <= 1000"),
+        errors.MalformedJSON("The body is not JSON: expected ',' or '}' (byte 13)."),
+        errors.InvalidQuery("Temporal refuses this query: malformed SQL query", source="temporal"),
+        errors.WorkflowStartError(
+            "Temporal refuses this start: Namespace default has no mapping defined for search attribute Customer",
+            source="temporal",
+            **_INVOICE,
+        ),
+        errors.InvalidToken("The token is not accepted: it is no JWT, or a part of it was lost."),
+        errors.InsufficientScope("The token needs the scope workflows:read or workflows:admin.", "workflows:read"),
+        errors.NotAllowed("This service may not start the workflow type 'temporal-sys-x'."),
+        errors.NotFound("Payloads are not encrypted here: PAYLOAD_ENCRYPTION_KEYS is not set."),
+        errors.WorkflowNotFound("There is no workflow 'invoice-2041'.", source="temporal", **_INVOICE),
+        errors.UpdateNotFound(
+            "The workflow 'invoice-2041' has no update 'add-line-7'; one that was rejected is not kept.",
+            update_id="add-line-7",
+            **_INVOICE,
+        ),
+        errors.WorkflowAlreadyExists(
+            "The workflow 'invoice-2041' exists already; take another id.", source="temporal", **_RUN
+        ),
+        errors.WorkflowCompleted("The workflow 'invoice-2041' is closed.", **_INVOICE),
+        errors.ReservedId("Ids that begin with order- belong to a resource of its own; take another."),
+        errors.PreconditionFailed(**_RUN),
+        errors.UpdateRejected(
+            _UNKNOWN_UPDATE,
+            source="workflow",
+            update_id="add-line-7",
+            failure={"type": "RuntimeError", "message": _UNKNOWN_UPDATE},
+            **_RUN,
+        ),
+        errors.QueryFailed(
+            "Query handler for 'progress' expected but not found, known queries: [status]",
+            source="workflow",
+            **_INVOICE,
+        ),
+        errors.NoWorker(
+            "No worker polls the task queue 'invoices'; start one, or try again.",
+            source="gateway",
+            task_queue="invoices",
+            **_INVOICE,
+        ),
+        errors.PayloadUndecodable("What Temporal keeps here is encrypted, and this service has no key."),
+    )
+}
+
+
+def _example(problem: type[Problem] | Problem) -> Example:
+    if isinstance(problem, type):
+        problem = _EXAMPLES.get(problem.code) or problem(problem.__doc__ or "")
     return Example(
-        id=problem.code, value=msgspec.json.decode(encode_problem(shown, Record("5bc187c43e794a7eb10e091afa264f8c")))
+        id=problem.code, value=msgspec.json.decode(encode_problem(problem, Record("5bc187c43e794a7eb10e091afa264f8c")))
     )

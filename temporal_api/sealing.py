@@ -5,9 +5,11 @@ import hashlib
 import logging
 import os
 from contextlib import suppress
+from typing import Annotated
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from msgspec import Meta
 
 from temporal_api.errors import InvalidPageToken
 from temporal_api.settings import Settings
@@ -16,6 +18,9 @@ log = logging.getLogger(__name__)
 
 LONGEST_TOKEN = 8_000
 """More than a sealed token has."""
+NextPageToken = Annotated[
+    str | None, Meta(description="The `page_token` of the next page; null on the last one.", examples=[None])
+]
 
 
 class PageTokens:

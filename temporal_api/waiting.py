@@ -48,19 +48,28 @@ _PROXY_SUFFIX = re.compile(r"(?:[-;:+./_]{1,2}[A-Za-z]\w{1,15})+")
 _WAIT = re.compile(r"(?:^|[,;])\s*wait\s*=\s*\"?(\d+)\"?\s*(?=$|[,;])", re.IGNORECASE)
 
 
-def _header(name: str, description: str) -> HeaderParameter:
-    return HeaderParameter(name=name, description=description, schema_extra={"maxLength": LONGEST_HEADER})
+def _header(name: str, description: str, pattern: str) -> HeaderParameter:
+    told = {"maxLength": LONGEST_HEADER, "pattern": pattern}  # what another one means, the functions below say
+    return HeaderParameter(name=name, description=description, schema_extra=told)
 
 
-Prefer = Annotated[str | None, _header("Prefer", "`wait=SECONDS` waits that long (RFC 7240).")]
-IfNoneMatch = Annotated[str | None, _header("If-None-Match", "The `ETag` of the answer that you have.")]
+_TAGS = r'^\s*(\*|(W/)?"[^"]*"(\s*,\s*(W/)?"[^"]*")*)\s*$'
+Prefer = Annotated[
+    str | None,
+    _header(
+        "Prefer", "`wait=SECONDS` waits that long (RFC 7240).", r'(^|[,;])\s*[Ww][Aa][Ii][Tt]\s*=\s*"?\d+"?\s*($|[,;])'
+    ),
+]
+IfNoneMatch = Annotated[str | None, _header("If-None-Match", "The `ETag` of the answer that you have.", _TAGS)]
 IfMatch = Annotated[
     str | None,
-    _header("If-Match", "The `ETag` of the state that you mean to change; several, or `*`. Another state is a 412."),
+    _header(
+        "If-Match", "The `ETag` of the state that you mean to change; several, or `*`. Another state is a 412.", _TAGS
+    ),
 ]
 LastEventId = Annotated[
     str | None,
-    _header("Last-Event-ID", "Go on after the event of this `id`; after `done` it is 204."),
+    _header("Last-Event-ID", "Go on after the event of this `id`; after `done` it is 204.", r"^[0-9a-f-]{36}:\d{1,9}$"),
 ]
 SEEN_TO_THE_END = ResponseSpec(
     None, description="The end was seen: `EventSource` comes back no more.", generate_examples=False
@@ -229,8 +238,8 @@ def end_id(run_id: str, last: int) -> str:
     return f"{run_id}:{last + 1}"
 
 
-class EventStream(Response[bytes]):
-    """Server-sent events. The stream ends with its events, the token, the service or the client."""
+class EventStream(Response[T]):
+    """Server-sent events of `T`. The stream ends with its events, the token, the service or the client."""
 
     def __init__(self, waits: Waits, events: AsyncGenerator[bytes, None] | None, user: User) -> None:
         """Without events: the caller has seen them all, and gets a 204 (WHATWG HTML 9.2.1)."""

@@ -113,6 +113,13 @@ def order(**changes: Any) -> dict[str, Any]:
     return {**msgspec.json.decode(msgspec.json.encode(OrderFactory.build())), **changes}
 
 
+def resolved(contract: dict[str, Any], answer: dict[str, Any]) -> dict[str, Any]:
+    """An answer in the contract, which is written down once where several operations have it."""
+    if "$ref" in answer:
+        answer = contract["components"]["responses"][answer["$ref"].removeprefix("#/components/responses/")]
+    return answer
+
+
 def assert_problem(response: httpx.Response, status: int, code: str) -> dict[str, Any]:
     """The one error body (DESIGN: RFC 9457 with a stable code), whatever went wrong; gives the body back."""
     body: dict[str, Any] = response.json()

@@ -9,7 +9,6 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from datetime import timedelta
-from http import HTTPStatus
 from typing import Any
 
 import httpx
@@ -30,7 +29,8 @@ from temporal_api.app import RESOURCES, create_app
 from temporal_api.dev.server import DevServer
 from temporal_api.errors import Problem
 from temporal_api.logs import JSONFormatter
-from temporal_api.problems import EXCEPTION_HANDLERS, encode_problem
+from temporal_api.problems import EXCEPTION_HANDLERS, encode_problem, phrase
+from temporal_api.record import Record
 from temporal_api.settings import Settings
 
 pytestmark = pytest.mark.anyio
@@ -213,7 +213,7 @@ async def test_every_failure_has_the_one_body(
     response = await cause(world)
 
     problem = assert_problem(response, STATUS[code], code)
-    assert HTTPStatus(STATUS[code]).phrase == problem["title"]
+    assert phrase(STATUS[code]) == problem["title"]
     assert not INSIDE.search(response.text), response.text
     assert isinstance(problem["details"], dict)
     assert None not in problem["details"].values()
@@ -244,14 +244,14 @@ def test_every_failure_can_be_answered(failure: type[Problem]) -> None:
     assert re.fullmatch(r"[a-z]+(_[a-z]+)*", failure.code)
     assert {
         "type": f"/problems/{failure.code}",
-        "title": HTTPStatus(failure.status).phrase,
+        "title": phrase(failure.status),
         "status": failure.status,
         "detail": "Why.",
         "error": failure.code,
         "message": "Why.",
         "details": {"workflow_id": "w", **({"retryable": True} if retried else {})},
         "request_id": "r-1",
-    } == json.loads(encode_problem(problem, "r-1"))
+    } == json.loads(encode_problem(problem, Record("r-1")))
     assert (str(failure.retry_after) if retried else None) == problem.headers.get("Retry-After")
     assert retried == (failure.retry_after > 0)
 

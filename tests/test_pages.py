@@ -4,7 +4,6 @@ import json
 import re
 from html import unescape
 from html.parser import HTMLParser
-from http import HTTPStatus
 from typing import Any
 
 import httpx
@@ -13,6 +12,7 @@ import pytest
 from api import assert_problem
 from temporal_api import __version__
 from temporal_api.dev.browser import CODEC_PATH
+from temporal_api.problems import phrase
 from test_errors import failures
 
 pytestmark = pytest.mark.anyio
@@ -176,7 +176,7 @@ async def test_every_error_is_explained(http: httpx.AsyncClient) -> None:
     assert "text/html; charset=utf-8" == page.headers["content-type"]
     for each in found:
         if kind := CODES.get(each["error"]):
-            assert (kind.status, HTTPStatus(kind.status).phrase) == (each["status"], each["title"])
+            assert (kind.status, phrase(kind.status)) == (each["status"], each["title"])
             assert f"{each['meaning']} {each['what_to_do']}" == kind.__doc__
             assert kind.retry_after == each["retry_after"]
         assert each["meaning"].endswith(".")

@@ -15,7 +15,7 @@ import msgspec
 import pytest
 import yaml
 
-from api import SECRET, assert_problem, bearer, order, token
+from api import SECRET, assert_problem, bearer, order, resolved, token
 from commands import Process, bash, inherited, javascript, until_ready
 from temporal_api import errors
 from temporal_api.app import RESOURCES
@@ -102,10 +102,10 @@ def test_the_table_of_operations_is_the_contract(contract: dict[str, Any]) -> No
         (method.upper(), path.removeprefix("/api/v1")): operation
         for path, methods in contract["paths"].items()
         for method, operation in methods.items()
-        if "security" in operation
+        if operation["security"]
     }
     told = {(method, path): (scope, answers) for method, path, scope, answers in OPERATION.findall(README)}
-    codes = {key: set(_codes(operation)) for key, operation in operations.items()}
+    codes = {key: set(_codes(contract, operation)) for key, operation in operations.items()}
     common = set.intersection(*codes.values()) | {
         ("400", "malformed_json"),
         ("413", "payload_too_large"),
@@ -121,11 +121,11 @@ def test_the_table_of_operations_is_the_contract(contract: dict[str, Any]) -> No
         assert real == set(_answers(answers)), key
 
 
-def _codes(operation: dict[str, Any]) -> Iterator[tuple[str, str]]:
+def _codes(contract: dict[str, Any], operation: dict[str, Any]) -> Iterator[tuple[str, str]]:
     """The errors of an operation in the contract: status and code."""
     for status, response in operation["responses"].items():
         if status >= "400":
-            yield from ((status, code) for code in re.findall(r"`(\w+)`", response["description"]))
+            yield from ((status, code) for code in re.findall(r"`(\w+)`", resolved(contract, response)["description"]))
 
 
 def _answers(cell: str) -> Iterator[tuple[str, str]]:
@@ -146,7 +146,7 @@ def test_every_error_is_explained(contract: dict[str, Any]) -> None:
         (code, status)
         for methods in contract["paths"].values()
         for operation in methods.values()
-        for status, code in _codes(operation)
+        for status, code in _codes(contract, operation)
     }
     told = ERROR.findall(README)
 

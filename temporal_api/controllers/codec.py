@@ -22,19 +22,26 @@ LARGEST_PAYLOAD = 4 * 2**20
 """Temporal takes no larger message."""
 
 
+_PAYLOAD = {"metadata": {"encoding": "anNvbi9wbGFpbg=="}, "data": "eyJpbnZvaWNlIjoyMDQxfQ=="}
+"""The JSON `{"invoice":2041}`."""
+
+
 class CodecPayload(msgspec.Struct):
     """A payload in Temporal's JSON form: metadata values and data are base64."""
 
     metadata: Annotated[
-        dict[Annotated[str, Meta(max_length=1000)], Annotated[bytes, Meta(max_length=10_000)]], Meta(max_length=100)
+        dict[Annotated[str, Meta(max_length=1000)], Annotated[bytes, Meta(max_length=10_000)]],
+        Meta(max_length=100, description="What the data is."),
     ] = {}
-    data: Annotated[bytes, Meta(max_length=LARGEST_PAYLOAD)] = b""
+    data: Annotated[bytes, Meta(max_length=LARGEST_PAYLOAD, description="The data.")] = b""
 
 
 class CodecPayloads(msgspec.Struct):
     """What the protocol sends, and wants back in the same order."""
 
-    payloads: Annotated[list[CodecPayload], Meta(max_length=1000)] = []
+    payloads: Annotated[
+        list[CodecPayload], Meta(max_length=1000, description="The payloads, in order.", examples=[[_PAYLOAD]])
+    ] = []
 
 
 class CodecController(Controller):

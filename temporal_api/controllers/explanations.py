@@ -3,7 +3,6 @@
 import re
 from collections.abc import Iterable
 from html import escape
-from http import HTTPStatus
 from typing import Any
 
 import msgspec
@@ -13,6 +12,7 @@ from litestar.types import ControllerRouterHandler
 
 from temporal_api.controllers.pages import FAVICON, html_page
 from temporal_api.errors import NotFound, Problem, shown
+from temporal_api.problems import phrase
 from temporal_api.record import record_of
 
 _CODE = re.compile(r"`([^`]*)`")
@@ -85,7 +85,7 @@ def _explanation(kind: type[Problem], address: str) -> Explanation:
     meaning, _, advice = (kind.__doc__ or "").partition(". ")
     return Explanation(
         type=f"{address}/{kind.code}",
-        title=HTTPStatus(kind.status).phrase,
+        title=phrase(kind.status),
         status=kind.status,
         error=kind.code,
         meaning=f"{meaning}.",

@@ -21,12 +21,16 @@ Healthy = Literal["healthy", "unhealthy"]
 class HealthStatus(msgspec.Struct):
     """What this service found when it asked."""
 
-    status: Healthy
-    timestamp: Annotated[datetime, Meta(tz=True, examples=["2026-01-31T12:00:00.123456Z"])]
+    status: Annotated[Healthy, Meta(description="`healthy` with 200, `unhealthy` with 503.")]
+    timestamp: Annotated[datetime, Meta(tz=True, description="When.", examples=["2026-01-31T12:00:00.123456Z"])]
     services: Annotated[
-        dict[str, str], Meta(examples=[{"temporal": "healthy", "orders_workers": "polling", "auth": "healthy"}])
+        dict[str, str],
+        Meta(
+            description="What was found of each.",
+            examples=[{"temporal": "healthy", "orders_workers": "polling", "auth": "healthy"}],
+        ),
     ]
-    version: Annotated[str, Meta(examples=["1.0.0"])]
+    version: Annotated[str, Meta(description="This service's version.", examples=["1.0.0"])]
 
 
 class ReadyStatus(msgspec.Struct, omit_defaults=True):
@@ -35,13 +39,13 @@ class ReadyStatus(msgspec.Struct, omit_defaults=True):
     status: Annotated[
         Literal["ready", "not_ready"], Meta(description="`ready` with 200, `not_ready` with 503.", examples=["ready"])
     ]
-    reason: str | None = None
+    reason: Annotated[str | None, Meta(description="Why it is not ready.")] = None
 
 
 class LiveStatus(msgspec.Struct):
     """The process answers."""
 
-    status: Literal["alive"]
+    status: Annotated[Literal["alive"], Meta(description="Always the same.")]
 
 
 _NEEDED = ("temporal", "auth")

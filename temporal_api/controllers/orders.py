@@ -23,12 +23,12 @@ NonEmpty = Annotated[Text, Meta(min_length=1)]
 
 
 class OrderItem(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
-    """One line of an order. `unit_price`: a JSON number or plain decimal string, 0 to 10^12, at most 6 decimals."""
+    """One line of an order."""
 
-    id: Annotated[NonEmpty, Meta(examples=["item_1"])]
-    name: Annotated[Text, Meta(examples=["Mug"])] = ""
-    sku: Annotated[Text, Meta(examples=["MUG-1"])] = ""
-    quantity: Annotated[int, Meta(ge=1, le=1_000_000, examples=[2])]
+    id: Annotated[NonEmpty, Meta(description="Your own id of the line.", examples=["item_1"])]
+    name: Annotated[Text, Meta(description="What is ordered, in words.", examples=["Mug"])] = ""
+    sku: Annotated[Text, Meta(description="Your number of the article.", examples=["MUG-1"])] = ""
+    quantity: Annotated[int, Meta(ge=1, le=1_000_000, description="How many.", examples=[2])]
     unit_price: Price
 
     def __post_init__(self) -> None:
@@ -39,13 +39,21 @@ class OrderItem(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
 class CreateOrderRequest(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     """An order as the caller places it."""
 
-    customer_id: Annotated[NonEmpty, Meta(examples=["cust_123"])]
-    items: Annotated[list[OrderItem], Meta(min_length=1, max_length=1000)]
+    customer_id: Annotated[NonEmpty, Meta(description="Your own id of the customer.", examples=["cust_123"])]
+    items: Annotated[list[OrderItem], Meta(min_length=1, max_length=1000, description="The lines of the order.")]
     shipping_address: Annotated[
-        dict[Text, Text], Meta(max_length=100, examples=[{"street": "1 Main Street", "city": "Springfield"}])
+        dict[Text, Text],
+        Meta(
+            max_length=100,
+            description="Where it goes: names and texts of your own.",
+            examples=[{"street": "1 Main Street", "city": "Springfield"}],
+        ),
     ]
-    payment_method: Annotated[NonEmpty, Meta(examples=["card"])]
-    payment_details: Annotated[dict[Text, Raw], Meta(max_length=100, examples=[{"card_token": "tok_visa"}])]
+    payment_method: Annotated[NonEmpty, Meta(description="How it is paid.", examples=["card"])]
+    payment_details: Annotated[
+        dict[Text, Raw],
+        Meta(max_length=100, description="For the payment only: never shown.", examples=[{"card_token": "tok_visa"}]),
+    ]
 
 
 class KeptOrder(msgspec.Struct):
@@ -59,15 +67,19 @@ OrderStatus = Literal["pending", "confirmed", "processing", "shipped", "delivere
 
 
 class OrderResponse(msgspec.Struct, omit_defaults=True):
-    """An order as it is now. `total_amount` is an exact decimal string; `reason` tells why it was cancelled."""
+    """An order as it is now."""
 
-    id: Annotated[str, Meta(examples=[EXAMPLE_ID])]
-    customer_id: Annotated[str, Meta(examples=["cust_123"])]
-    status: Annotated[OrderStatus, Meta(examples=["pending"])]
-    total_amount: Annotated[str, Meta(pattern=r"^\d+(\.\d+)?$", examples=["39.98"])]
-    created_at: Annotated[datetime, Meta(tz=True, examples=["2026-01-31T12:00:00.123456Z"])]
-    workflow_id: Annotated[str, Meta(examples=[f"order-{EXAMPLE_ID}"])]
-    reason: str | None = None
+    id: Annotated[str, Meta(description="The order's id.", examples=[EXAMPLE_ID])]
+    customer_id: Annotated[str, Meta(description="As it was sent.", examples=["cust_123"])]
+    status: Annotated[OrderStatus, Meta(description="How far it is.", examples=["pending"])]
+    total_amount: Annotated[
+        str, Meta(pattern=r"^\d+(\.\d+)?$", description="The exact sum of its lines, in decimals.", examples=["39.98"])
+    ]
+    created_at: Annotated[
+        datetime, Meta(tz=True, description="When it was placed.", examples=["2026-01-31T12:00:00.123456Z"])
+    ]
+    workflow_id: Annotated[str, Meta(description="The id of its workflow.", examples=[f"order-{EXAMPLE_ID}"])]
+    reason: Annotated[str | None, Meta(description="Why it was cancelled.")] = None
 
 
 ORDERS = Resource(

@@ -89,8 +89,8 @@ def asset(request: Request[Any, Any, Any], name: FromPath[str]) -> Response[Any]
 class Welcome(msgspec.Struct):
     """The service's name and version."""
 
-    message: Annotated[str, Meta(examples=[TITLE])]
-    version: Annotated[str, Meta(examples=[__version__])]
+    message: Annotated[str, Meta(description="The service's name.", examples=[TITLE])]
+    version: Annotated[str, Meta(description="The service's version.", examples=[__version__])]
 
 
 @get("/", operation_id="getRoot", summary="Name and version", tags=["health"], sync_to_thread=False)

@@ -11,7 +11,7 @@ from msgspec import Raw
 from temporal_api import errors
 from temporal_api.auth import APIRequest, CurrentUser
 from temporal_api.errors import invalid
-from temporal_api.owned.resource import STATUS_MEMO, Resource, StatusMemo
+from temporal_api.owned.resource import EXAMPLE_ID, STATUS_MEMO, Resource, StatusMemo
 from temporal_api.problems import responses
 from temporal_api.requests import NOT_MODIFIED, JSONResponse, unchanged
 from temporal_api.sealing import LONGEST_TOKEN
@@ -46,6 +46,7 @@ OwnerFilter = TypeVar("OwnerFilter", bound=str | None)
 CancelRequest = TypeVar("CancelRequest")
 StatusResponse = TypeVar("StatusResponse")
 ListResponse = TypeVar("ListResponse")
+StreamedEvent = TypeVar("StreamedEvent")
 
 
 class ResourceController(Controller):
@@ -59,6 +60,12 @@ class ResourceController(Controller):
         title, one, a_name = resource.title, f"/{{{resource.name}_id:str}}", resource.a_name
         read, write = (resource.read_scope, resource.admin_scope), (resource.write_scope, resource.admin_scope)
         cls.signature_namespace = _types(resource)
+        missing = resource.NotFound(f"There is no {resource.words} '{EXAMPLE_ID}'.")
+        too_late = resource.NotCancellable(
+            f"The {resource.words} can no longer be cancelled: it is {resource.completed}.",
+            workflow_id=resource.id_prefix + EXAMPLE_ID,
+            status=resource.completed,
+        )
         _check_create(cls)
         cls.get_one = get(  # type: ignore[assignment]
             one,
@@ -66,7 +73,7 @@ class ResourceController(Controller):
             operation_id=f"get{title}",
             summary=f"{a_name.capitalize()} as it is now",
             headers={200: ("ETag", "Preference-Applied"), 304: ("ETag", "Preference-Applied")},
-            responses={304: NOT_MODIFIED, **responses(resource.NotFound)},
+            responses={304: NOT_MODIFIED, **responses(missing)},
         )(cls.get_one)
         cls.list_all = get(  # type: ignore[assignment]
             scope=read,
@@ -82,7 +89,7 @@ class ResourceController(Controller):
             media_type="text/event-stream",
             responses={
                 204: SEEN_TO_THE_END,
-                **responses(resource.NotFound, errors.TooManyWaits, errors.ShuttingDown),
+                **responses(missing, errors.TooManyWaits, errors.ShuttingDown),
             },
         )(cls.stream)
         cls.cancel = post(  # type: ignore[assignment]
@@ -91,7 +98,7 @@ class ResourceController(Controller):
             status_code=204,
             operation_id=f"cancel{title}",
             summary=f"Cancel {a_name}",
-            responses=responses(resource.NotFound, resource.NotCancellable, errors.PreconditionFailed, body=True),
+            responses=responses(missing, too_late, errors.PreconditionFailed, body=True),
         )(cls.cancel)
 
     async def get_one(
@@ -163,7 +170,7 @@ class ResourceController(Controller):
         resource_id: ResourceId,
         services: CurrentServices,
         last_event_id: LastEventId = None,
-    ) -> EventStream:
+    ) -> EventStream[StreamedEvent]:
         """Server-sent events: `status` (`status`, `reason`) at each change, from the first one on, then `done`."""
         run_id, seen = resume(last_event_id)
         _, run = await self.resource.read(request, services, resource_id)
@@ -222,6 +229,7 @@ def _types(resource: Resource[Any, Any]) -> dict[Any, Any]:
         CancelRequest: resource.cancel_request,
         StatusResponse: resource.status_response,
         ListResponse: resource.list_response,
+        StreamedEvent: resource.event,
     }
 
 

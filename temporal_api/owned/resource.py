@@ -11,7 +11,7 @@ from typing import Annotated, Any, Generic, TypeVar, get_args, get_type_hints
 import msgspec
 from litestar import post
 from litestar.handlers import HTTPRouteHandler
-from msgspec import Meta, Raw
+from msgspec import UNSET, Meta, Raw, UnsetType
 
 from temporal_api import errors, idempotency
 from temporal_api.auth import APIRequest
@@ -20,10 +20,11 @@ from temporal_api.idempotency import REPLAYED, check_key, check_same, derived_id
 from temporal_api.problems import responses
 from temporal_api.record import record_of
 from temporal_api.requests import JSONResponse
+from temporal_api.sealing import NextPageToken
 from temporal_api.services import Services
 from temporal_api.settings import ResourceSettings, Settings
 from temporal_api.temporal.client import Temporal
-from temporal_api.temporal.run import Run
+from temporal_api.temporal.run import Run, Status
 from temporal_api.temporal.visibility import compare, index_value, latest_runs, list_runs
 
 STATUS_MEMO = "temporal_api.status"
@@ -123,7 +124,7 @@ class Resource(Generic[Kept, Answer]):
         self.memo_type: Any = msgspec.defstruct(
             f"{self.title}Memo", [("owner", str), ("created_at", datetime)], bases=(kept,), kw_only=True
         )
-        self.cancel_request, self.status_response, self.list_response = _structs(self)
+        self.cancel_request, self.status_response, self.list_response, self.event = _structs(self)
 
     def _checked_status_type(self) -> Any:
         """The Literal of statuses. Raises TypeError unless the answer has what `_answer` fills in, of its types."""
@@ -293,9 +294,9 @@ def _problem(kind: type[Problem], code: str, meaning: str) -> type[Problem]:
     return type(code, (kind,), {"code": code, "__doc__": meaning})
 
 
-def _structs(resource: Resource[Any, Any]) -> tuple[Any, Any, Any]:
+def _structs(resource: Resource[Any, Any]) -> tuple[Any, Any, Any, Any]:
     """The request and the answers that differ between resources in their names only."""
-    reason = Annotated[str, Meta(min_length=1, max_length=500, examples=["ordered twice"])]
+    reason = Annotated[str, Meta(min_length=1, max_length=500, description="Why.", examples=["ordered twice"])]
     cancel = msgspec.defstruct(
         f"Cancel{resource.title}Request",
         [("reason", reason, "customer_request")],
@@ -305,25 +306,64 @@ def _structs(resource: Resource[Any, Any]) -> tuple[Any, Any, Any]:
     status = msgspec.defstruct(
         f"{resource.title}StatusResponse",
         [
-            ("workflow_id", Annotated[str, Meta(examples=[resource.id_prefix + EXAMPLE_ID])]),
-            ("run_id", Annotated[str, Meta(examples=["019ab3c4-7d1e-7f3a-8b55-0c2d4e6f8a10"])]),
-            ("status", Annotated[str, Meta(description="Temporal's name of the run's state.", examples=["RUNNING"])]),
+            (
+                "workflow_id",
+                Annotated[str, Meta(description="The id of its workflow.", examples=[resource.id_prefix + EXAMPLE_ID])],
+            ),
+            (
+                "run_id",
+                Annotated[str, Meta(description="The run's id.", examples=["019ab3c4-7d1e-7f3a-8b55-0c2d4e6f8a10"])],
+            ),
+            (
+                "status",
+                Annotated[Status, Meta(description="The run's state, in Temporal's words.", examples=["RUNNING"])],
+            ),
             ("result", Annotated[Raw, Meta(description="Any JSON; null while it runs.", examples=[None])]),
-            ("history_length", Annotated[int, Meta(examples=[11])]),
+            ("history_length", Annotated[int, Meta(description="Events in its history.", examples=[11])]),
             (
                 "execution_time_seconds",
-                Annotated[float | None, Meta(description="Null while it runs.", examples=[None])],
+                Annotated[float | None, Meta(description="How long it took; null while it runs.", examples=[None])],
             ),
-            (resource.name, resource.answer),
+            (resource.name, Annotated[resource.answer, Meta(description=f"The {resource.words}.")]),
         ],
         namespace={"__doc__": f"{resource.a_name.capitalize()} and its run."},
     )
     page = msgspec.defstruct(
         f"{resource.title}ListResponse",
-        [("items", list[resource.answer]), ("next_page_token", str | None)],  # type: ignore[name-defined]
-        namespace={
-            "__doc__": f"A page of {resource.plural_words}, eventually consistent. "
-            "`next_page_token` is null on the last one."
-        },
+        [
+            (
+                "items",
+                Annotated[
+                    list[resource.answer],  # type: ignore[name-defined]
+                    Meta(description=f"The {resource.plural_words} of this page."),
+                ],
+            ),
+            ("next_page_token", NextPageToken),
+        ],
+        namespace={"__doc__": f"A page of {resource.plural_words}, eventually consistent."},
     )
-    return cancel, status, page
+    event = msgspec.defstruct(
+        f"{resource.title}Event",
+        [
+            (
+                "status",
+                Annotated[
+                    resource.status_type | UnsetType,
+                    Meta(description=f"How far the {resource.words} is.", examples=[resource.statuses[0]]),
+                ],
+                UNSET,
+            ),
+            (
+                "reason",
+                Annotated[str | UnsetType | None, Meta(description="Why it was cancelled.", examples=[None])],
+                UNSET,
+            ),
+            ("workflow_id", Annotated[str | UnsetType, Meta(description="The id of its workflow.")], UNSET),
+        ],
+        namespace={
+            "__doc__": "What an event of the stream has as its data: `status` the status and the reason, `done` the "
+            "workflow's id."
+        },
+        omit_defaults=True,
+    )
+    return cancel, status, page, event

@@ -3,7 +3,7 @@
 import asyncio
 import base64
 from collections.abc import Awaitable, Callable, Iterable, Iterator
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 from google.protobuf import json_format
@@ -11,6 +11,7 @@ from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
+from msgspec import Meta
 from temporalio.api.common.v1 import Payload, Payloads
 from temporalio.api.enums.v1 import EventType
 from temporalio.api.failure.v1 import Failure
@@ -19,23 +20,40 @@ from temporalio.api.history.v1 import HistoryEvent
 from temporal_api.memory import PIECE_BYTES
 from temporal_api.temporal.client import Temporal
 from temporal_api.temporal.payloads import OWN_MEMO, raw_json
+from temporal_api.temporal.run import Status
 
 EVENTS_AT_ONCE = 100
 """Some milliseconds of work."""
 VALUES_AT_ONCE = 1000
 
-_ENDS = ("COMPLETED", "FAILED", "TIMED_OUT", "CANCELED", "TERMINATED", "CONTINUED_AS_NEW")
+_ENDS: tuple[Status, ...] = ("COMPLETED", "FAILED", "TIMED_OUT", "CANCELED", "TERMINATED", "CONTINUED_AS_NEW")
 CLOSING = {EventType.Value(f"EVENT_TYPE_WORKFLOW_EXECUTION_{end}"): end for end in _ENDS}
 """The events that close a run, and the status it has then."""
 
 
-class Event(msgspec.Struct):
-    """One event of a history; `attributes` are those of its type, with Temporal's names."""
+EventId = Annotated[int, Meta(description="Its place in the history, from 1 on.", examples=[1])]
+EventName = Annotated[str, Meta(description="Temporal's name of its type.", examples=["WORKFLOW_EXECUTION_STARTED"])]
+EventTime = Annotated[
+    str,
+    Meta(
+        description="When it happened.",
+        examples=["2026-01-31T12:00:00.123456Z"],
+        extra_json_schema={"format": "date-time"},
+    ),
+]
+Attributes = Annotated[
+    dict[str, Any],
+    Meta(description="The attributes of its type, with Temporal's names.", examples=[{"attempt": 1}]),
+]
 
-    event_id: int
-    event_type: str
-    event_time: str
-    attributes: dict[str, Any]
+
+class Event(msgspec.Struct):
+    """One event of a history."""
+
+    event_id: EventId
+    event_type: EventName
+    event_time: EventTime
+    attributes: Attributes
 
 
 Tell = Callable[[Temporal, HistoryEvent], Awaitable[Event | msgspec.Raw]]

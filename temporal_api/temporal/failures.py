@@ -3,10 +3,11 @@
 import logging
 import re
 from collections.abc import Iterable, Mapping
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import msgspec
 from google.protobuf.message import Message
+from msgspec import Meta
 from temporalio.api.common.v1 import Payload
 from temporalio.api.errordetails import v1 as errordetails
 from temporalio.api.failure.v1 import Failure, MultiOperationExecutionAborted
@@ -23,10 +24,10 @@ log = logging.getLogger(__name__)
 class FailureInfo(msgspec.Struct, omit_defaults=True):
     """Why a run failed: Temporal's failure without its stack trace."""
 
-    type: str
-    message: str
-    details: list[msgspec.Raw] = []
-    cause: "FailureInfo | None" = None
+    type: Annotated[str, Meta(description="Its kind; of an application's own failure, its type.")]
+    message: Annotated[str, Meta(description="What its code said.")]
+    details: Annotated[list[msgspec.Raw], Meta(description="What its code added: any JSON.")] = []
+    cause: Annotated["FailureInfo | None", Meta(description="The failure that led to it.")] = None
 
 
 class Subject(msgspec.Struct, frozen=True):

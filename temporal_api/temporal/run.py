@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
-from typing import Annotated
+from typing import Annotated, Any, Literal
 
 import msgspec
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -20,17 +20,20 @@ TEMPORALS_OWN = ("temporal-sys-", "/_sys/")
 """What the ids, types and task queues of Temporal's own workflows begin with: schedules, batches, deployments."""
 DIVISION = "TemporalNamespaceDivision"
 """The search attribute that most of them have."""
-RUN_STATUS = {value: name.removeprefix("WORKFLOW_EXECUTION_STATUS_") for name, value in WorkflowExecutionStatus.items()}
+Status = Literal["RUNNING", "COMPLETED", "FAILED", "CANCELED", "TERMINATED", "CONTINUED_AS_NEW", "TIMED_OUT", "PAUSED"]
 """Temporal's names of the states of a run."""
+RUN_STATUS: dict[int, Any] = {
+    value: name.removeprefix("WORKFLOW_EXECUTION_STATUS_") for name, value in WorkflowExecutionStatus.items()
+}
 
 
 class PendingActivity(msgspec.Struct):
-    """An activity that is scheduled, running or waiting for its next attempt. `state` in Temporal's words."""
+    """An activity that is scheduled, running or waiting for its next attempt."""
 
-    activity_id: Annotated[str, Meta(examples=["1"])]
-    activity_type: Annotated[str, Meta(examples=["render_pdf"])]
-    state: Annotated[str, Meta(examples=["STARTED"])]
-    attempt: Annotated[int, Meta(examples=[1])]
+    activity_id: Annotated[str, Meta(description="Its id in the workflow.", examples=["1"])]
+    activity_type: Annotated[str, Meta(description="Its name in its worker.", examples=["render_pdf"])]
+    state: Annotated[str, Meta(description="Its state, in Temporal's words.", examples=["STARTED"])]
+    attempt: Annotated[int, Meta(description="Which attempt it is.", examples=[1])]
     maximum_attempts: Annotated[int, Meta(description="0 means without end.", examples=[0])]
     next_attempt_time: Annotated[
         Annotated[datetime, Meta(tz=True)] | None,
@@ -42,22 +45,25 @@ class PendingActivity(msgspec.Struct):
     last_worker_identity: Annotated[
         str | None, Meta(description="The worker that had its last attempt.", examples=["4711@worker-1"])
     ]
-    last_failure: Annotated[FailureInfo | None, Meta(examples=[None])]
+    last_failure: Annotated[FailureInfo | None, Meta(description="Why its last attempt failed.", examples=[None])]
 
 
 class PendingWorkflowTask(msgspec.Struct):
     """A workflow task that the workflow's code fails again and again, until the code is fixed."""
 
-    attempt: Annotated[int, Meta(examples=[7])]
-    failure: Annotated[FailureInfo | None, Meta(examples=[{"type": "KeyError", "message": "'invoice'"}])]
+    attempt: Annotated[int, Meta(description="Which attempt it is.", examples=[7])]
+    failure: Annotated[
+        FailureInfo | None,
+        Meta(description="Why the last one failed.", examples=[{"type": "KeyError", "message": "'invoice'"}]),
+    ]
 
 
 class PendingChild(msgspec.Struct):
     """A child workflow that is open."""
 
-    workflow_id: Annotated[str, Meta(examples=["invoice-2041-reminder"])]
-    run_id: Annotated[str, Meta(examples=["019ab3c4-9c11-7e0b-9f3e-5d0c1b2a3f4e"])]
-    workflow_type: Annotated[str, Meta(examples=["remind"])]
+    workflow_id: Annotated[str, Meta(description="The child's id.", examples=["invoice-2041-reminder"])]
+    run_id: Annotated[str, Meta(description="The run's id.", examples=["019ab3c4-9c11-7e0b-9f3e-5d0c1b2a3f4e"])]
+    workflow_type: Annotated[str, Meta(description="Its name in its worker.", examples=["remind"])]
     parent_close_policy: Annotated[
         str, Meta(description="What happens to it when its parent closes.", examples=["TERMINATE"])
     ]
@@ -70,7 +76,7 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
     run_id: str
     workflow_type: str
     task_queue: str
-    status: str
+    status: Status
     is_open: bool
     """Whether it may still change; a paused one (newer servers) may."""
     version: str
@@ -155,7 +161,7 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
 
 def read_run(info: WorkflowExecutionInfo, described: DescribeWorkflowExecutionResponse | None = None) -> Run:
     """A run of a list, or one that was described."""
-    status = RUN_STATUS[info.status]
+    status: Status = RUN_STATUS[info.status]
     is_open = status in ("RUNNING", "PAUSED")
     return Run(
         workflow_id=info.execution.workflow_id,

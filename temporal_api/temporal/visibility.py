@@ -13,7 +13,7 @@ import hashlib
 import re
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime, timedelta
-from typing import Annotated, Literal
+from typing import Annotated
 
 import msgspec
 from msgspec import Meta
@@ -23,9 +23,7 @@ from temporalio.api.workflowservice import v1 as api
 from temporal_api.errors import FieldError, InvalidQuery, ValidationError, invalid, shown
 from temporal_api.temporal.client import Temporal
 from temporal_api.temporal.failures import Subject
-from temporal_api.temporal.run import DIVISION, RUN_STATUS, TEMPORALS_OWN, Run, read_run
-
-Status = Literal["RUNNING", "COMPLETED", "FAILED", "CANCELED", "TERMINATED", "CONTINUED_AS_NEW", "TIMED_OUT", "PAUSED"]
+from temporal_api.temporal.run import DIVISION, RUN_STATUS, TEMPORALS_OWN, Run, Status, read_run
 
 
 class Filters(msgspec.Struct, frozen=True, kw_only=True):

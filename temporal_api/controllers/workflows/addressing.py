@@ -1,7 +1,7 @@
 """Which workflow a request means, and what the handlers of all workflows share: scopes, fields of bodies."""
 
 from datetime import datetime
-from typing import Annotated
+from typing import Annotated, Any
 from urllib.parse import quote
 
 from litestar.di import NamedDependency, Provide
@@ -12,6 +12,7 @@ from temporal_api.auth import APIRequest
 from temporal_api.errors import WorkflowNotFound, shown
 from temporal_api.record import record_of
 from temporal_api.services import CurrentServices
+from temporal_api.temporal.run import Status
 from temporal_api.temporal.workflow import MAX_ID_BYTES, Workflow, is_too_long
 from temporal_api.waiting import IfMatch, check_match
 
@@ -25,14 +26,14 @@ ONE = "/workflows/{workflow_id:str}"
 # Fields of bodies, with the examples that the documentation shows.
 NonEmpty = Annotated[str, Meta(min_length=1, max_length=1000)]
 """An id or a name. Temporal counts its bytes: `check_lengths` does too."""
-WorkflowId = Annotated[str, Meta(examples=["invoice-2041"])]
-RunId = Annotated[str, Meta(examples=["019ab3c4-7d1e-7f3a-8b55-0c2d4e6f8a10"])]
-StatusName = Annotated[str, Meta(description="Temporal's name of it, such as RUNNING.", examples=["RUNNING"])]
+WorkflowId = Annotated[str, Meta(description="The workflow's id.", examples=["invoice-2041"])]
+RunId = Annotated[str, Meta(description="The run's id.", examples=["019ab3c4-7d1e-7f3a-8b55-0c2d4e6f8a10"])]
+StatusName = Annotated[Status, Meta(description="The run's state, in Temporal's words.", examples=["RUNNING"])]
 Result = Annotated[Raw, Meta(description="What it returned: any JSON; null while it runs.", examples=[None])]
 Time = Annotated[datetime, Meta(tz=True)]
 Argument = Raw | UnsetType
 ArgumentList = Annotated[list[Raw], Meta(max_length=100)]
-Arguments = ArgumentList | UnsetType
+Arguments = Annotated[ArgumentList | UnsetType, Meta(description="The arguments, each any JSON.")]
 
 PinnedRun = Annotated[
     str,
@@ -52,6 +53,11 @@ def in_path(what: str) -> PathParameter:
 def location(workflow_id: str, *below: str) -> str:
     """The path of a workflow, or of something below it: absolute, percent-encoded."""
     return "/".join(("/api/v1/workflows", *(quote(part, safe="") for part in (workflow_id, *below))))
+
+
+def excludes(*others: str) -> dict[str, Any]:
+    """For the contract: a body has this field, or one of the others, not both (`openapi.py` writes it as `not`)."""
+    return {"excludes": others}
 
 
 def check_lengths(body: Struct, *fields: str) -> None:

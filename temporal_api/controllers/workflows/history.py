@@ -10,6 +10,7 @@ import msgspec
 from litestar import get
 from litestar.params import QueryParameter
 from litestar.types import Receive, Scope, Send
+from msgspec import UNSET, Meta, UnsetType
 
 from temporal_api import deadline
 from temporal_api.auth import APIRequest
@@ -27,20 +28,42 @@ from temporal_api.memory import PIECE_BYTES
 from temporal_api.problems import responses
 from temporal_api.record import record_of
 from temporal_api.requests import JSONResponse
-from temporal_api.sealing import LONGEST_TOKEN
+from temporal_api.sealing import LONGEST_TOKEN, NextPageToken
 from temporal_api.services import CurrentServices, Services
 from temporal_api.temporal.client import Temporal
-from temporal_api.temporal.events import Event, Tell, event_json, in_parts, temporal_json
+from temporal_api.temporal.events import (
+    Attributes,
+    Event,
+    EventId,
+    EventName,
+    EventTime,
+    Tell,
+    event_json,
+    in_parts,
+    temporal_json,
+)
 from temporal_api.temporal.history import Listing, list_events
+from temporal_api.temporal.run import Status
 from temporal_api.temporal.workflow import Workflow
 from temporal_api.waiting import SEEN_TO_THE_END, EventStream, LastEventId, cancel, disconnect, end_id, resume, sse
 
 
 class HistoryResponse(msgspec.Struct):
-    """A page of events; `next_page_token` is null on the last one."""
+    """A page of events."""
 
-    items: list[Event]
-    next_page_token: str | None
+    items: Annotated[list[Event], Meta(description="The events of this page.")]
+    next_page_token: NextPageToken
+
+
+class WorkflowEvent(msgspec.Struct, omit_defaults=True):
+    """What an event of the stream has as its data: `history` has what an `Event` has, `done` tells the end."""
+
+    event_id: EventId | UnsetType = UNSET
+    event_type: EventName | UnsetType = UNSET
+    event_time: EventTime | UnsetType = UNSET
+    attributes: Attributes | UnsetType = UNSET
+    run_id: Annotated[str | UnsetType, Meta(description="The last run.")] = UNSET
+    status: Annotated[Status | UnsetType, Meta(description="How it ended, in Temporal's words.")] = UNSET
 
 
 class TemporalHistory(msgspec.Struct):
@@ -115,7 +138,7 @@ async def stream_events(
     workflow: PathWorkflow,
     services: CurrentServices,
     last_event_id: LastEventId = None,
-) -> EventStream:
+) -> EventStream[WorkflowEvent]:
     """Server-sent events: `history`, each an `Event` as in the history, then `done` with `run_id` and `status`.
 
     Continue-as-new is followed, unless `run_id` pins a run.

@@ -7,7 +7,16 @@ from litestar import delete, post
 from litestar.params import JSONBody
 from msgspec import Meta
 
-from temporal_api.controllers.workflows.addressing import ADMIN, ONE, WRITE, NonEmpty, RunId, Target, WorkflowId
+from temporal_api.controllers.workflows.addressing import (
+    ADMIN,
+    ONE,
+    WRITE,
+    NonEmpty,
+    RunId,
+    Target,
+    WorkflowId,
+    excludes,
+)
 from temporal_api.errors import (
     NotSupported,
     PreconditionFailed,
@@ -23,7 +32,7 @@ from temporal_api.temporal.history import workflow_task_end
 class CancelRequest(msgspec.Struct, forbid_unknown_fields=True):
     """Why the workflow is cancelled, for its history."""
 
-    reason: Annotated[str, Meta(max_length=1000, examples=["ordered twice"])] = ""
+    reason: Annotated[str, Meta(max_length=1000, description="Why.", examples=["ordered twice"])] = ""
 
 
 class CancelResponse(msgspec.Struct):
@@ -49,7 +58,7 @@ async def cancel_workflow(target: Target, data: JSONBody[CancelRequest | None] =
 class TerminateRequest(msgspec.Struct, forbid_unknown_fields=True):
     """Why the workflow is terminated, for its history."""
 
-    reason: Annotated[NonEmpty, Meta(examples=["runs away"])]
+    reason: Annotated[NonEmpty, Meta(description="Why.", examples=["runs away"])]
 
 
 @post(
@@ -104,13 +113,17 @@ async def unpause_workflow(target: Target, data: JSONBody[PauseRequest | None] =
 
 
 class ResetRequest(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
-    """Where to go back to, and why: `to`, or the `event_id` of a workflow task's start or end."""
+    """Where to go back to, and why: exactly one of `to` and `event_id`."""
 
     to: Annotated[
-        Literal["first_workflow_task", "last_workflow_task"] | None, Meta(examples=["last_workflow_task"])
+        Literal["first_workflow_task", "last_workflow_task"] | None,
+        Meta(description="To the end of this workflow task.", examples=["last_workflow_task"]),
     ] = None
-    event_id: Annotated[int, Meta(ge=1, le=1_000_000_000)] | None = None
-    reason: Annotated[NonEmpty, Meta(examples=["fixed code"])]
+    event_id: Annotated[
+        Annotated[int, Meta(ge=1, le=1_000_000_000)] | None,
+        Meta(description="To this event: a workflow task's start or end.", extra_json_schema=excludes("to")),
+    ] = None
+    reason: Annotated[NonEmpty, Meta(description="Why.", examples=["fixed code"])]
 
     def __post_init__(self) -> None:
         """Check that exactly one of the two is given."""

@@ -25,11 +25,11 @@ from temporal_api.errors import (
 )
 from temporal_api.problems import responses
 from temporal_api.requests import JSONResponse
-from temporal_api.sealing import LONGEST_TOKEN
+from temporal_api.sealing import LONGEST_TOKEN, NextPageToken
 from temporal_api.services import CurrentServices, Services
 from temporal_api.temporal.payloads import raw_json
-from temporal_api.temporal.run import Run
-from temporal_api.temporal.visibility import Filters, Status, compile_query, count_by_status, list_runs, parse_time
+from temporal_api.temporal.run import Run, Status
+from temporal_api.temporal.visibility import Filters, compile_query, count_by_status, list_runs, parse_time
 
 _EXACT = (
     "exactly. Temporal's index cannot look for a text with a double quote, a backslash or a control character in it, "
@@ -128,7 +128,7 @@ class WorkflowSummary(RunFields, kw_only=True):
     search_attributes: Annotated[
         dict[str, Raw], Meta(description="Values as the index has them.", examples=[{"CustomerId": "cust_123"}])
     ]
-    history_length: Annotated[int | None, Meta(examples=[None])]
+    history_length: Annotated[int | None, Meta(description="Events in its history.", examples=[None])]
 
 
 def _summary(run: Run) -> WorkflowSummary:
@@ -149,10 +149,10 @@ _Consistency = Annotated[
 
 
 class WorkflowListResponse(msgspec.Struct):
-    """A page of runs; `next_page_token` is null on the last one, which may be empty."""
+    """A page of runs. The last one may be empty."""
 
-    items: list[WorkflowSummary]
-    next_page_token: Annotated[str | None, Meta(examples=[None])]
+    items: Annotated[list[WorkflowSummary], Meta(description="The runs of this page.")]
+    next_page_token: NextPageToken
     consistency: _Consistency
 
 
@@ -193,8 +193,10 @@ async def list_workflows(
 class WorkflowCountResponse(msgspec.Struct):
     """How many runs, and how many of each status; one that no run has is left out."""
 
-    count: Annotated[int, Meta(examples=[3])]
-    groups: Annotated[dict[str, int], Meta(examples=[{"RUNNING": 2, "COMPLETED": 1}])]
+    count: Annotated[int, Meta(description="All of them.", examples=[3])]
+    groups: Annotated[
+        dict[str, int], Meta(description="Those of each status.", examples=[{"RUNNING": 2, "COMPLETED": 1}])
+    ]
     consistency: _Consistency
 
 

@@ -33,6 +33,7 @@ from temporal_api.controllers.workflows.addressing import (
     arguments,
     check_arguments,
     check_lengths,
+    excludes,
     in_path,
     location,
 )
@@ -64,9 +65,11 @@ SignalKey = Annotated[
 class SignalRequest(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     """A signal. `signal_input` is one argument, `signal_args` the list of them unless it is empty; neither: none."""
 
-    signal_name: Annotated[NonEmpty, Meta(examples=["approve"])]
-    signal_input: Annotated[Argument, Meta(description="Any JSON.", examples=[{"by": "alice"}])] = UNSET
-    signal_args: Arguments = UNSET
+    signal_name: Annotated[NonEmpty, Meta(description="The signal's name.", examples=["cancel"])]
+    signal_input: Annotated[
+        Argument, Meta(description="The argument: any JSON.", examples=[{"reason": "ordered twice"}])
+    ] = UNSET
+    signal_args: Annotated[Arguments, Meta(extra_json_schema=excludes("signal_input"))] = UNSET
 
     def __post_init__(self) -> None:
         """Refuse names that Temporal does not take, and arguments given twice."""
@@ -82,7 +85,7 @@ class SignalResponse(msgspec.Struct):
     """The signal that was accepted."""
 
     workflow_id: WorkflowId
-    signal_name: Annotated[str, Meta(examples=["approve"])]
+    signal_name: Annotated[str, Meta(description="The signal's name.", examples=["cancel"])]
 
 
 @post(
@@ -109,10 +112,8 @@ async def signal_workflow(
 class QueryRequest(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     """A query. An array in `query_args` is the argument list; anything else is one argument."""
 
-    query_name: Annotated[NonEmpty, Meta(examples=["progress"])]
-    query_args: Annotated[
-        Argument, Meta(description="Any JSON; an array of at most 100.", examples=[["in percent"]])
-    ] = UNSET
+    query_name: Annotated[NonEmpty, Meta(description="The query's name.", examples=["status"])]
+    query_args: Annotated[Argument, Meta(description="Any JSON; an array of at most 100.")] = UNSET
 
     def __post_init__(self) -> None:
         """Refuse names that Temporal does not take."""
@@ -122,7 +123,7 @@ class QueryRequest(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
 class QueryResponse(msgspec.Struct):
     """What the workflow answered."""
 
-    result: Annotated[Raw, Meta(description="Any JSON.", examples=[{"percent": 40}])]
+    result: Annotated[Raw, Meta(description="Any JSON.", examples=[{"status": "processing", "reason": None}])]
 
 
 _ARGUMENT_LIST = msgspec.inspect.type_info(ArgumentList)
@@ -238,16 +239,19 @@ UpdateKey = Annotated[
         "also after the workflow has closed. 1 to 255 visible ASCII characters.",
     ),
 ]
-UpdateId = Annotated[str, Meta(examples=["add-line-7"])]
+UpdateId = Annotated[str, Meta(description="The update's id.", examples=["add-line-7"])]
 
 
 class UpdateRequest(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     """An update. `update_input` is one argument, `update_args` the list of them unless it is empty; neither: none."""
 
-    update_name: Annotated[NonEmpty, Meta(examples=["add_line"])]
-    update_input: Annotated[Argument, Meta(description="Any JSON.", examples=[{"sku": "MUG-1"}])] = UNSET
-    update_args: Arguments = UNSET
-    update_id: Annotated[NonEmpty | None, Meta(examples=["add-line-7"])] = None
+    update_name: Annotated[NonEmpty, Meta(description="The update's name.", examples=["add_line"])]
+    update_input: Annotated[Argument, Meta(description="The argument: any JSON.", examples=[{"sku": "MUG-1"}])] = UNSET
+    update_args: Annotated[Arguments, Meta(extra_json_schema=excludes("update_input"))] = UNSET
+    update_id: Annotated[
+        NonEmpty | None,
+        Meta(description="An id of your own: the same one again gives the first outcome. Without one it is a new id."),
+    ] = None
 
     def __post_init__(self) -> None:
         """Refuse names that Temporal does not take, and arguments given twice."""
@@ -274,7 +278,7 @@ class UpdatePendingResponse(msgspec.Struct):
     workflow_id: WorkflowId
     run_id: RunId
     update_id: UpdateId
-    status: Annotated[Literal["ACCEPTED"], Meta(examples=["ACCEPTED"])]
+    status: Annotated[Literal["ACCEPTED"], Meta(description="How far it is.", examples=["ACCEPTED"])]
 
 
 _PENDING: dict[int, ResponseSpec] = {

@@ -27,9 +27,10 @@ from temporal_api.controllers.workflows.addressing import (
     arguments,
     check_arguments,
     check_lengths,
+    excludes,
     location,
 )
-from temporal_api.controllers.workflows.messages import SignalRequest, UpdateRequest
+from temporal_api.controllers.workflows.messages import SignalRequest, UpdateId, UpdateRequest
 from temporal_api.errors import Problem, invalid
 from temporal_api.idempotency import REPLAYED, IdempotencyKey, check_key, check_same, derived_id, fingerprint
 from temporal_api.problems import responses
@@ -38,27 +39,42 @@ from temporal_api.requests import JSONResponse
 from temporal_api.services import CurrentServices, Services
 from temporal_api.settings import Settings
 from temporal_api.temporal import updates
+from temporal_api.temporal.caller import TRACE_HEADER
 from temporal_api.temporal.failures import FailureInfo
 from temporal_api.temporal.payloads import OWN_MEMO, typed_payload
-from temporal_api.temporal.run import DIVISION, TEMPORALS_OWN
+from temporal_api.temporal.run import DIVISION, TEMPORALS_OWN, Status
 from temporal_api.temporal.starts import Priority, Started, VersioningOverride
 from temporal_api.waiting import RETRY_AFTER_SECONDS, Prefer, preference_applied, preferred_wait
 
 Duration = Annotated[float, Meta(ge=0.001, le=315_360_000, description="Seconds.")]
-TRACE_HEADER = "_tracer-data"
-"""Where the SDKs' OpenTelemetry interceptors look for the caller's trace."""
 ReusePolicy = Literal["ALLOW_DUPLICATE", "ALLOW_DUPLICATE_FAILED_ONLY", "REJECT_DUPLICATE"]
 ConflictPolicy = Literal["FAIL", "USE_EXISTING", "TERMINATE_EXISTING"]
+# The sample worker knows it: what the documentation shows works when it is tried.
+SAMPLE = "order_processing"
+SAMPLE_ORDER = {
+    "id": "2041",
+    "customer_id": "cust_123",
+    "items": [{"id": "item_1", "quantity": 2, "unit_price": 19.99}],
+    "shipping_address": {"city": "Springfield"},
+    "payment_method": "card",
+    "payment_details": {},
+}
 
 
 class RetryPolicy(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
-    """How a failed run is retried (Temporal's retry policy). `maximum_attempts` 0 means without end."""
+    """How a failed run is retried (Temporal's retry policy)."""
 
-    initial_interval_seconds: Duration = 1
-    backoff_coefficient: Annotated[float, Meta(ge=1, le=100)] = 2
-    maximum_interval_seconds: Duration | None = None
-    maximum_attempts: Annotated[int, Meta(ge=0, le=1_000_000)] = 0
-    non_retryable_error_types: Annotated[list[Annotated[str, Meta(max_length=1000)]], Meta(max_length=100)] = []
+    initial_interval_seconds: Annotated[Duration, Meta(description="Before the second attempt.")] = 1
+    backoff_coefficient: Annotated[
+        float, Meta(ge=1, le=100, description="How many times longer each interval is than the one before.")
+    ] = 2
+    maximum_interval_seconds: Annotated[
+        Duration | None, Meta(description="No interval is longer. Without it: 100 times the first.")
+    ] = None
+    maximum_attempts: Annotated[int, Meta(ge=0, le=1_000_000, description="0 means without end.")] = 0
+    non_retryable_error_types: Annotated[
+        list[Annotated[str, Meta(max_length=1000)]], Meta(max_length=100, description="Failures that end it at once.")
+    ] = []
 
     def for_temporal(self) -> temporalio.common.RetryPolicy:
         """The SDK's own form of it."""
@@ -73,13 +89,16 @@ class RetryPolicy(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
 
 
 class SearchAttribute(msgspec.Struct, forbid_unknown_fields=True):
-    """A value to find the workflow by, with the type that the namespace has for it.
+    """A value to find the workflow by.
 
     A text or keyword has at most 10,000 characters, a KeywordList at most 1000 keywords.
     """
 
-    type: Literal["Bool", "Datetime", "Double", "Int", "Keyword", "KeywordList", "Text"]
-    value: Raw
+    type: Annotated[
+        Literal["Bool", "Datetime", "Double", "Int", "Keyword", "KeywordList", "Text"],
+        Meta(description="The type that the namespace has for it."),
+    ]
+    value: Annotated[Raw, Meta(description="A value of this type.")]
 
     def __post_init__(self) -> None:
         """Check that the value is of the type."""
@@ -114,8 +133,8 @@ class StartUpdate(UpdateRequest, forbid_unknown_fields=True, kw_only=True):
 class StartedUpdate(msgspec.Struct):
     """The update that came with the start: done with its result, or accepted and found under its id."""
 
-    update_id: str
-    status: Literal["ACCEPTED", "COMPLETED"]
+    update_id: UpdateId
+    status: Annotated[Literal["ACCEPTED", "COMPLETED"], Meta(description="How far it is.")]
     result: Annotated[Raw, Meta(description="Any JSON; null while it is at work.", examples=[None])]
 
 
@@ -123,21 +142,42 @@ class StartedUpdate(msgspec.Struct):
 class WorkflowExecutionRequest(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, omit_defaults=True):
     """A start. `input_data` is one argument, `args` the list of them unless it is empty; neither: none."""
 
-    workflow_type: Annotated[NonEmpty, Meta(examples=["send_invoice"])]
-    task_queue: Annotated[NonEmpty, Meta(examples=["invoices"])] = "temporal-product-queue"
-    input_data: Annotated[Argument, Meta(description="Any JSON.", examples=[{"invoice": 2041}])] = UNSET
-    args: Arguments = UNSET
-    workflow_id: Annotated[NonEmpty | None, Meta(examples=["invoice-2041"])] = None
-    execution_timeout_seconds: Duration | None = 3600
-    run_timeout_seconds: Duration | None = None
-    task_timeout_seconds: Annotated[float, Meta(ge=0.001, le=120, description="Seconds.")] | None = None
-    start_delay_seconds: Duration | None = None
-    retry_policy: RetryPolicy | None = None
-    id_reuse_policy: ReusePolicy | None = None
-    id_conflict_policy: ConflictPolicy | None = None
-    memo: Annotated[dict[NonEmpty, Raw], Meta(max_length=100)] = {}
-    search_attributes: Annotated[dict[NonEmpty, SearchAttribute], Meta(max_length=100)] = {}
-    priority: Priority | None = None
+    workflow_type: Annotated[NonEmpty, Meta(description="The workflow's name in its worker.", examples=[SAMPLE])]
+    task_queue: Annotated[NonEmpty, Meta(description="The queue that its worker polls.")] = "temporal-product-queue"
+    input_data: Annotated[Argument, Meta(description="The argument: any JSON.", examples=[SAMPLE_ORDER])] = UNSET
+    args: Annotated[Arguments, Meta(extra_json_schema=excludes("input_data"))] = UNSET
+    workflow_id: Annotated[NonEmpty | None, Meta(description="An id of your own. Without one it is a new id.")] = None
+    execution_timeout_seconds: Annotated[
+        Duration | None, Meta(description="How long it may take, with all its runs. Null: without end.")
+    ] = 3600
+    run_timeout_seconds: Annotated[Duration | None, Meta(description="How long one run may take.")] = None
+    task_timeout_seconds: Annotated[
+        Annotated[float, Meta(ge=0.001, le=120)] | None,
+        Meta(description="How long its code may take for one workflow task. Without it: 10."),
+    ] = None
+    start_delay_seconds: Annotated[
+        Duration | None,
+        Meta(
+            description="When it begins. Not with `signal` or `update`.",
+            extra_json_schema=excludes("signal", "update"),
+        ),
+    ] = None
+    retry_policy: Annotated[RetryPolicy | None, Meta(description="Without it a failed run is not retried.")] = None
+    id_reuse_policy: Annotated[
+        ReusePolicy | None, Meta(description="Whether a closed workflow may have had this id. Without it: any may.")
+    ] = None
+    id_conflict_policy: Annotated[
+        ConflictPolicy | None,
+        Meta(
+            description="What to do when a running workflow has this id. Without it: `FAIL`, or with `signal` or "
+            "`update` `USE_EXISTING`, the only one then."
+        ),
+    ] = None
+    memo: Annotated[dict[NonEmpty, Raw], Meta(max_length=100, description="Notes: any JSON.")] = {}
+    search_attributes: Annotated[
+        dict[NonEmpty, SearchAttribute], Meta(max_length=100, description="What lists can find it by.")
+    ] = {}
+    priority: Annotated[Priority | None, Meta(description="Which tasks go first.")] = None
     summary: Annotated[
         str, Meta(max_length=400, description="One line for people, shown by Temporal's UI.", examples=["Invoice 2041"])
     ] = ""
@@ -146,9 +186,14 @@ class WorkflowExecutionRequest(msgspec.Struct, forbid_unknown_fields=True, kw_on
         dict[NonEmpty, Raw],
         Meta(max_length=100, description="What the workers' interceptors read: any JSON, never encrypted."),
     ] = {}
-    versioning_override: VersioningOverride | None = None
-    signal: StartSignal | None = None
-    update: StartUpdate | None = None
+    versioning_override: Annotated[
+        VersioningOverride | None, Meta(description="Which version of its worker runs it.")
+    ] = None
+    signal: Annotated[StartSignal | None, Meta(description="A signal in the same call.")] = None
+    update: Annotated[
+        StartUpdate | None,
+        Meta(description="An update in the same call. Not with `signal`.", extra_json_schema=excludes("signal")),
+    ] = None
 
     def __post_init__(self) -> None:
         """Refuse names that Temporal does not take, and fields that do not go together."""
@@ -175,8 +220,8 @@ class WorkflowExecutionResponse(msgspec.Struct, omit_defaults=True):
     run_id: RunId
     status: StatusName
     result: Result
-    failure: FailureInfo | None = None
-    update: StartedUpdate | None = None
+    failure: Annotated[FailureInfo | None, Meta(description="Why it failed.")] = None
+    update: Annotated[StartedUpdate | None, Meta(description="What became of the update.")] = None
 
 
 @post(
@@ -214,7 +259,8 @@ async def start_workflow(
     _check_allowed(request.user, data, workflow_id, services.settings)
     preferred = preferred_wait(request, services.settings.max_wait_seconds)
     headers = {"Location": location(workflow_id)}
-    status, is_open = "RUNNING", True
+    status: Status = "RUNNING"
+    is_open = True
     try:
         run, update = await _start(request, services, workflow_id, data, key, preferred)
     except errors.WorkflowAlreadyExists:

@@ -43,13 +43,15 @@ class RunFields(msgspec.Struct, kw_only=True):
 
     workflow_id: WorkflowId
     run_id: RunId
-    workflow_type: Annotated[str, Meta(examples=["send_invoice"])]
-    task_queue: Annotated[str, Meta(examples=["invoices"])]
+    workflow_type: Annotated[str, Meta(description="Its name in its worker.", examples=["send_invoice"])]
+    task_queue: Annotated[str, Meta(description="The queue that its worker polls.", examples=["invoices"])]
     status: StatusName
     parent_workflow_id: Annotated[str | None, Meta(description="The workflow whose child it is.", examples=[None])]
-    start_time: Annotated[Time, Meta(examples=["2026-01-31T12:00:00.123456Z"])]
-    close_time: Annotated[Time | None, Meta(examples=[None])]
-    execution_time_seconds: Annotated[float | None, Meta(examples=[None])]
+    start_time: Annotated[Time, Meta(description="When it was started.", examples=["2026-01-31T12:00:00.123456Z"])]
+    close_time: Annotated[Time | None, Meta(description="When it closed; null while it runs.", examples=[None])]
+    execution_time_seconds: Annotated[
+        float | None, Meta(description="How long it took; null while it runs.", examples=[None])
+    ]
 
     @classmethod
     def of(cls, run: Run, **more: Any) -> Self:
@@ -58,15 +60,17 @@ class RunFields(msgspec.Struct, kw_only=True):
 
 
 class WorkflowStatusResponse(RunFields, kw_only=True):
-    """A run as Temporal has it now. `status` in Temporal's words; `execution_time_seconds` is null while it runs."""
+    """A run as Temporal has it now."""
 
     result: Result
-    failure: Annotated[FailureInfo | None, Meta(examples=[None])]
-    history_length: Annotated[int, Meta(examples=[5])]
-    memo: Annotated[dict[str, Raw], Meta(examples=[{"note": "by hand"}])]
-    search_attributes: Annotated[dict[str, Raw], Meta(examples=[{"CustomerId": "cust_123"}])]
-    pending_activities: list[PendingActivity]
-    pending_children: list[PendingChild]
+    failure: Annotated[FailureInfo | None, Meta(description="Why it failed.", examples=[None])]
+    history_length: Annotated[int, Meta(description="Events in its history.", examples=[5])]
+    memo: Annotated[dict[str, Raw], Meta(description="Its notes: any JSON.", examples=[{"note": "by hand"}])]
+    search_attributes: Annotated[
+        dict[str, Raw], Meta(description="What lists can find it by.", examples=[{"CustomerId": "cust_123"}])
+    ]
+    pending_activities: Annotated[list[PendingActivity], Meta(description="The activities that it waits for.")]
+    pending_children: Annotated[list[PendingChild], Meta(description="Its child workflows that are open.")]
     pending_workflow_task: Annotated[
         PendingWorkflowTask | None, Meta(description="Null unless its code fails again and again.", examples=[None])
     ]
@@ -116,15 +120,15 @@ async def get_workflow(
 
 
 class WorkflowResultResponse(Ending):
-    """How a run ended. A run that failed is a 200 that says so. `new_run_id`: the run that a pinned one went on as."""
+    """How a run ended. A run that failed is a 200 that says so."""
 
 
 class WorkflowPendingResponse(msgspec.Struct):
     """The workflow has not ended yet: ask again after `Retry-After` seconds."""
 
-    workflow_id: str
-    run_id: str
-    status: str
+    workflow_id: WorkflowId
+    run_id: RunId
+    status: StatusName
 
 
 @get(
