@@ -49,11 +49,7 @@ class Problem(Exception):
         """`message` defaults to the class's docstring; `details` are values that a program can act on."""
         self.message = shown(message or type(self).__doc__ or self.code, _LONGEST_MESSAGE)
         super().__init__(self.message)
-        self.details: dict[str, Any] = {
-            name: shown(value) if isinstance(value, str) else value
-            for name, value in details.items()
-            if value not in (None, "")
-        }
+        self.details = {name: value for name, value in details.items() if value not in (None, "")}
         self.headers = dict(headers or {})
         if self.retry_after:
             self.headers.setdefault("Retry-After", str(self.retry_after))

@@ -120,7 +120,7 @@ def resolved(contract: dict[str, Any], answer: dict[str, Any]) -> dict[str, Any]
     return answer
 
 
-def assert_problem(response: httpx.Response, status: int, code: str) -> dict[str, Any]:
+def assert_problem(response: httpx.Response, status: int, code: str, root_path: str = "") -> dict[str, Any]:
     """The one error body (DESIGN: RFC 9457 with a stable code), whatever went wrong; gives the body back."""
     body: dict[str, Any] = response.json()
 
@@ -128,7 +128,7 @@ def assert_problem(response: httpx.Response, status: int, code: str) -> dict[str
     assert response.headers["content-type"] == "application/problem+json"
     names = ("type", "title", "status", "detail", "error", "message", "details", "request_id")
     assert tuple(body) == names
-    assert (f"/problems/{code}", body["message"]) == (body["type"], body["detail"])
+    assert (f"{root_path}/problems/{code}", body["message"]) == (body["type"], body["detail"])
     assert body["status"] == status
     assert body["message"]
     assert body["request_id"] == response.headers["x-request-id"]

@@ -45,6 +45,8 @@ WRITES: dict[str, tuple[list[dict[str, Any]], bool]] = {
 # The others, and why.
 LEAVE_NOTHING = {
     "queryWorkflow": "it changes nothing",
+    "pauseWorkflow": "the test server cannot; tests/test_workflow_pause.py",
+    "unpauseWorkflow": "the test server cannot; tests/test_workflow_pause.py",
     "deleteWorkflow": "the history goes with it",
     "encodePayloads": "Temporal is not asked",
     "decodePayloads": "Temporal is not asked",

@@ -390,7 +390,7 @@ async def test_errors_are_written_once_as_they_really_come(alice: httpx.AsyncCli
     for path, operation in operations(contract):
         if not path.startswith("/health"):
             assert all("$ref" in answer for status, answer in operation["responses"].items() if int(status) >= 400)
-    assert len(json.dumps(contract)) < 150_000
+    assert len(json.dumps(contract)) < 180_000
     shown = {
         code: example["value"]
         for answer in errors.values()
@@ -542,7 +542,7 @@ async def test_the_examples_of_requests_are_accepted(
         sealed = await send(codec, "encodePayloads")
         assert "binary/encrypted" == base64.b64decode(sealed["payloads"][0]["metadata"]["encoding"]).decode()
         await send(codec, "decodePayloads")
-    assert not waiting
+    assert waiting.keys() <= {"pauseWorkflow", "unpauseWorkflow"}  # the test server cannot; test_workflow_pause.py
 
 
 async def test_only_an_optional_body_may_be_left_out(alice: httpx.AsyncClient, contract: dict[str, Any]) -> None:

@@ -136,7 +136,7 @@ async def test_what_stays_the_same_is_sent_once_and_compressed(http: httpx.Async
         again = await http.get(path, headers={"If-None-Match": known})
         assert (304, b"", tag) == (again.status_code, again.content, again.headers["etag"])
         assert plain.headers["cache-control"] == again.headers["cache-control"]
-    assert {"Accept-Encoding"} == {answer.headers["vary"] for answer in (plain, packed, again)}
+    assert all("Accept-Encoding" in answer.headers["vary"] for answer in (plain, packed, again))
     assert 200 == (await http.get(path, headers={"If-None-Match": '"another"'})).status_code
 
 

@@ -113,7 +113,9 @@ async def test_every_address_leads_somewhere(behind: httpx.AsyncClient) -> None:
         assert (200, True) == (answer.status_code, len(addresses) >= least)
         for address in addresses:
             assert 200 == (await behind.get(address)).status_code, address
-    logo = re.search(r'"([^"]*/assets/redoc/[^"]+\.svg)"', (await behind.get("/temporal/docs/redoc.js")).text)
+    logo = re.search(
+        r'"([^"]*/assets/redoc/[^"]+\.svg)"', (await behind.get("/temporal/docs/assets/redoc/redoc.standalone.js")).text
+    )
     assert logo
     assert 200 == (await behind.get(logo[1])).status_code
     contract = (await behind.get("/temporal/openapi.json")).json()
@@ -170,7 +172,7 @@ async def test_requests_may_carry_the_prefix(dev_server: DevServer, prefix: str)
             assert 200 == (await api.get(path)).status_code
             assert 200 == (await api.get(f"{prefix}{path}")).status_code
         for path in (f"{prefix}x/docs", f"{prefix}/nowhere", f"{prefix}{prefix}{prefix}/docs"):
-            problem = assert_problem(await api.get(path), 404, "not_found")
+            problem = assert_problem(await api.get(path), 404, "not_found", prefix)
             assert f" {prefix}/openapi.json" in problem["message"]
 
 

@@ -48,23 +48,31 @@ class Started(msgspec.Struct, frozen=True):
 class Priority(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     """What is dispatched first: a lower `priority_key`; among the same, each `fairness_key` by its weight."""
 
-    priority_key: Annotated[int, Meta(ge=1, le=1000, examples=[1])] | None = None
-    fairness_key: Annotated[str, Meta(max_length=64, examples=["tenant-7"])] = ""
-    fairness_weight: Annotated[float, Meta(ge=0.001, le=1000)] | None = None
+    priority_key: Annotated[
+        Annotated[int, Meta(ge=1, le=1000)] | None, Meta(description="A lower one goes first.", examples=[1])
+    ] = None
+    fairness_key: Annotated[
+        str, Meta(max_length=64, description="Whose it is: keys get turns.", examples=["tenant-7"])
+    ] = ""
+    fairness_weight: Annotated[
+        Annotated[float, Meta(ge=0.001, le=1000)] | None, Meta(description="Its key's share of the turns.")
+    ] = None
 
 
 class WorkerVersion(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     """A version of a worker deployment."""
 
-    deployment_name: Annotated[str, Meta(min_length=1, max_length=1000, examples=["invoices"])]
-    build_id: Annotated[str, Meta(min_length=1, max_length=1000, examples=["2.1"])]
+    deployment_name: Annotated[
+        str, Meta(min_length=1, max_length=1000, description="The deployment.", examples=["invoices"])
+    ]
+    build_id: Annotated[str, Meta(min_length=1, max_length=1000, description="Its version.", examples=["2.1"])]
 
 
 class VersioningOverride(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     """Which version of the workers runs it, whatever its code says: `pinned` one, or always the current one."""
 
-    pinned: WorkerVersion | None = None
-    auto_upgrade: bool = False
+    pinned: Annotated[WorkerVersion | None, Meta(description="This version.")] = None
+    auto_upgrade: Annotated[bool, Meta(description="The current version, at every time.")] = False
 
     def __post_init__(self) -> None:
         """Check that exactly one of the two is given."""

@@ -63,7 +63,7 @@ class Workflow:
     def __init__(self, temporal: Temporal, workers: Workers, workflow_id: str, run_id: str = "") -> None:
         """Raises WorkflowNotFound for an id that no workflow has, and for those of Temporal's own workflows."""
         if is_too_long(workflow_id) or workflow_id.startswith(TEMPORALS_OWN):
-            raise WorkflowNotFound(f"There is no workflow {shown(workflow_id)!r}.", workflow_id=workflow_id)
+            raise WorkflowNotFound(f"There is no workflow {shown(workflow_id)!r}.", workflow_id=shown(workflow_id))
         self.temporal = temporal
         self.id = workflow_id
         self.run_id = run_id

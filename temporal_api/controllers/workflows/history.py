@@ -69,7 +69,7 @@ class WorkflowEvent(msgspec.Struct, omit_defaults=True):
 class TemporalHistory(msgspec.Struct):
     """The whole history in Temporal's own JSON, as the SDKs' replayers read it."""
 
-    events: list[dict[str, Any]]
+    events: Annotated[list[dict[str, Any]], Meta(description="Every event, unchanged.")]
 
 
 @get(

@@ -77,7 +77,7 @@ async def terminate_workflow(target: Target, data: JSONBody[TerminateRequest]) -
 class PauseRequest(msgspec.Struct, forbid_unknown_fields=True):
     """Why the workflow is paused, or goes on, for its history."""
 
-    reason: Annotated[str, Meta(max_length=1000, examples=["the bank is closed"])] = ""
+    reason: Annotated[str, Meta(max_length=1000, description="Why.", examples=["the bank is closed"])] = ""
 
 
 _PAUSES = responses(WorkflowNotFound, PreconditionFailed, WorkflowCompleted, NotSupported, body=True)

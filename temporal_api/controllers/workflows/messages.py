@@ -158,21 +158,23 @@ async def query_workflow(workflow: PathWorkflow, data: JSONBody[QueryRequest], r
 
 
 class MessageHandler(msgspec.Struct):
-    """A signal, query or update that the workflow's code handles. `name` is null for one that takes every name."""
+    """A signal, query or update that the workflow's code handles. One that takes every name has none."""
 
-    name: Annotated[str | None, Meta(examples=["approve"])]
-    description: Annotated[str, Meta(examples=["Approve the invoice."])]
+    name: Annotated[str | None, Meta(description="Its name.", examples=["approve"])]
+    description: Annotated[str, Meta(description="What it does.", examples=["Approve the invoice."])]
 
 
 class MetadataResponse(msgspec.Struct, kw_only=True):
-    """What the workflow's code says of itself. `current_details`: what it tells people now, in Markdown."""
+    """What the workflow's code says of itself."""
 
     workflow_id: WorkflowId
-    workflow_type: Annotated[str, Meta(examples=["send_invoice"])]
-    current_details: Annotated[str, Meta(examples=["waits for approval"])]
-    signals: list[MessageHandler]
-    queries: list[MessageHandler]
-    updates: list[MessageHandler]
+    workflow_type: Annotated[str, Meta(description="Its name in its worker.", examples=["send_invoice"])]
+    current_details: Annotated[
+        str, Meta(description="What it tells people now, in Markdown.", examples=["waits for approval"])
+    ]
+    signals: Annotated[list[MessageHandler], Meta(description="The signals that it takes.")]
+    queries: Annotated[list[MessageHandler], Meta(description="The queries that it answers.")]
+    updates: Annotated[list[MessageHandler], Meta(description="The updates that it takes.")]
 
 
 # The SDKs' answer, in Protobuf's JSON, which leaves out what is empty.
