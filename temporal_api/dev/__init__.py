@@ -9,7 +9,6 @@ from contextlib import AsyncExitStack
 from typing import Any
 
 import click
-from temporalio.client import Client
 from temporalio.runtime import Runtime, TelemetryConfig
 
 from temporal_api.app import SCOPES, SEARCH_ATTRIBUTES, create_app
@@ -17,8 +16,9 @@ from temporal_api.dev.build import find_temporal
 from temporal_api.dev.server import dev_server, free_port
 from temporal_api.dev.tokens import sign
 from temporal_api.logs import SDK_LOGGING, configure_logging
-from temporal_api.serving import serving
+from temporal_api.serving import listen, serving
 from temporal_api.settings import from_env
+from temporal_api.temporal.access import connect
 from temporal_api.temporal.payloads import data_converter
 from temporal_api.temporal.search_attributes import add_search_attributes
 from temporal_api.worker import TASK_QUEUE, StandIns, create_worker
@@ -43,6 +43,8 @@ async def run_everything(*, once: bool) -> bool:
     environ.setdefault("LOG_LEVEL", "warning")
     environ.setdefault("LOG_FORMAT", "console")
     settings = from_env(environ)
+    for listener in listen(settings.host, 0):  # a wrong HOST is told now, not after what takes minutes
+        listener.close()
     configure_logging(settings.log_level, settings.log_format)
     async with AsyncExitStack() as stack:
         ui = f"that of {settings.temporal['target_host']}"
@@ -54,7 +56,7 @@ async def run_everything(*, once: bool) -> bool:
             settings = from_env({**environ, "TEMPORAL_ADDRESS": temporal.address})
             ui = temporal.ui_url or ui
         runtime = Runtime(telemetry=TelemetryConfig(logging=SDK_LOGGING))
-        client = await Client.connect(**settings.temporal, data_converter=data_converter(settings), runtime=runtime)
+        client = await connect(settings.read_temporal(), data_converter=data_converter(settings), runtime=runtime)
         await add_search_attributes(client, SEARCH_ATTRIBUTES)
         stand_ins = StandIns(pace_seconds=0.7)
         await stack.enter_async_context(
@@ -62,7 +64,8 @@ async def run_everything(*, once: bool) -> bool:
         )
         port = _free("the API", settings.port)
         await stack.enter_async_context(serving(create_app(settings), settings.host, port))
-        api = f"http://{settings.host}:{port}"
+        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(settings.host, settings.host)  # noqa: S104
+        api = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
         click.echo(f"\nAPI          {api}\nDocs         {api}/docs\nTemporal UI  {ui}\n")
         delivered = await _place_order(api, sign(settings, "dev", " ".join(SCOPES), 86_400))
         if not once:
