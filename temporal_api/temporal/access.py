@@ -141,7 +141,7 @@ async def renewals(settings: Settings, **options: Any) -> AsyncIterator[tuple[di
         except (AccessError, SettingsError) as error:
             problem = str(error)
         if problem not in ("", told):
-            log.warning("Temporal's new certificates or API key are not used yet: %s", problem)
+            log.warning("Temporal's certificates and API key stay as they were: %s", problem)
         told = problem
 
 
