@@ -42,7 +42,7 @@ def main() -> None:
 
 
 def _end(code: int, message: str) -> NoReturn:
-    click.echo(f"temporal-api: {message.splitlines()[0]}", err=True)
+    click.echo(f"temporal-api: {message.partition(chr(10))[0]}", err=True)
     sys.exit(code)
 
 

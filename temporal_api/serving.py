@@ -25,6 +25,8 @@ READ_SECONDS = 0.3
 GRACE_SECONDS = 8
 """While stopping, the time for Temporal to answer the requests under way; then they get 503."""
 
+_NO_SUCH_ADDRESS = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)
+
 
 def serve(app: Litestar, host: str, port: int, shutdown_delay_seconds: float) -> None:
     """Serve the app until SIGINT or SIGTERM. Raises SettingsError or RuntimeError if it cannot listen there."""
@@ -45,22 +47,20 @@ def listen(host: str, port: int) -> list[socket.socket]:
         raise SettingsError(f"HOST: {host!r} is no address; expected one such as 127.0.0.1, 0.0.0.0 or ::") from None
     sockets: list[socket.socket] = []
     failed: OSError | None = None
-    for family, address in dict.fromkeys((each[0], each[4][:2]) for each in found):
-        if sockets:
-            port = sockets[0].getsockname()[1]
-        both = address[0] == "::" and socket.has_dualstack_ipv6()
+    for family, address in dict.fromkeys((each[0], str(each[4][0])) for each in found):
+        both = address == "::" and socket.has_dualstack_ipv6()
         try:
-            at = (str(address[0]), port)
-            sockets.append(socket.create_server(at, family=family, backlog=2048, dualstack_ipv6=both))
+            taken = sockets[0].getsockname()[1] if sockets else port
+            sockets.append(socket.create_server((address, taken), family=family, backlog=2048, dualstack_ipv6=both))
         except OSError as error:
-            failed = error
-            if error.errno not in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):  # a name may have one that is not ours
-                break
-    if failed and not (sockets and failed.errno in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)):
+            # Of a name such as localhost, an address may not be there: one is enough.
+            if failed is None or error.errno not in _NO_SUCH_ADDRESS:
+                failed = error
+    if failed and not (sockets and failed.errno in _NO_SUCH_ADDRESS):
         for each in sockets:
             each.close()
         name = "PORT" if failed.errno in (errno.EADDRINUSE, errno.EACCES) else "HOST"
-        raise RuntimeError(f"{name}: cannot listen on {host} port {port}: {os.strerror(failed.errno or 0)}") from None
+        raise RuntimeError(f"{name}: cannot listen on {host} port {port}: {os.strerror(failed.errno or 0)}")
     return sockets
 
 
