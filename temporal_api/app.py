@@ -43,7 +43,7 @@ from temporal_api.sealing import PageTokens
 from temporal_api.services import SERVICES, Services
 from temporal_api.serving import drain_on_signal
 from temporal_api.settings import Settings, from_env
-from temporal_api.temporal.client import Temporal, connect
+from temporal_api.temporal.client import Temporal, connected
 from temporal_api.temporal.endings import Endings
 from temporal_api.temporal.feeds import Feeds
 from temporal_api.temporal.starts import Starts
@@ -154,19 +154,19 @@ def _connected(
 ) -> Callable[[Litestar], AbstractAsyncContextManager[None]]:
     @asynccontextmanager
     async def lifespan(app: Litestar) -> AsyncIterator[None]:
-        temporal = await connect(settings, metrics.runtime(), memory, spans.temporal if spans else None)
-        app.state.services = _services(settings, temporal, verifier)
-        verifier.start()
-        draining = asyncio.create_task(metrics.drain_forever())
-        try:
-            yield
-        finally:
-            verifier.close()
-            draining.cancel()
-            if spans is not None:
-                await spans.close()
-            # The SDK's runtime aborts the process when it is torn down right after a call.
-            await asyncio.sleep(0.1)
+        async with connected(settings, metrics.runtime(), memory, spans.temporal if spans else None) as temporal:
+            app.state.services = _services(settings, temporal, verifier)
+            verifier.start()
+            draining = asyncio.create_task(metrics.drain_forever())
+            try:
+                yield
+            finally:
+                verifier.close()
+                draining.cancel()
+                if spans is not None:
+                    await spans.close()
+        # The SDK's runtime aborts the process when it is torn down right after a call.
+        await asyncio.sleep(0.1)
 
     return lifespan
 

@@ -10,11 +10,15 @@ import os
 import signal
 import sys
 from collections.abc import Coroutine
-from typing import Any
+from typing import Any, NoReturn
 
 import click
+from temporalio.service import RPCError
 
-from temporal_api.settings import SettingsError, from_env
+from temporal_api.settings import SettingsError, TLSFilesError, from_env
+
+INTERRUPTED = 128 + signal.SIGINT
+"""The exit code of what a signal has ended before its work was done."""
 
 log = logging.getLogger(__name__)
 
@@ -23,12 +27,23 @@ def main() -> None:
     """Run the command line. A wrong setting ends with one line and exit code 2, what else goes wrong with 1."""
     try:
         cli()
+    except TLSFilesError as error:
+        _end(1, str(error))
     except SettingsError as error:
-        click.echo(f"temporal-api: {error}", err=True)
-        sys.exit(2)
+        _end(2, str(error))
+    except RPCError as error:
+        from temporal_api.temporal.access import cause
+
+        _end(1, str(cause(error)))
+    except OSError as error:
+        _end(1, f"{error.strerror}: {error.filename}" if error.filename else str(error))
     except RuntimeError as error:
-        click.echo(f"temporal-api: {str(error).splitlines()[0]}", err=True)
-        sys.exit(1)
+        _end(1, str(error))
+
+
+def _end(code: int, message: str) -> NoReturn:
+    click.echo(f"temporal-api: {message.partition(chr(10))[0]}", err=True)
+    sys.exit(code)
 
 
 @click.group()
@@ -45,6 +60,7 @@ def serve() -> None:
     from temporal_api.logs import configure_logging
 
     settings = from_env(os.environ)
+    settings.read_temporal()
     configure_logging(settings.log_level, settings.log_format)
     serving.serve(create_app(settings), settings.host, settings.port, settings.shutdown_delay_seconds)
 
@@ -54,57 +70,41 @@ def serve() -> None:
 def worker(pace: float) -> None:
     """Run the sample worker: `order_processing` and its activities."""
     from temporalio.client import Client
-    from temporalio.runtime import Runtime, TelemetryConfig
+    from temporalio.worker import Worker
 
-    from temporal_api.logs import SDK_LOGGING, configure_logging
-    from temporal_api.temporal.payloads import data_converter
-    from temporal_api.tracing import spans_of
+    from temporal_api.logs import configure_logging
     from temporal_api.worker import TASK_QUEUE, StandIns, create_worker
+    from temporal_api.worker.run import run_worker
 
     settings = from_env(os.environ, keys_needed=False)
+    settings.read_temporal()
     configure_logging(settings.log_level, settings.log_format)
+    task_queue = settings.resource("orders", TASK_QUEUE).task_queue
 
-    async def work() -> None:
-        runtime = Runtime(telemetry=TelemetryConfig(logging=SDK_LOGGING))
-        converter = data_converter(settings)
-        spans = spans_of(settings)
-        interceptors = [spans.of_worker()] if spans else []
-        while True:
-            try:
-                client = await Client.connect(
-                    **settings.temporal, data_converter=converter, runtime=runtime, interceptors=interceptors
-                )
-                break
-            except RuntimeError as error:  # Temporal may start after its workers
-                log.warning("Temporal cannot be reached, trying again: %s", str(error).splitlines()[0])
-                await asyncio.sleep(2)
-        task_queue = settings.resource("orders", TASK_QUEUE).task_queue
+    def create(client: Client) -> Worker:
         log.info("worker polls %s", task_queue)
-        try:
-            await create_worker(client, task_queue, StandIns(pace)).run()
-        finally:
-            if spans is not None:
-                await spans.close()
+        return create_worker(client, task_queue, StandIns(pace))
 
-    _run(work())
+    _run(run_worker(settings, create))
 
 
 @cli.command()
 def setup() -> None:
     """Add the search attributes of the resources to the namespace. Safe to repeat."""
-    from temporalio.client import Client
-
     from temporal_api.app import SEARCH_ATTRIBUTES
+    from temporal_api.temporal.access import connect
     from temporal_api.temporal.search_attributes import add_search_attributes
 
     settings = from_env(os.environ, keys_needed=False)
 
-    async def add() -> None:
-        client = await Client.connect(**settings.temporal)
+    async def add() -> bool:
+        client = await connect(settings.read_temporal())
         for name in await add_search_attributes(client, SEARCH_ATTRIBUTES) or ("nothing: all are there",):
             click.echo(f"added {name}")
+        return True
 
-    _run(add())
+    if not _run(add()):
+        sys.exit(INTERRUPTED)
 
 
 @cli.command()
@@ -129,7 +129,7 @@ def dev(once: bool, crash: bool) -> None:
     delivered = _run(run_everything(once=once, crash=crash))
     click.echo("Stopped.")
     if once and not delivered:
-        sys.exit(1)
+        sys.exit(INTERRUPTED if delivered is None else 1)
 
 
 def _run(work: Coroutine[Any, Any, bool | None]) -> bool | None:
@@ -137,7 +137,7 @@ def _run(work: Coroutine[Any, Any, bool | None]) -> bool | None:
 
     async def until_signalled() -> bool | None:
         task = asyncio.ensure_future(work)
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in handlers:
             asyncio.get_running_loop().add_signal_handler(number, task.cancel)
         try:
             with contextlib.suppress(asyncio.CancelledError):
@@ -147,4 +147,9 @@ def _run(work: Coroutine[Any, Any, bool | None]) -> bool | None:
             # The SDK's runtime aborts the process when it is torn down right after a call.
             await asyncio.sleep(0.1)
 
-    return asyncio.run(until_signalled())
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        return asyncio.run(until_signalled())
+    finally:
+        for number, handler in handlers.items():  # asyncio leaves Python's own, and click would say "Aborted!"
+            signal.signal(number, handler)

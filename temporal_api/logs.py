@@ -50,7 +50,7 @@ def configure_logging(level: str, log_format: str) -> None:
     logging.getLogger("httpx").setLevel("WARNING")
     # While Temporal is away, these have something to say about each request.
     for name in ("temporalio", "temporal_api.temporal.failures"):
-        logging.getLogger(name).addFilter(_ONCE_A_SECOND)
+        logging.getLogger(name).addFilter(_REPEATS)
 
 
 class JSONFormatter(logging.Formatter):
@@ -200,21 +200,22 @@ def _write_now(line: str) -> None:
         pass
 
 
-class _OnceASecond(logging.Filter):
-    """Lets one record a second pass, of each logger or each module of the SDK's core."""
+class _Repeats(logging.Filter):
+    """Lets one record a second pass, of each logger or each module of the SDK's core; the same words once a minute."""
 
     def __init__(self) -> None:
         super().__init__()
-        self._passed_at: dict[str, float] = {}
+        self._passed: dict[str, tuple[float, str]] = {}
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Whether the record passes."""
         source = getattr(getattr(record, "temporal_log", None), "target", record.name)
-        now = time.monotonic()
-        if now - self._passed_at.get(source, float("-inf")) < 1:
+        now, message = time.monotonic(), record.getMessage()
+        passed_at, passed = self._passed.get(source, (float("-inf"), ""))
+        if now - passed_at < (60 if message == passed else 1):
             return False
-        self._passed_at[source] = now
+        self._passed[source] = now, message
         return True
 
 
-_ONCE_A_SECOND = _OnceASecond()
+_REPEATS = _Repeats()

@@ -1,8 +1,11 @@
 """Serves the app with uvicorn, and stops without losing a request."""
 
 import asyncio
+import errno
 import logging
+import os
 import signal
+import socket
 import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -14,6 +17,7 @@ from litestar import Litestar
 from temporal_api.connections import Connections
 from temporal_api.protocol import Connection
 from temporal_api.services import Services
+from temporal_api.settings import SettingsError
 from temporal_api.waiting import Waits
 
 READ_SECONDS = 0.3
@@ -21,11 +25,43 @@ READ_SECONDS = 0.3
 GRACE_SECONDS = 8
 """While stopping, the time for Temporal to answer the requests under way; then they get 503."""
 
+_NO_SUCH_ADDRESS = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)
+
 
 def serve(app: Litestar, host: str, port: int, shutdown_delay_seconds: float) -> None:
-    """Serve the app until SIGINT or SIGTERM."""
+    """Serve the app until SIGINT or SIGTERM. Raises SettingsError or RuntimeError if it cannot listen there."""
+    sockets = listen(host, port)
+    config = _config(app, host, port)
     # After a graceful stop uvicorn raises the signal again; the handler of `__main__` makes that exit code 0.
-    _DrainingServer(app, _config(app, host, port), shutdown_delay_seconds).run()
+    _DrainingServer(app, config, shutdown_delay_seconds).run(sockets)
+
+
+def listen(host: str, port: int) -> list[socket.socket]:
+    """Listen on every address of the host; `::` is IPv6 and IPv4. Port 0 is a free one.
+
+    Raises SettingsError if the host has no address, RuntimeError if the port cannot be had.
+    """
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    except (OSError, UnicodeError):
+        raise SettingsError(f"HOST: {host!r} is no address; expected one such as 127.0.0.1, 0.0.0.0 or ::") from None
+    sockets: list[socket.socket] = []
+    failed: OSError | None = None
+    for family, address in dict.fromkeys((each[0], str(each[4][0])) for each in found):
+        both = address == "::" and socket.has_dualstack_ipv6()
+        try:
+            taken = sockets[0].getsockname()[1] if sockets else port
+            sockets.append(socket.create_server((address, taken), family=family, backlog=2048, dualstack_ipv6=both))
+        except OSError as error:
+            # Of a name such as localhost, an address may not be there: one is enough.
+            if failed is None or error.errno not in _NO_SUCH_ADDRESS:
+                failed = error
+    if failed and not (sockets and failed.errno in _NO_SUCH_ADDRESS):
+        for each in sockets:
+            each.close()
+        name = "PORT" if failed.errno in (errno.EADDRINUSE, errno.EACCES) else "HOST"
+        raise RuntimeError(f"{name}: cannot listen on {host} port {port}: {os.strerror(failed.errno or 0)}")
+    return sockets
 
 
 def _config(app: Litestar, host: str, port: int) -> uvicorn.Config:
@@ -54,6 +90,11 @@ class _DrainingServer(uvicorn.Server):
         self._delay = delay_seconds
         self._state = app.state
         self.server_state: Connections = Connections(app.state.settings)
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Begin to serve, and say so: uvicorn says it only of sockets that it has opened itself."""
+        await super().startup(sockets)
+        self._log_started_message(sockets or [])
 
     @property
     def _services(self) -> Services:
@@ -109,20 +150,21 @@ async def drain_on_signal(app: Litestar) -> AsyncIterator[None]:
 
 @asynccontextmanager
 async def serving(app: Litestar, host: str, port: int) -> AsyncIterator[None]:
-    """Serve the app while the block runs, and leave signals alone. Raises RuntimeError if it cannot listen there."""
+    """Serve the app while the block runs, and leave signals alone. Raises what `listen` raises."""
+    sockets = listen(host, port)
     config = _config(app, host, port)
     config.load()
     server = uvicorn.Server(config)
     server.server_state = Connections(app.state.settings)
     server.lifespan = config.lifespan_class(config)
     try:
-        await server.startup()
+        await server.startup(sockets)
     except SystemExit:
-        raise RuntimeError(f"the API cannot listen on {host}:{port}") from None
+        raise RuntimeError("the API could not start; the log says why") from None
     running = asyncio.create_task(server.main_loop())
     try:
         yield
     finally:
         server.should_exit = True
         await running
-        await server.shutdown()
+        await server.shutdown(sockets)

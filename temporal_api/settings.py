@@ -9,13 +9,17 @@ import ipaddress
 import os.path
 import re
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 from urllib.parse import urlsplit
 
 import msgspec
+from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives.serialization import load_pem_private_key
 from msgspec import Meta, field
-from temporalio.envconfig import ClientConfigProfile
+from temporalio.envconfig import ClientConfigProfile, DataSource
 from temporalio.service import TLSConfig
 
 DEFAULT_TEMPORAL_ADDRESS = "localhost:7233"
@@ -43,6 +47,10 @@ RootPath = Annotated[str, Meta(pattern=r"^(/(?!\.{1,2}(/|$))[A-Za-z0-9._~:@+-]+)
 
 class SettingsError(ValueError):
     """A wrong or unsafe setting. It names the variable, what is wrong and what is right, but never a secret's value."""
+
+
+class TLSFilesError(SettingsError):
+    """TLS files that are named rightly, and cannot be used."""
 
 
 class ResourceSettings(msgspec.Struct, frozen=True, rename=str.upper):
@@ -95,6 +103,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, rename=str.upper):
     max_memory_bytes: Annotated[int, Meta(ge=1024)] = 256 * 1024 * 1024
     temporal: dict[str, Any] = field(name="", default_factory=dict)
     """Arguments of the SDK's `Client.connect`; no environment variable has an empty name."""
+    temporal_variables: dict[str, str] = field(name="  ", default_factory=dict)
+    """The variables that those were read from."""
+    temporal_file: bool = field(name="   ", default=True)
+    """Whether the SDK looks for its profile file."""
     resources: dict[str, ResourceSettings] = field(name=" ", default_factory=dict)
     """The settings of business resources, by the resource's plural."""
 
@@ -102,6 +114,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, rename=str.upper):
         """The settings of a business resource; without one of its own, its task queue is this one, or its plural."""
         own = self.resources.get(plural, _RESOURCE_DEFAULTS)
         return own if own.task_queue else ResourceSettings(task_queue or plural, own.execution_timeout_seconds)
+
+    def read_temporal(self) -> dict[str, Any]:
+        """Read `temporal` again, since its files may change, and look into the certificates. Raises SettingsError."""
+        return _temporal(self.temporal_variables, self.temporal_file, check_files=True)
 
     @property
     def issuers(self) -> dict[str, str]:
@@ -147,7 +163,7 @@ def from_env(environ: Mapping[str, str], *, keys_needed: bool = True) -> Setting
     Raises SettingsError.
     """
     # The SDK looks for its profile file below the home folder; a service account may have none.
-    has_no_file = not environ.keys() & {"TEMPORAL_CONFIG_FILE", "HOME", "XDG_CONFIG_HOME"}
+    has_file = any(environ.get(name) for name in ("TEMPORAL_CONFIG_FILE", "HOME", "XDG_CONFIG_HOME"))
     environ = {
         name: _unwrapped(name, value)
         for name, value in environ.items()
@@ -163,9 +179,12 @@ def from_env(environ: Mapping[str, str], *, keys_needed: bool = True) -> Setting
     for name in ("LOG_LEVEL", "LOG_FORMAT"):
         if name in values:
             values[name] = values[name].lower()
+    variables = {name: value for name, value in environ.items() if name.startswith("TEMPORAL_")}
     settings = msgspec.structs.replace(
         _converted(values, Settings),
-        temporal=_temporal(environ, disable_file=has_no_file),
+        temporal=_temporal(variables, has_file),
+        temporal_variables=variables,
+        temporal_file=has_file,
         resources=_resources(environ),
     )
     if len(dict(settings.encryption_keys)) < len(settings.payload_encryption_keys):
@@ -270,20 +289,25 @@ def is_http_address(url: str) -> bool:
 _ADDRESS = re.compile(r"(?:[^\s/:@?#%\[\]]+|\[[0-9A-Fa-f:.]+\]):([0-9]{1,5})")
 
 
-def _temporal(environ: Mapping[str, str], disable_file: bool) -> dict[str, Any]:
+def _temporal(environ: Mapping[str, str], has_file: bool, *, check_files: bool = False) -> dict[str, Any]:
     """Read the SDK's settings. Refuse what the SDK would take, to then fail at every call or mean something else."""
     file = environ.get("TEMPORAL_CONFIG_FILE")
     if file and not os.path.isfile(file):  # Path.is_file() raises for some texts
         raise SettingsError("TEMPORAL_CONFIG_FILE: there is no such file")
     if environ.get("TEMPORAL_TLS", "true").lower() not in ("true", "false", "1", "0"):
         raise SettingsError("TEMPORAL_TLS: expected true or false")
+    pems: list[_PEM] = []
     try:
         profile = ClientConfigProfile.load(
-            environ.get("TEMPORAL_PROFILE"), override_env_vars=environ, disable_file=disable_file
+            environ.get("TEMPORAL_PROFILE"), override_env_vars=environ, disable_file=not has_file
         )
+        if profile.tls:
+            tls = profile.tls
+            sources = (tls.server_root_ca_cert, tls.client_cert, tls.client_private_key)
+            pems = [_PEM(stem, source, environ) for stem, source in zip(_PEM_KINDS, sources, strict=True)]
         config: dict[str, Any] = {"target_host": DEFAULT_TEMPORAL_ADDRESS, **profile.to_client_connect_config()}
     except OSError as error:
-        name = next((k for k, v in environ.items() if Path(v) == Path(error.filename)), "TEMPORAL_CONFIG_FILE")
+        name = next((pem.name for pem in pems if pem.source == Path(error.filename)), "TEMPORAL_CONFIG_FILE")
         # Do not repeat the path: it may be a key that was set by mistake.
         raise SettingsError(f"{name}: cannot read the file it names: {error.strerror}") from None
     except (RuntimeError, ValueError) as error:
@@ -300,23 +324,54 @@ def _temporal(environ: Mapping[str, str], disable_file: bool) -> dict[str, Any]:
         if not re.fullmatch("[a-z0-9_.-]+(?<!-bin)", name) or not re.fullmatch("[ -~]+", value):
             variable = name.upper().replace("-", "_")
             raise SettingsError(f"TEMPORAL_GRPC_META_{variable}: expected a name and a value that a header can carry")
-    if isinstance(tls := config.get("tls"), TLSConfig):
-        _check_tls(tls, environ)
+    if isinstance(tls_config := config.get("tls"), TLSConfig):
+        _check_tls(tls_config, pems, check_files=check_files)
     return config
 
 
-def _check_tls(tls: TLSConfig, environ: Mapping[str, str]) -> None:
-    pems = {
-        "TEMPORAL_TLS_SERVER_CA_CERT": (tls.server_root_ca_cert, "CERTIFICATE"),
-        "TEMPORAL_TLS_CLIENT_CERT": (tls.client_cert, "CERTIFICATE"),
-        "TEMPORAL_TLS_CLIENT_KEY": (tls.client_private_key, "(RSA |EC )?PRIVATE KEY"),
-    }
-    for stem, (pem, kind) in pems.items():
-        if pem is not None and not re.search(f"-----BEGIN {kind}-----".encode(), pem):
-            name = next((k for k in (f"{stem}_PATH", f"{stem}_DATA") if k in environ), "TEMPORAL_CONFIG_FILE")
-            what = "an unencrypted private key" if stem.endswith("KEY") else "a certificate"
-            raise SettingsError(f"{name}: expected {what} in PEM")
+_PEM_KINDS = {"SERVER_CA_CERT": "CERTIFICATE", "CLIENT_CERT": "CERTIFICATE", "CLIENT_KEY": "(RSA |EC )?PRIVATE KEY"}
+
+
+class _PEM:
+    """One of the SDK's TLS settings, and the name that the operator knows it by."""
+
+    def __init__(self, stem: str, source: DataSource | None, environ: Mapping[str, str]) -> None:
+        self.kind = _PEM_KINDS[stem]
+        self.source = source
+        form = "PATH" if isinstance(source, Path) else "DATA"
+        self.name = f"TEMPORAL_TLS_{stem}_{form}"
+        if self.name not in environ:
+            self.name = f"TEMPORAL_CONFIG_FILE: tls.{stem.lower()}_{form.lower()}"
+
+
+def _check_tls(tls: TLSConfig, pems: list[_PEM], *, check_files: bool) -> None:
+    given = (tls.server_root_ca_cert, tls.client_cert, tls.client_private_key)
+    for pem, text in zip(pems, given, strict=True):
+        if text is not None and not re.search(f"-----BEGIN {pem.kind}-----".encode(), text):
+            what = "a certificate" if pem.kind == "CERTIFICATE" else "an unencrypted private key"
+            raise SettingsError(f"{pem.name}: expected {what} in PEM")
     if tls.client_cert and not tls.client_private_key:
         raise SettingsError("TEMPORAL_TLS_CLIENT_KEY_PATH: required with a client certificate")
     if tls.client_private_key and not tls.client_cert:
         raise SettingsError("TEMPORAL_TLS_CLIENT_CERT_PATH: required with a client key")
+    if check_files:
+        ca, certificate, key = pems
+        if tls.server_root_ca_cert:
+            _certificate(tls.server_root_ca_cert, ca)
+        if tls.client_cert and tls.client_private_key:
+            own = _certificate(tls.client_cert, certificate)
+            if own.not_valid_after_utc < datetime.now(UTC):
+                raise TLSFilesError(f"{certificate.name}: the certificate has expired on {own.not_valid_after_utc:%F}")
+            try:
+                public_key = load_pem_private_key(tls.client_private_key, None).public_key()
+            except (ValueError, TypeError, UnsupportedAlgorithm):
+                raise TLSFilesError(f"{key.name}: the private key is damaged, or of a kind not known here") from None
+            if public_key != own.public_key():
+                raise TLSFilesError(f"{key.name}: is not the key of the client's certificate")
+
+
+def _certificate(text: bytes, pem: _PEM) -> x509.Certificate:
+    try:
+        return x509.load_pem_x509_certificates(text)[0]
+    except ValueError:
+        raise TLSFilesError(f"{pem.name}: the certificate is damaged") from None

@@ -328,13 +328,6 @@ async def test_setup_adds_the_search_attributes_once(client: Client, dev_server:
     assert {"OrderOwner", "OrderStatus"} <= attributes.custom_attributes.keys()
 
 
-async def test_setup_without_temporal_says_so_in_one_line() -> None:
-    """What cannot be reached is named, with no traceback."""
-    async with temporal_api("setup", TEMPORAL_ADDRESS=f"127.0.0.1:{free_port()}") as process:
-        assert 1 == await process.end()
-    assert 1 == process.output.count("\n"), process.output
-
-
 async def test_token_needs_the_secret() -> None:
     """With a JWKS the issuer signs, not this command: exit code 2 and one line."""
     environ = {"JWT_JWKS_URL": "http://127.0.0.1/jwks", "JWT_ISSUER": "i", "JWT_AUDIENCE": "a"}

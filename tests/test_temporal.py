@@ -1,22 +1,13 @@
 """What lies between HTTP and Temporal: payloads, failures, what its errors mean, and ways to connect."""
 
 import asyncio
-import datetime
-import ipaddress
 import json
-import ssl
 import uuid
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from decimal import Decimal
-from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
 from google.protobuf.message import Message
 from temporalio.api.common.v1 import Payload, Payloads, WorkflowType
 from temporalio.api.failure.v1 import (
@@ -337,107 +328,3 @@ async def test_a_wrong_namespace_is_not_the_callers_mistake(dev_server: DevServe
     for answer in answers:
         assert_problem(answer, 502, "temporal_error")
         assert "no-" not in answer.text
-
-
-# --- connecting ---
-
-
-async def test_tls_where_there_is_none(dev_server: DevServer) -> None:
-    """A server without TLS, asked by TLS, cannot be reached: 503, and the service stays alive."""
-    async with service(TEMPORAL_ADDRESS=dev_server.address, TEMPORAL_TLS="true", RPC_TIMEOUT_SECONDS="2") as http:
-        placed, ready, live = await asyncio.gather(
-            http.post("/api/v1/orders", json=order()), http.get("/health/ready"), http.get("/health/live")
-        )
-
-    assert_problem(placed, 503, "temporal_connection_error")
-    assert [503, 200] == [ready.status_code, live.status_code]
-
-
-@pytest.fixture(scope="module")
-def pki(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with an authority, and certificates by it for a server at 127.0.0.1 and for a client."""
-    folder = tmp_path_factory.mktemp("pki")
-    now = datetime.datetime.now(datetime.UTC)
-    authority = ec.generate_private_key(ec.SECP256R1())
-    for name in ("ca", "server", "client"):
-        key = authority if name == "ca" else ec.generate_private_key(ec.SECP256R1())
-        subject, issuer = (x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, n)]) for n in (name, "ca"))
-        builder = x509.CertificateBuilder(issuer, subject, key.public_key(), x509.random_serial_number())
-        builder = builder.not_valid_before(now - datetime.timedelta(1)).not_valid_after(now + datetime.timedelta(1))
-        builder = builder.add_extension(x509.BasicConstraints(name == "ca", None), critical=True)
-        address = x509.IPAddress(ipaddress.ip_address("127.0.0.1"))
-        builder = builder.add_extension(x509.SubjectAlternativeName([address]), critical=False)
-        certificate = builder.sign(authority, hashes.SHA256())
-        folder.joinpath(f"{name}.pem").write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
-        folder.joinpath(f"{name}.key").write_bytes(
-            key.private_bytes(
-                serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-            )
-        )
-    return folder
-
-
-@asynccontextmanager
-async def behind_tls(address: str, pki: Path, *, client_certificate: bool) -> AsyncIterator[str]:
-    """The dev server behind a proxy that speaks TLS, and may ask for a client's certificate; gives its address."""
-    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=pki / "ca.pem")
-    context.load_cert_chain(pki / "server.pem", pki / "server.key")
-    context.set_alpn_protocols(["h2"])
-    context.verify_mode = ssl.CERT_REQUIRED if client_certificate else ssl.CERT_NONE
-    host, _, port = address.rpartition(":")
-
-    async def copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        try:
-            while data := await reader.read(65536):
-                writer.write(data)
-        except OSError:
-            pass
-        finally:
-            writer.transport.abort()
-
-    async def forward(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        inner_reader, inner_writer = await asyncio.open_connection(host, int(port))
-        await asyncio.gather(copy(reader, inner_writer), copy(inner_reader, writer))
-
-    server = await asyncio.start_server(forward, "127.0.0.1", 0, ssl=context)
-    try:
-        yield f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
-    finally:
-        server.close()
-
-
-async def answered(address: str, **environ: str) -> tuple[int, int]:
-    """How a service with these settings places an order, and whether it is ready."""
-    async with service(TEMPORAL_ADDRESS=address, RPC_TIMEOUT_SECONDS="5", **environ) as http:
-        placed = await http.post("/api/v1/orders", json=order())
-        if placed.status_code != 201:
-            assert_problem(placed, 503, "temporal_connection_error")
-        return placed.status_code, (await http.get("/health/ready")).status_code
-
-
-async def test_tls(dev_server: DevServer, pki: Path) -> None:
-    """TLS works with the authority of the settings, as a file or as text; a server of another authority is refused."""
-    ca = pki / "ca.pem"
-    async with behind_tls(dev_server.address, pki, client_certificate=False) as address:
-        by_path = await answered(address, TEMPORAL_TLS_SERVER_CA_CERT_PATH=str(ca))
-        by_text = await answered(address, TEMPORAL_TLS_SERVER_CA_CERT_DATA=ca.read_text(), TEMPORAL_API_KEY="any")
-        unknown = await answered(address, TEMPORAL_TLS="true")
-        plain = await answered(address)
-
-    assert [(201, 200), (201, 200)] == [by_path, by_text]
-    assert [(503, 503), (503, 503)] == [unknown, plain]
-
-
-async def test_mutual_tls(dev_server: DevServer, pki: Path) -> None:
-    """A server that wants a client's certificate gets that of the settings, and refuses a service without one."""
-    ca = {"TEMPORAL_TLS_SERVER_CA_CERT_PATH": str(pki / "ca.pem")}
-    own = {
-        "TEMPORAL_TLS_CLIENT_CERT_PATH": str(pki / "client.pem"),
-        "TEMPORAL_TLS_CLIENT_KEY_PATH": str(pki / "client.key"),
-    }
-    async with behind_tls(dev_server.address, pki, client_certificate=True) as address:
-        with_one = await answered(address, **ca, **own)
-        without = await answered(address, **ca)
-
-    assert (201, 200) == with_one
-    assert (503, 503) == without

@@ -17,7 +17,7 @@ from typing import Any
 from rich.console import Console
 from rich.live import Live
 from rich.text import Text
-from temporalio.client import Client, WorkflowHandle
+from temporalio.client import WorkflowHandle
 from temporalio.runtime import Runtime, TelemetryConfig
 
 from temporal_api.app import SCOPES, SEARCH_ATTRIBUTES, create_app
@@ -28,8 +28,9 @@ from temporal_api.dev.processes import process
 from temporal_api.dev.server import dev_server, free_port
 from temporal_api.dev.tokens import sign
 from temporal_api.logs import SDK_LOGGING, configure_logging
-from temporal_api.serving import serving
+from temporal_api.serving import listen, serving
 from temporal_api.settings import from_env
+from temporal_api.temporal.access import connect
 from temporal_api.temporal.payloads import data_converter
 from temporal_api.temporal.search_attributes import add_search_attributes
 
@@ -64,6 +65,8 @@ async def run_everything(*, once: bool, crash: bool) -> bool:
         environ["JWT_SECRET"] = secrets.token_urlsafe(32)
     environ.setdefault("LOG_LEVEL", "warning")
     environ.setdefault("LOG_FORMAT", "console")
+    for listener in listen(from_env(environ).host, 0):  # a wrong HOST is told now, not after what takes minutes
+        listener.close()
     async with AsyncExitStack() as stack:
         dev = Dev(environ, stack)
         await dev.start()
@@ -92,12 +95,13 @@ class Dev:
             self.temporal_cli = str(await find_temporal(say))
         began = time.monotonic()
         port = free("the API", self.settings.port)
-        self.api = f"http://{self.settings.host}:{port}"
+        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.settings.host, self.settings.host)  # noqa: S104
+        self.api = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
         with console.status("Starting Temporal, a worker and the API"):
             ui_origins = await self._start_temporal() if embedded else []
             await self._start_worker()
-            self.client = await Client.connect(
-                **self.settings.temporal,
+            self.client = await connect(
+                self.settings.read_temporal(),
                 data_converter=data_converter(self.settings),
                 runtime=Runtime(telemetry=TelemetryConfig(logging=SDK_LOGGING)),
             )

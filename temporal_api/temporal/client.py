@@ -2,25 +2,27 @@
 
 import asyncio
 import functools
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
+from contextlib import asynccontextmanager, suppress
 from datetime import timedelta
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 from google.protobuf.message import Message
 from temporalio.api.common.v1 import Memo, Payload, Payloads
 from temporalio.api.failure.v1 import Failure
-from temporalio.api.workflowservice.v1 import DescribeNamespaceRequest
+from temporalio.api.workflowservice.v1 import DescribeNamespaceRequest, GetSystemInfoRequest
 from temporalio.client import Client
 from temporalio.runtime import Runtime
 from temporalio.service import GrpcCompression, KeepAliveConfig, RetryConfig, RPCError, WorkflowService
 
 from temporal_api import deadline
 from temporal_api.encryption import ENCODING as ENCRYPTED
-from temporal_api.errors import PayloadUndecodable, ShuttingDown, TemporalTimeout
+from temporal_api.errors import PayloadUndecodable, Problem, ShuttingDown, TemporalTimeout
 from temporal_api.memory import Memory
 from temporal_api.settings import Settings
+from temporal_api.temporal.access import renewals
 from temporal_api.temporal.caller import sign
 from temporal_api.temporal.connections import Connections
 from temporal_api.temporal.failures import (
@@ -38,27 +40,49 @@ from temporal_api.temporal.payloads import OWN_MEMO, data_converter, raw_json
 Response = TypeVar("Response", bound=Message)
 Value = TypeVar("Value")
 
+log = logging.getLogger(__name__)
 
-async def connect(
+
+@asynccontextmanager
+async def connected(
     settings: Settings, runtime: Runtime, memory: Memory, make: "Callable[..., Temporal] | None" = None
-) -> "Temporal":
-    """Temporal, connected to when first used: the service starts, and recovers, whether it is there or not."""
-    connect = functools.partial(
-        Client.connect,
-        **settings.temporal,
-        data_converter=data_converter(settings),
-        runtime=runtime,
-        lazy=True,
+) -> "AsyncIterator[Temporal]":
+    """Temporal, connected to when first used: the service starts, and recovers, whether it is there or not.
+
+    While the block runs, the connections follow the certificates and the API key in files.
+    """
+    options: dict[str, Any] = {
+        "data_converter": data_converter(settings),
+        "runtime": runtime,
         # Orders are smaller than what gzip saves, and each call would pay for it.
-        grpc_compression=GrpcCompression.NONE,
+        "grpc_compression": GrpcCompression.NONE,
         # Never by the SDK, which tries for seconds when Temporal is at its limit: see `_attempt`.
-        retry_config=RetryConfig(max_retries=1),
+        "retry_config": RetryConfig(max_retries=1),
         # The shortest interval between pings that Temporal takes from an idle client.
-        keep_alive_config=KeepAliveConfig(interval_millis=10_000, timeout_millis=3_000),
-    )
+        "keep_alive_config": KeepAliveConfig(interval_millis=10_000, timeout_millis=3_000),
+        "lazy": True,
+    }
+    connect = functools.partial(Client.connect, **settings.temporal, **options)
     waits = Connections(connect)
     calls = Connections(connect, waits)
-    return (make or Temporal)(await connect(), calls.service, waits.service, settings.rpc_timeout_seconds, memory)
+    temporal = (make or Temporal)(await connect(), calls.service, waits.service, settings.rpc_timeout_seconds, memory)
+
+    async def follow() -> None:
+        try:  # where nobody probes, an operator hears at once that Temporal is not there
+            await temporal.call(temporal.service.get_system_info, GetSystemInfoRequest())
+        except TemporalTimeout:
+            log.warning("Temporal cannot be reached: TEMPORAL_ADDRESS: no answer in time from this address")
+        except Problem:  # told where it was made
+            pass
+        async for config, _ in renewals(settings, runtime=runtime):
+            for each in (waits, calls):
+                each.renew(functools.partial(Client.connect, **config, **options))
+
+    following = asyncio.create_task(follow())
+    try:
+        yield temporal
+    finally:
+        following.cancel()
 
 
 async def _attempt(rpc: Callable[..., Awaitable[Response]], request: Message, now: float, ending_at: float) -> Response:

@@ -19,9 +19,13 @@ _UNANSWERED = (RPCStatusCode.CANCELLED, RPCStatusCode.DEADLINE_EXCEEDED)
 log = logging.getLogger(__name__)
 
 
+Connect = Callable[[], Awaitable[Client]]
+
+
 class _Connection:
-    def __init__(self, service: WorkflowService) -> None:
+    def __init__(self, service: WorkflowService, made_by: Connect) -> None:
         self.service = service
+        self.made_by = made_by
         self.under_way = 0
         self.limits: set[asyncio.Timeout] = set()
         """Of the calls that may be given up."""
@@ -50,7 +54,7 @@ class Connections:
     a dead connection there looks like a long wait.
     """
 
-    def __init__(self, connect: Callable[[], Awaitable[Client]], waits: "Connections | None" = None) -> None:
+    def __init__(self, connect: Connect, waits: "Connections | None" = None) -> None:
         self._connect = connect
         self._waits = waits
         self._open: list[_Connection] = []
@@ -63,6 +67,10 @@ class Connections:
             for limit in connection.limits:
                 limit.reschedule(0)
         self._open = []
+
+    def renew(self, connect: Connect) -> None:
+        """Make each new call on a connection that is opened in this way. The calls under way end on theirs."""
+        self._connect, self._open = connect, []
 
     async def _rpc_call(self, rpc: str, req: Message, *, resp_type: object, service: str, **options: Any) -> Message:
         now = asyncio.get_running_loop().time()
@@ -80,7 +88,7 @@ class Connections:
         finally:
             connection.under_way -= 1
         connection.unanswered_since = None
-        if connection not in self._open:  # it was not dead, but slow
+        if connection not in self._open and connection.made_by is self._connect:  # it was not dead, but slow
             self._open.insert(0, connection)
         return answer
 
@@ -93,6 +101,8 @@ class Connections:
         for connection in self._open:
             if connection.under_way < CALLS_EACH:
                 return connection
-        connection = _Connection((await self._connect()).workflow_service)
-        self._open.append(connection)
+        connect = self._connect
+        connection = _Connection((await connect()).workflow_service, connect)
+        if connect is self._connect:
+            self._open.append(connection)
         return connection

@@ -15,6 +15,7 @@ from temporalio.service import RPCError, RPCStatusCode
 
 from temporal_api import errors
 from temporal_api.errors import Problem, shown
+from temporal_api.temporal.access import AccessDeniedError, cause
 
 Detail = TypeVar("Detail", bound=Message)
 
@@ -146,15 +147,17 @@ def problem_of(error: RPCError, subject: Subject = NOTHING) -> Problem:
     if _is_cut_off(error):
         kind = errors.TemporalConnectionError
     if kind is errors.TemporalError:
-        log.error("Temporal failed: %s %s", error.status.name, error.message)
+        denied = cause(error)
+        told = denied if isinstance(denied, AccessDeniedError) else f"{error.status.name} {error.message}"
+        log.error("Temporal failed: %s", told)
     elif kind is errors.TemporalConnectionError:
-        log.warning("Temporal cannot be reached: %s", error.message)
+        log.warning("Temporal cannot be reached: %s", cause(error))
     return kind(**details)
 
 
 def unreachable(error: RuntimeError, subject: Subject) -> Problem:
     """A connection that could not be made at all."""
-    log.warning("Temporal cannot be reached: %s", error)
+    log.warning("Temporal cannot be reached: %s", cause(error))
     return errors.TemporalConnectionError(source="gateway", **subject.details)
 
 

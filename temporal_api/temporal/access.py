@@ -1,0 +1,127 @@
+"""Access to Temporal: connections that are tried at once, that follow files, and in words why there is none."""
+
+import asyncio
+import logging
+import re
+from collections.abc import AsyncIterator, Mapping
+from typing import Any
+
+from temporalio.api.workflowservice.v1 import DescribeNamespaceRequest
+from temporalio.client import Client
+from temporalio.service import RPCError, TLSConfig
+
+from temporal_api.settings import Settings, SettingsError
+
+REREAD_SECONDS = 5.0
+RETRY_SECONDS = 2.0
+CONNECT_SECONDS = 10.0
+
+_CAUSES = {
+    "dns error": "TEMPORAL_ADDRESS: the name of {at} is not known",
+    "ConnectionRefused": "TEMPORAL_ADDRESS: nothing listens at {at}",
+    "Unreachable": "TEMPORAL_ADDRESS: there is no way to {at}",
+    "TimedOut|TimeoutExpired": "TEMPORAL_ADDRESS: no answer in time from {at}",
+    "NotValidForName": "TEMPORAL_TLS_SERVER_NAME: the server's certificate is for another name",
+    r"InvalidCertificate\((Expired|NotValidYet)": "TEMPORAL_ADDRESS: the server's certificate is not valid now",
+    "InvalidCertificate": "TEMPORAL_TLS_SERVER_CA_CERT_PATH: the server's certificate is by another authority",
+    "InvalidMessage|handshake eof": "TEMPORAL_TLS: the server does not speak TLS",
+    # TLS 1.3: a server that refuses the client's certificate closes the connection only after the handshake.
+    "AlertReceived|transport error|h2 protocol error|operation was canceled|tcp connect error": (
+        "TEMPORAL_ADDRESS: the server closes the connection; if it always does, TEMPORAL_TLS or the client's "
+        "certificate is wrong"
+    ),
+}
+"""What the SDK says, in the debug format of its core, and what it means."""
+_STATUS = re.compile(r'Status { code: (\w+), message: "(.*?)(?<!\\)"')
+_REFUSALS = {
+    "NotFound": "TEMPORAL_NAMESPACE",
+    "PermissionDenied": "TEMPORAL_NAMESPACE, TEMPORAL_API_KEY: permission denied",
+    "Unauthenticated": "TEMPORAL_API_KEY: not accepted",
+}
+
+_PLACE = ("target_host", "namespace")
+
+log = logging.getLogger(__name__)
+
+
+class AccessError(RuntimeError):
+    """Temporal cannot be reached. The message is one line that names the setting to look at."""
+
+
+class AccessDeniedError(AccessError):
+    """Temporal answers, and refuses the namespace or the caller: to wait does not help."""
+
+
+def cause(error: Exception, at: str = "this address") -> AccessError:
+    """Say in one line why there is no connection, from what the SDK raised."""
+    text = str(error)
+    code = error.status.name.title().replace("_", "") if isinstance(error, RPCError) else ""
+    if found := _STATUS.search(text):
+        code, text = found[1], found[2]
+    text = " ".join(text.split())[:300]
+    if code in _REFUSALS and (code != "NotFound" or "amespace" in text):
+        return AccessDeniedError(f"{_REFUSALS[code]}: {text}")
+    told = next((told for pattern, told in _CAUSES.items() if re.search(pattern, str(error))), None)
+    told = told or f"TEMPORAL_ADDRESS: {text if '::' not in text else 'no connection to {at} can be made'}"
+    return AccessError(told.replace("{at}", at))
+
+
+async def connect(config: Mapping[str, Any], **options: Any) -> Client:
+    """Connect, and ask for the namespace. Raises AccessError."""
+    try:
+        async with asyncio.timeout(CONNECT_SECONDS):
+            client = await Client.connect(**config, **options)
+            request = DescribeNamespaceRequest(namespace=client.namespace)
+            await client.workflow_service.describe_namespace(request)
+            return client
+    except TimeoutError:
+        raise cause(TimeoutError("TimedOut"), config["target_host"]) from None
+    except (RPCError, RuntimeError) as error:
+        raise cause(error, config["target_host"]) from None
+
+
+async def wait_for_temporal(settings: Settings, **options: Any) -> Client:
+    """Connect as soon as Temporal is there; say once that it is not. Raises AccessDeniedError."""
+    told = ""
+    while True:
+        try:
+            return await connect(settings.read_temporal(), **options)
+        except AccessDeniedError:
+            raise
+        except (AccessError, SettingsError) as error:
+            if told != (told := str(error)):
+                log.warning("Temporal cannot be reached, waiting for it: %s", told)
+        await asyncio.sleep(RETRY_SECONDS)
+
+
+async def renewals(settings: Settings, **options: Any) -> AsyncIterator[tuple[dict[str, Any], Client]]:
+    """Each time that a certificate or key in a file has changed: the settings to connect with, and a client that has.
+
+    Until the new ones work, all stays as it is, and the reason is told once.
+    """
+    used, told = settings.temporal, ""
+    while True:
+        await asyncio.sleep(REREAD_SECONDS)
+        problem = ""
+        try:
+            found = await asyncio.to_thread(settings.read_temporal)
+            # Only a restart moves the service to another server or namespace.
+            found = {name: found[name] for name in found if name not in _PLACE}
+            found |= {name: used[name] for name in _PLACE if name in used}
+            if found != used:
+                if lost := _given(used) - _given(found):
+                    raise AccessError(f"TEMPORAL_CONFIG_FILE: has no {', '.join(sorted(lost))} any longer")
+                client = await connect(found, **options)
+                log.info("Temporal's certificates or API key have changed: connecting anew")
+                yield found, client
+                used = found
+        except (AccessError, SettingsError) as error:
+            problem = str(error)
+        if problem not in ("", told):
+            log.warning("Temporal's certificates and API key stay as they were: %s", problem)
+        told = problem
+
+
+def _given(config: Mapping[str, Any]) -> set[str]:
+    tls = config.get("tls")
+    return {name for name, value in {**config, **(vars(tls) if isinstance(tls, TLSConfig) else {})}.items() if value}

@@ -1,0 +1,480 @@
+"""Access to Temporal: TLS, what follows a rotation on disk, and what an operator reads when it does not work."""
+
+import asyncio
+import contextlib
+import datetime
+import ipaddress
+import os
+import shutil
+import signal
+import socket
+import ssl
+import uuid
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from api import SECRET, assert_problem, bearer, eventually, order, service
+from commands import temporal_api, until_ready
+from temporal_api.dev.server import DevServer, free_port
+from temporal_api.serving import listen
+from temporal_api.settings import SettingsError, TLSFilesError, from_env
+from temporal_api.temporal import access
+
+pytestmark = pytest.mark.anyio
+
+
+async def test_tls_where_there_is_none(dev_server: DevServer) -> None:
+    """A server without TLS, asked by TLS, cannot be reached: 503, and the service stays alive."""
+    async with service(TEMPORAL_ADDRESS=dev_server.address, TEMPORAL_TLS="true", RPC_TIMEOUT_SECONDS="2") as http:
+        placed, ready, live = await asyncio.gather(
+            http.post("/api/v1/orders", json=order()), http.get("/health/ready"), http.get("/health/live")
+        )
+
+    assert_problem(placed, 503, "temporal_connection_error")
+    assert [503, 200] == [ready.status_code, live.status_code]
+
+
+def issue(folder: Path, lifetime: datetime.timedelta = datetime.timedelta(1)) -> Path:
+    """A folder with an authority, and certificates by it for a server at 127.0.0.1 and, for so long, for a client."""
+    now = datetime.datetime.now(datetime.UTC)
+    authority = ec.generate_private_key(ec.SECP256R1())
+    for name in ("ca", "server", "client"):
+        key = authority if name == "ca" else ec.generate_private_key(ec.SECP256R1())
+        subject, issuer = (
+            x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, f"{n} of {folder.name}")]) for n in (name, "ca")
+        )
+        builder = x509.CertificateBuilder(issuer, subject, key.public_key(), x509.random_serial_number())
+        until = now + (lifetime if name == "client" else datetime.timedelta(1))
+        builder = builder.not_valid_before(now - datetime.timedelta(1)).not_valid_after(until)
+        builder = builder.add_extension(x509.BasicConstraints(name == "ca", None), critical=True)
+        address = x509.IPAddress(ipaddress.ip_address("127.0.0.1"))
+        builder = builder.add_extension(x509.SubjectAlternativeName([address]), critical=False)
+        certificate = builder.sign(authority, hashes.SHA256())
+        folder.joinpath(f"{name}.pem").write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
+        folder.joinpath(f"{name}.key").write_bytes(
+            key.private_bytes(
+                serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+            )
+        )
+    return folder
+
+
+@pytest.fixture(scope="module")
+def pki(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Certificates that are valid for a day."""
+    return issue(tmp_path_factory.mktemp("pki"))
+
+
+@pytest.fixture(scope="module")
+def next_pki(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Certificates of another authority."""
+    return issue(tmp_path_factory.mktemp("next"))
+
+
+class Gate:
+    """The dev server behind a proxy that speaks TLS, and may ask for a client's certificate."""
+
+    def __init__(self, address: str, pki: Path) -> None:
+        self._target = address.rpartition(":")
+        self._pki = pki
+        self._links: set[asyncio.StreamWriter] = set()
+        self.address = ""
+        self.trust()
+
+    def trust(self, *authorities: Path) -> None:
+        """From now on, ask for a client's certificate by one of these; without any, for none."""
+        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        context.load_cert_chain(self._pki / "server.pem", self._pki / "server.key")
+        context.set_alpn_protocols(["h2"])
+        context.num_tickets = 0  # a resumed session would spare the client its certificate
+        for authority in authorities:
+            context.load_verify_locations(authority / "ca.pem")
+        context.verify_mode = ssl.CERT_REQUIRED if authorities else ssl.CERT_NONE
+        self._context = context
+
+    def sever(self) -> None:
+        """Close every connection."""
+        for link in list(self._links):
+            link.transport.abort()
+
+    async def accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Forward a connection, if its handshake succeeds."""
+
+        async def copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            with contextlib.suppress(OSError):
+                while data := await reader.read(65536):
+                    writer.write(data)
+            writer.transport.abort()
+
+        with contextlib.suppress(OSError):
+            await writer.start_tls(self._context)
+            self._links.add(writer)
+            inner_reader, inner_writer = await asyncio.open_connection(self._target[0], int(self._target[2]))
+            await asyncio.gather(copy(reader, inner_writer), copy(inner_reader, writer))
+        self._links.discard(writer)
+        writer.transport.abort()
+
+
+@asynccontextmanager
+async def behind_tls(address: str, pki: Path, *trusted: Path) -> AsyncIterator[Gate]:
+    """Such a proxy, with the server's certificate of `pki`."""
+    gate = Gate(address, pki)
+    gate.trust(*trusted)
+    server = await asyncio.start_server(gate.accept, "127.0.0.1", 0)
+    host, port = server.sockets[0].getsockname()
+    gate.address = f"{host}:{port}"
+    try:
+        yield gate
+    finally:
+        server.close()
+        gate.sever()
+
+
+async def answered(address: str, **environ: str) -> tuple[int, int]:
+    """How a service with these settings places an order, and whether it is ready."""
+    async with service(TEMPORAL_ADDRESS=address, RPC_TIMEOUT_SECONDS="5", **environ) as http:
+        placed = await http.post("/api/v1/orders", json=order())
+        if placed.status_code != 201:
+            assert_problem(placed, 503, "temporal_connection_error")
+        return placed.status_code, (await http.get("/health/ready")).status_code
+
+
+async def test_tls(dev_server: DevServer, pki: Path) -> None:
+    """TLS works with the authority of the settings, as a file or as text; a server of another authority is refused."""
+    ca = pki / "ca.pem"
+    async with behind_tls(dev_server.address, pki) as gate:
+        by_path = await answered(gate.address, TEMPORAL_TLS_SERVER_CA_CERT_PATH=str(ca))
+        by_text = await answered(gate.address, TEMPORAL_TLS_SERVER_CA_CERT_DATA=ca.read_text(), TEMPORAL_API_KEY="any")
+        unknown = await answered(gate.address, TEMPORAL_TLS="true")
+        plain = await answered(gate.address)
+
+    assert [(201, 200), (201, 200)] == [by_path, by_text]
+    assert [(503, 503), (503, 503)] == [unknown, plain]
+
+
+def mutual(pki: Path, ca: Path | None = None) -> dict[str, str]:
+    """The settings that name the certificates in a folder."""
+    return {
+        "TEMPORAL_TLS_SERVER_CA_CERT_PATH": str((ca or pki) / "ca.pem"),
+        "TEMPORAL_TLS_CLIENT_CERT_PATH": str(pki / "client.pem"),
+        "TEMPORAL_TLS_CLIENT_KEY_PATH": str(pki / "client.key"),
+    }
+
+
+async def test_mutual_tls(dev_server: DevServer, pki: Path) -> None:
+    """A server that wants a client's certificate gets that of the settings, and refuses a service without one."""
+    async with behind_tls(dev_server.address, pki, pki) as gate:
+        with_one = await answered(gate.address, **mutual(pki))
+        without = await answered(gate.address, TEMPORAL_TLS_SERVER_CA_CERT_PATH=str(pki / "ca.pem"))
+
+    assert (201, 200) == with_one
+    assert (503, 503) == without
+
+
+# --- rotation ---
+
+
+def put(source: Path, target: Path, *names: str) -> None:
+    """Put files in the place of others, each at once."""
+    for name in names:
+        os.replace(shutil.copy(source / name, target / f"{name}.new"), target / name)
+
+
+def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
+    """What was said of new files that cannot be used."""
+    return [text for record in caplog.records if "stay as they were" in (text := record.getMessage())]
+
+
+async def test_an_expired_certificate_is_replaced(
+    dev_server: DevServer, tmp_path: Path, next_pki: Path, caplog: pytest.LogCaptureFixture, monkeypatch: Any
+) -> None:
+    """Half of a new pair changes nothing and is told once; with the other half the service is back, not restarted."""
+    monkeypatch.setattr(access, "REREAD_SECONDS", 0.05)
+    old = issue(tmp_path, datetime.timedelta(seconds=1))
+    async with (
+        behind_tls(dev_server.address, next_pki, old, next_pki) as gate,
+        service(TEMPORAL_ADDRESS=gate.address, RPC_TIMEOUT_SECONDS="5", **mutual(old, next_pki)) as http,
+    ):
+
+        async def places() -> bool:
+            return (await http.post("/api/v1/orders", json=order())).status_code == 201
+
+        async def refused() -> bool:
+            gate.sever()
+            return not await places()
+
+        await eventually(refused)
+        put(next_pki, old, "client.pem")
+        await eventually(lambda: asyncio.sleep(0.01, warnings(caplog)))
+        assert await refused()
+        put(next_pki, old, "client.key")
+        await eventually(places)
+
+    (told,) = [text for text in warnings(caplog) if "expired" not in text]
+    assert "TEMPORAL_TLS_CLIENT_KEY_PATH: is not the key of the client's certificate" in told
+
+
+async def test_serve_and_worker_follow_a_rotation(
+    dev_server: DevServer, tmp_path: Path, pki: Path, next_pki: Path
+) -> None:
+    """The server stops to trust the old authority: both go on with the new certificate, and an order is delivered."""
+    put(pki, tmp_path, "ca.pem", "client.pem", "client.key")
+    port = free_port()
+    async with behind_tls(dev_server.address, pki, pki, next_pki) as gate:
+        environ = {"TEMPORAL_ADDRESS": gate.address, "ORDERS_TASK_QUEUE": str(uuid.uuid4()), **mutual(tmp_path)}
+        async with (
+            temporal_api("serve", JWT_SECRET=SECRET, PORT=str(port), **environ) as serve,
+            temporal_api("worker", **environ) as worker,
+            httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", headers=bearer(), timeout=30) as http,
+        ):
+            await worker.until("worker polls")
+            await until_ready(str(http.base_url))
+            put(next_pki, tmp_path, "client.pem", "client.key")
+            await asyncio.gather(*(each.until("connecting anew", seconds=30) for each in (serve, worker)))
+            gate.trust(next_pki)
+            gate.sever()
+            placed = await http.post("/api/v1/orders", json=order())
+            assert 201 == placed.status_code, placed.text
+
+            async def delivered() -> bool:
+                return bool((await http.get(placed.headers["location"])).json()["order"]["status"] == "delivered")
+
+            await eventually(delivered)
+            assert (0, 0) == (await serve.end(signal.SIGTERM), await worker.end(signal.SIGTERM))
+
+
+NGINX = """
+daemon off; worker_processes 1; pid {folder}/pid; error_log stderr;
+events {{}}
+http {{
+  client_body_temp_path {folder}; proxy_temp_path {folder}; fastcgi_temp_path {folder};
+  uwsgi_temp_path {folder}; scgi_temp_path {folder};
+  log_format key '$http_authorization';
+  access_log {folder}/keys key;
+  map $http_authorization $known {{ default 0; "Bearer key-1" 1; "Bearer key-2" 1; }}
+  server {{
+    listen 127.0.0.1:{port} http2;
+    location / {{
+      error_page 401 = @denied;
+      if ($known = 0) {{ return 401; }}
+      grpc_pass grpc://{address};
+    }}
+    location @denied {{
+      default_type application/grpc;
+      add_header grpc-status 16 always;
+      add_header grpc-message "API key has expired" always;
+      return 204;
+    }}
+  }}
+}}
+"""
+
+
+@pytest.fixture
+async def with_keys(dev_server: DevServer, tmp_path: Path) -> AsyncIterator[str]:
+    """The dev server behind an nginx that takes the API keys `key-1` and `key-2`, and notes each in the file `keys`."""
+    program = shutil.which("nginx", path=f"{os.environ['PATH']}:/usr/sbin")
+    if program is None:
+        pytest.skip("nginx is not installed, and Temporal's dev server checks no API key")
+    port = free_port()
+    (tmp_path / "nginx.conf").write_text(NGINX.format(folder=tmp_path, port=port, address=dev_server.address))
+    nginx = await asyncio.create_subprocess_exec(program, "-c", tmp_path / "nginx.conf", "-e", "stderr")
+    try:
+
+        async def listens() -> bool:
+            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
+                return True
+            return False
+
+        await eventually(listens)
+        yield f"127.0.0.1:{port}"
+    finally:
+        nginx.terminate()
+        await nginx.wait()
+
+
+def profile(folder: Path, text: str) -> dict[str, str]:
+    """Write a profile file that says this, without TLS; the setting that names it."""
+    (folder / "new").write_text(f"[profile.default]\n{text}\n[profile.default.tls]\ndisabled = true\n")
+    os.replace(folder / "new", folder / "temporal.toml")
+    return {"TEMPORAL_CONFIG_FILE": str(folder / "temporal.toml")}
+
+
+async def test_an_api_key_in_a_file_is_followed(
+    with_keys: str, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: Any
+) -> None:
+    """No key in the file, half a file, or a key that is refused changes nothing and is told once; a new one is sent."""
+    monkeypatch.setattr(access, "REREAD_SECONDS", 0.05)
+    environ = {"TEMPORAL_ADDRESS": with_keys, **profile(tmp_path, 'api_key = "key-1"')}
+    async with service(**environ) as http:
+        for number, text in enumerate(("", 'api_key = "key-0"', 'api_key = "key-'), start=1):
+            if number < 3:
+                profile(tmp_path, text)
+            else:
+                (tmp_path / "temporal.toml").write_text(f"[profile.default]\n{text}")
+            told = await eventually(lambda: asyncio.sleep(0.01, warnings(caplog)[number - 1 :]))  # noqa: B023
+            assert 201 == (await http.post("/api/v1/orders", json=order())).status_code, told
+        assert "Bearer key-2" not in (tmp_path / "keys").read_text()
+        profile(tmp_path, 'api_key = "key-2"')
+
+        async def sent() -> bool:
+            assert 201 == (await http.post("/api/v1/orders", json=order())).status_code
+            return (tmp_path / "keys").read_text().splitlines()[-1] == "Bearer key-2"
+
+        await eventually(sent)
+
+    begins = ["TEMPORAL_CONFIG_FILE: has no api_key", "TEMPORAL_API_KEY: not accepted", "TEMPORAL_CONFIG_FILE: "]
+    for begin, said in zip(begins, warnings(caplog), strict=True):
+        assert f"stay as they were: {begin}" in said
+
+
+# --- what an operator reads ---
+
+RUST = ("Traceback", "Error(", "Status {", "tonic")
+
+
+async def ended(arguments: str, environ: dict[str, str]) -> tuple[int, str]:
+    """How such a command ends by itself, and what it says."""
+    async with temporal_api(*arguments.split(), **environ) as process:
+        return await process.end(), process.output
+
+
+async def one_line(*cases: tuple[str, dict[str, str], int, str]) -> None:
+    """Each command ends with its code, and says one line for people that begins so."""
+    outcomes = await asyncio.gather(
+        *(ended(arguments, {"JWT_SECRET": SECRET, **env}) for arguments, env, _, _ in cases)
+    )
+    for (arguments, _, code, begin), (ended_with, output) in zip(cases, outcomes, strict=True):
+        assert output.startswith(f"temporal-api: {begin}"), (arguments, output)
+        assert (code, 1) == (ended_with, output.count("\n")), (arguments, output)
+        assert not any(word in output for word in RUST), output
+
+
+async def test_a_command_that_cannot_begin_ends_with_one_line(dev_server: DevServer, pki: Path, next_pki: Path) -> None:
+    """The exit code is 2 for a wrong setting, and 1 for what the setting names and does not work."""
+    nobody = {"TEMPORAL_ADDRESS": dev_server.address, "TEMPORAL_NAMESPACE": "nobody"}
+    nowhere = {"TEMPORAL_ADDRESS": f"127.0.0.1:{free_port()}"}
+    mixed = {**mutual(pki), "TEMPORAL_TLS_CLIENT_KEY_PATH": str(next_pki / "client.key")}
+    with socket.create_server(("127.0.0.1", 0)) as busy:
+        await one_line(
+            ("serve", {"HOST": "x86_64-conda-linux-gnu"}, 2, "HOST: 'x86_64-conda-linux-gnu' is no address"),
+            ("dev", {"HOST": "arm64-apple-darwin20.0.0"}, 2, "HOST: "),
+            ("serve", {"PORT": str(busy.getsockname()[1])}, 1, "PORT: cannot listen on 127.0.0.1"),
+            ("serve", mixed, 1, "TEMPORAL_TLS_CLIENT_KEY_PATH: is not the key"),
+        )
+    await one_line(
+        ("setup", nobody, 1, "TEMPORAL_NAMESPACE: "),
+        ("worker", nobody, 1, "TEMPORAL_NAMESPACE: "),
+        ("dev", nowhere, 1, "TEMPORAL_ADDRESS: nothing listens at 127"),
+    )
+
+
+@pytest.mark.parametrize("host", ["http://0.0.0.0", "[::1]", "nobody.invalid", "a..b", "256.1.1.1"])
+def test_a_host_that_is_no_address(host: str) -> None:
+    """It is a wrong setting."""
+    with pytest.raises(SettingsError, match=r"^HOST: .* is no address"):
+        listen(host, 0)
+
+
+def test_an_address_of_another_machine() -> None:
+    """It is named with what the system says."""
+    with pytest.raises(RuntimeError, match=r"^HOST: cannot listen on 203.0.113.7 port 80: ."):
+        listen("203.0.113.7", 80)
+
+
+async def test_a_temporal_that_cannot_be_used(dev_server: DevServer, pki: Path, next_pki: Path) -> None:
+    """The setting to look at is named: the address, or the part of TLS that does not fit."""
+    ca = "TEMPORAL_TLS_SERVER_CA_CERT_PATH"
+    closed = "TEMPORAL_ADDRESS: the server closes the connection; if it always does, TEMPORAL_TLS"
+    async with behind_tls(dev_server.address, pki) as one, behind_tls(dev_server.address, pki, pki) as two:
+        right = {"TEMPORAL_ADDRESS": one.address, ca: str(pki / "ca.pem")}
+        cases = [
+            ({"TEMPORAL_ADDRESS": "nobody.invalid:7233"}, "TEMPORAL_ADDRESS: the name of nobody"),
+            ({"TEMPORAL_ADDRESS": dev_server.address, "TEMPORAL_TLS": "true"}, "TEMPORAL_TLS: the server does not"),
+            ({**right, "TEMPORAL_TLS_SERVER_NAME": "a.example"}, "TEMPORAL_TLS_SERVER_NAME: "),
+            ({**right, ca: str(next_pki / "ca.pem")}, f"{ca}: "),
+            ({**right, "TEMPORAL_ADDRESS": two.address}, closed),
+            ({"TEMPORAL_ADDRESS": one.address}, closed),
+        ]
+        for environ, begin in cases:
+            with pytest.raises(access.AccessError) as caught:
+                await access.connect(from_env(environ, keys_needed=False).temporal)
+            assert str(caught.value).startswith(begin), caught.value
+            assert not any(word in str(caught.value) for word in RUST), caught.value
+
+
+def test_tls_files_that_cannot_be_used(tmp_path: Path, pki: Path) -> None:
+    """What is wrong with them is told before anybody connects, by the name in the profile where they stand there."""
+    expired, half, file = issue(tmp_path, -datetime.timedelta(hours=1)), tmp_path / "half.pem", tmp_path / "profile"
+    half.write_text((pki / "client.pem").read_text()[:200])
+    cases = [
+        (mutual(expired), "TEMPORAL_TLS_CLIENT_CERT_PATH: the certificate has expired on 2"),
+        ({**mutual(pki), "TEMPORAL_TLS_CLIENT_CERT_PATH": str(half)}, "TEMPORAL_TLS_CLIENT_CERT_PATH: the "),
+        ({"TEMPORAL_CONFIG_FILE": str(file)}, "TEMPORAL_CONFIG_FILE: tls.client_cert_path: the certificate is damaged"),
+    ]
+    file.write_text(f'[profile.default.tls]\nclient_cert_path="{half}"\nclient_key_path = "{pki}/client.key"\n')
+    for environ, begin in cases:
+        with pytest.raises(TLSFilesError, match=begin):
+            from_env(environ, keys_needed=False).read_temporal()
+    file.write_text('[profile.default.tls]\nclient_cert_path = "/nowhere"\n')
+    with pytest.raises(SettingsError, match=r"^TEMPORAL_CONFIG_FILE: tls.client_cert_path: cannot read"):
+        from_env({"TEMPORAL_CONFIG_FILE": str(file)}, keys_needed=False)
+
+
+async def test_an_api_key_that_temporal_refuses(with_keys: str) -> None:
+    """The command ends with what Temporal says of the key, and not with the key."""
+    environ = {"TEMPORAL_ADDRESS": with_keys, "TEMPORAL_TLS": "false", "TEMPORAL_API_KEY": "key-0"}
+    await one_line(("worker", environ, 1, "TEMPORAL_API_KEY: not accepted: API key has expired\n"))
+
+
+@pytest.mark.parametrize("part", ["serve", "worker"])
+async def test_who_serves_waits_for_temporal(part: str) -> None:
+    """A Temporal that is not there is told once, in words, and Ctrl-C is a clean end."""
+    port = free_port()
+    environ = {"TEMPORAL_ADDRESS": f"127.0.0.1:{free_port()}", "JWT_SECRET": SECRET, "PORT": str(port)}
+    async with temporal_api(part, **environ) as process:
+        await process.until("TEMPORAL_ADDRESS: nothing listens")
+        await asyncio.sleep(2.5)  # a second attempt of the worker, and of the probes
+        if part == "serve":
+            async with httpx.AsyncClient() as http:
+                assert 503 == (await http.get(f"http://127.0.0.1:{port}/health/ready")).status_code
+        assert 0 == await process.end(signal.SIGINT), process.output
+
+    assert 1 == process.output.count("TEMPORAL_ADDRESS"), process.output
+    assert not any(word in process.output for word in (*RUST, "Aborted")), process.output
+
+
+@pytest.mark.parametrize("arguments", ["setup", "dev --once"])
+async def test_ctrl_c_before_the_work_is_done(arguments: str) -> None:
+    """Exit code 130: a script that goes on after success does not go on."""
+    asked = asyncio.Event()
+
+    async def silent(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        asked.set()
+
+    server = await asyncio.start_server(silent, "127.0.0.1", 0)
+    host, port = server.sockets[0].getsockname()
+    async with server, temporal_api(*arguments.split(), TEMPORAL_ADDRESS=f"{host}:{port}") as process:
+        await asyncio.wait_for(asked.wait(), 60)
+        assert 130 == await process.end(signal.SIGINT), process.output
+    assert process.output in ("", "Stopped.\n")
+
+
+async def test_two_colons_are_ipv6_and_ipv4(dev_server: DevServer) -> None:
+    """HOST=:: takes callers of both."""
+    if not socket.has_dualstack_ipv6():
+        pytest.skip("this machine has no IPv6")
+    port = free_port()
+    environ = {"HOST": "::", "PORT": str(port), "JWT_SECRET": SECRET, "TEMPORAL_ADDRESS": dev_server.address}
+    async with temporal_api("serve", **environ) as process, httpx.AsyncClient() as http:
+        await process.until("Uvicorn running")
+        for host in ("127.0.0.1", "[::1]"):
+            assert 200 == (await http.get(f"http://{host}:{port}/health/live")).status_code
