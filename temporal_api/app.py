@@ -14,13 +14,14 @@ from litestar.config.cors import CORSConfig
 from litestar.datastructures import State
 from litestar.middleware import DefineMiddleware
 from litestar.routes import HTTPRoute
+from prometheus_client import Gauge
 
 from temporal_api import __version__, caches
 from temporal_api.auth import USER, Authenticate, Verifier
 from temporal_api.checks import HealthCheck
 from temporal_api.controllers import pages
 from temporal_api.controllers.codec import CodecController
-from temporal_api.controllers.health import HealthController
+from temporal_api.controllers.health import HealthController, live
 from temporal_api.controllers.orders import OrderController
 from temporal_api.controllers.workflows import WORKFLOWS
 from temporal_api.limits import limits
@@ -34,7 +35,7 @@ from temporal_api.problems import EXCEPTION_HANDLERS, allow
 from temporal_api.requests import PARAMETERS, JSONRequest, JSONResponse, check_parameters
 from temporal_api.sealing import PageTokens
 from temporal_api.services import SERVICES, Services
-from temporal_api.serving import drain_on_signal
+from temporal_api.serving import drain_on_signal, serving_metrics
 from temporal_api.settings import Settings, from_env
 from temporal_api.temporal.client import Temporal, connect
 from temporal_api.temporal.endings import Endings
@@ -75,7 +76,9 @@ def create_app(settings: Settings | None = None) -> Litestar:
     nouns = [noun for each in resources for noun in {each.name, each.plural}]  # a set: "sheep" may be both
     if twice := {noun for noun in nouns if nouns.count(noun) > 1}:
         raise TypeError(f"two resources are called {' and '.join(sorted(twice))}")
-    metrics = Metrics(__version__)
+    metrics = Metrics(__version__, without=frozenset({"task_queue"}))  # callers choose it
+    requests_limit = "The most requests that may be under way, not counting waits and streams."
+    Gauge("temporal_api_requests_limit", requests_limit, registry=metrics.registry).set(settings.max_requests)
     verifier = Verifier(settings)
     # The pages, which need no token, have their own: whoever asks for them and does not read holds up no one else.
     memory, pages_memory = Memory(settings.max_memory_bytes), Memory(settings.max_memory_bytes // 8)
@@ -92,7 +95,7 @@ def create_app(settings: Settings | None = None) -> Litestar:
         security=[{"bearer": []}],
     )
     app = Litestar(
-        [public, metrics_route(metrics), HealthController, api],
+        [public, *([] if settings.metrics_port else [metrics_route(metrics)]), HealthController, live, api],
         lifespan=[
             _connected(settings, metrics, verifier, memory),
             *([drain_on_signal] if under_another_server else []),
@@ -103,7 +106,7 @@ def create_app(settings: Settings | None = None) -> Litestar:
         exception_handlers=EXCEPTION_HANDLERS,
         cors_config=_cors(settings),
         openapi_config=openapi_config(resources),
-        state=State({"settings": settings}),  # for the server
+        state=State({"settings": settings, "metrics": metrics}),  # for the server
         logging_config=None,  # observe.py logs requests, problems.py logs defects
     )
     for route in app.routes:
@@ -126,11 +129,16 @@ def _connected(
 ) -> Callable[[Litestar], AbstractAsyncContextManager[None]]:
     @asynccontextmanager
     async def lifespan(app: Litestar) -> AsyncIterator[None]:
-        app.state.services = _services(settings, await connect(settings, metrics.runtime(), memory), verifier)
+        services = _services(settings, await connect(settings, metrics.runtime(), memory), verifier)
+        app.state.services = services
+        metrics.check_health = services.health.check
+        waits = services.waits
+        metrics.watch("temporal_api_open_waits", "Open waits and streams.", lambda: waits.open, settings.max_open_waits)
         verifier.start()
         draining = asyncio.create_task(metrics.drain_forever())
         try:
-            yield
+            async with serving_metrics(settings, metrics):
+                yield
         finally:
             verifier.close()
             draining.cancel()

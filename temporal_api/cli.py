@@ -53,9 +53,11 @@ def serve() -> None:
 def worker() -> None:
     """Run the sample worker: `order_processing` and its activities."""
     from temporalio.client import Client
-    from temporalio.runtime import Runtime, TelemetryConfig
 
-    from temporal_api.logs import SDK_LOGGING, configure_logging
+    from temporal_api import __version__
+    from temporal_api.logs import configure_logging
+    from temporal_api.metrics import Metrics
+    from temporal_api.serving import serving_metrics
     from temporal_api.temporal.payloads import data_converter
     from temporal_api.worker import TASK_QUEUE, create_worker
 
@@ -63,18 +65,23 @@ def worker() -> None:
     configure_logging(settings.log_level, settings.log_format)
 
     async def work() -> None:
-        runtime = Runtime(telemetry=TelemetryConfig(logging=SDK_LOGGING))
+        metrics = Metrics(__version__)
+        draining = asyncio.create_task(metrics.drain_forever())
         converter = data_converter(settings)
-        while True:
-            try:
-                client = await Client.connect(**settings.temporal, data_converter=converter, runtime=runtime)
-                break
-            except RuntimeError as error:  # Temporal may start after its workers
-                log.warning("Temporal cannot be reached, trying again: %s", str(error).splitlines()[0])
-                await asyncio.sleep(2)
         task_queue = settings.resource("orders", TASK_QUEUE).task_queue
-        log.info("worker polls %s", task_queue)
-        await create_worker(client, task_queue).run()
+        async with serving_metrics(settings, metrics):
+            while True:
+                try:
+                    client = await Client.connect(
+                        **settings.temporal, data_converter=converter, runtime=metrics.runtime()
+                    )
+                    break
+                except RuntimeError as error:  # Temporal may start after its workers
+                    log.warning("Temporal cannot be reached, trying again: %s", str(error).splitlines()[0])
+                    await asyncio.sleep(2)
+            log.info("worker polls %s", task_queue)
+            await create_worker(client, task_queue).run()
+        draining.cancel()
 
     _run(work())
 

@@ -10,10 +10,19 @@ from types import FrameType
 
 import uvicorn
 from litestar import Litestar
+from litestar.datastructures import State
 
+from temporal_api import caches
 from temporal_api.connections import Connections
+from temporal_api.controllers.health import live
+from temporal_api.memory import Memory
+from temporal_api.metrics import Metrics, metrics_route
+from temporal_api.observe import Observe
+from temporal_api.problems import EXCEPTION_HANDLERS
 from temporal_api.protocol import Connection
+from temporal_api.requests import JSONRequest
 from temporal_api.services import Services
+from temporal_api.settings import Settings
 from temporal_api.waiting import Waits
 
 READ_SECONDS = 0.3
@@ -46,6 +55,18 @@ def _config(app: Litestar, host: str, port: int) -> uvicorn.Config:
     )
 
 
+def _connections(app: Litestar) -> Connections:
+    connections = Connections(app.state.settings)
+    if (metrics := app.state.get("metrics")) is not None:
+        metrics.watch(
+            "temporal_api_open_connections",
+            "Open client connections.",
+            lambda: len(connections.connections),
+            connections.limit,
+        )
+    return connections
+
+
 class _DrainingServer(uvicorn.Server):
     """On a signal it is not ready, waits and streams end, then the listener closes and requests under way finish."""
 
@@ -53,7 +74,7 @@ class _DrainingServer(uvicorn.Server):
         super().__init__(config)
         self._delay = delay_seconds
         self._state = app.state
-        self.server_state: Connections = Connections(app.state.settings)
+        self.server_state: Connections = _connections(app)
 
     @property
     def _services(self) -> Services:
@@ -113,12 +134,12 @@ async def serving(app: Litestar, host: str, port: int) -> AsyncIterator[None]:
     config = _config(app, host, port)
     config.load()
     server = uvicorn.Server(config)
-    server.server_state = Connections(app.state.settings)
+    server.server_state = _connections(app)
     server.lifespan = config.lifespan_class(config)
     try:
         await server.startup()
     except SystemExit:
-        raise RuntimeError(f"the API cannot listen on {host}:{port}") from None
+        raise RuntimeError(f"cannot listen on {host}:{port}") from None
     running = asyncio.create_task(server.main_loop())
     try:
         yield
@@ -126,3 +147,24 @@ async def serving(app: Litestar, host: str, port: int) -> AsyncIterator[None]:
         server.should_exit = True
         await running
         await server.shutdown()
+
+
+@asynccontextmanager
+async def serving_metrics(settings: Settings, metrics: Metrics) -> AsyncIterator[None]:
+    """Serve `/metrics` and `/health/live` on METRICS_PORT while the block runs; without METRICS_PORT, do nothing."""
+    if settings.metrics_port is None:
+        yield
+        return
+    app = Litestar(
+        [metrics_route(metrics), live],
+        request_class=JSONRequest,
+        exception_handlers=EXCEPTION_HANDLERS,
+        openapi_config=None,
+        state=State({"settings": settings}),
+        logging_config=None,
+    )
+    caches.turn_off(app)
+    memory = Memory(settings.max_memory_bytes // 8)
+    app.asgi_handler = Observe(app.asgi_handler, metrics, lambda _: memory)
+    async with serving(app, settings.host, settings.metrics_port):
+        yield
