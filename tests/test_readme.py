@@ -39,6 +39,7 @@ ELSEWHERE = {
     "npx openapi-typescript": "downloads packages",
     ".venv/bin/uvicorn": "serves until it is told to end: see test_other_servers_run_as_written",
     "podman build": "downloads images: see test_the_image_commands_name_what_there_is",
+    "temporal-api print kubernetes": "needs a cluster: see test_deploy.py",
     ".venv/bin/temporal-api dev\n": "the same `dev`, with the README's own resource: see test_refunds.py",
     ".venv/bin/python -m temporal_api.worker.refund_processing": "likewise",
     "REFUND_ID=": "likewise",
@@ -55,7 +56,7 @@ def only_block(language: str) -> str:
 
 def test_no_block_is_left_out() -> None:
     """Each block is in a language that a test here or in test_refunds.py runs or checks."""
-    assert {"bash", "diff", "js", "json", "python", "text", "yaml"} == {language for language, _ in BLOCKS}
+    assert {"bash", "diff", "js", "json", "python", "text"} == {language for language, _ in BLOCKS}
     assert 2 * len(BLOCKS) == len(re.findall("^```", README, re.MULTILINE))
     assert [] == [start for start in ELSEWHERE if not any(block.startswith(start) for block in BASH)]
 
@@ -264,15 +265,3 @@ def test_the_image_commands_name_what_there_is() -> None:
     assert yaml.safe_load(compose)["services"]["api"]["image"] == options["-t"]
     assert {name} == set(re.findall(r"\$\{(\w+)", compose))
     assert secret == from_env({name: secret}).jwt_secret
-
-
-def test_the_manifest_probes_what_there_is() -> None:
-    """The Kubernetes manifest parses, its probes are the service's, its variables the service's settings."""
-    deployment, service = yaml.safe_load_all(only_block("yaml"))
-    (container,) = deployment["spec"]["template"]["spec"]["containers"]
-    probes = {name: container[f"{name}Probe"]["httpGet"]["path"] for name in ("startup", "liveness", "readiness")}
-    settings = {field.encode_name for field in msgspec.structs.fields(Settings)}
-
-    assert {"startup": "/health/live", "liveness": "/health/live", "readiness": "/health/ready"} == probes
-    assert {variable["name"] for variable in container["env"]} <= settings | {"TEMPORAL_ADDRESS"}
-    assert service["spec"]["selector"] == deployment["spec"]["template"]["metadata"]["labels"]
