@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterator, Mapping
-from typing import Any, TypeAlias
+from typing import Any
 
 from litestar import Request, Response, get
 from litestar.handlers import HTTPRouteHandler
@@ -33,8 +33,6 @@ from temporalio.runtime import (
 )
 
 from temporal_api.logs import DROPPED, SDK_LOGGING
-
-Labels: TypeAlias = tuple[tuple[str, object], ...]
 
 MOST_SERIES = 200
 """Of one metric of the SDK: a worker's metrics name the workflow types, and callers choose what they start."""
@@ -148,36 +146,43 @@ class _SDKMetrics(Collector):
     def __init__(self, without: frozenset[str]) -> None:
         self.buffer = MetricBuffer(16_384, duration_format=MetricBufferDurationFormat.MILLISECONDS)
         self._without = without
-        self._families: dict[str, tuple[BufferedMetric, dict[Labels, _Series]]] = {}
+        self._families: dict[str, tuple[BufferedMetric, list[_Series]]] = {}
+        self._series: dict[tuple[object, ...], _Series] = {}
 
     def drain(self) -> None:
         """Read the buffer, which empties it."""
         for update in self.buffer.retrieve_updates():
-            metric = update.metric
-            labels = tuple(pair for pair in update.attributes.items() if pair[0] not in self._without)
-            if metric.name not in self._families:
-                self._families[metric.name] = metric, {}
-            series = self._families[metric.name][1]
-            if labels not in series:
-                if len(series) >= MOST_SERIES:
-                    labels = tuple((name, OTHER) for name, _ in labels)
-                series.setdefault(labels, _Series(metric, labels))
-            series[labels].record(update.value)
+            metric, labels = update.metric, update.attributes
+            if not self._without.isdisjoint(labels):
+                labels = {name: value for name, value in labels.items() if name not in self._without}
+            series = self._series.get((metric.name, *labels.items())) or self._add(metric, labels)
+            series.record(update.value)
+
+    def _add(self, metric: BufferedMetric, labels: Mapping[str, object]) -> "_Series":
+        """Find the place for labels that are new: where there are too many, one for them all."""
+        _, family = self._families.setdefault(metric.name, (metric, []))
+        if len(family) >= MOST_SERIES:
+            labels = dict.fromkeys(labels, OTHER)
+        key = (metric.name, *labels.items())
+        if key not in self._series:
+            self._series[key] = _Series(metric, labels)
+            family.append(self._series[key])
+        return self._series[key]
 
     def collect(self) -> Iterator[Metric]:
         """Give each metric that the SDK has measured so far."""
-        for metric, series in self._families.values():
+        for metric, all_series in self._families.values():
             family = Metric(metric.name, metric.description or metric.name, _KINDS[metric.kind])
-            for one in series.values():
-                family.samples += one.samples()
+            for series in all_series:
+                family.samples += series.samples()
             yield family
 
 
 class _Series:
     """One metric of the SDK under one set of labels."""
 
-    def __init__(self, metric: BufferedMetric, labels: Labels) -> None:
-        self._labels = {name: str(value).lower() if isinstance(value, bool) else str(value) for name, value in labels}
+    def __init__(self, metric: BufferedMetric, labels: Mapping[str, object]) -> None:
+        self._labels = {n: str(value).lower() if isinstance(value, bool) else str(value) for n, value in labels.items()}
         self._values: Gauge | Histogram
         self.record: Callable[[float], None]
         if metric.kind == BUFFERED_METRIC_KIND_HISTOGRAM:
