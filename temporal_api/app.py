@@ -35,7 +35,7 @@ from temporal_api.problems import EXCEPTION_HANDLERS, allow
 from temporal_api.requests import PARAMETERS, JSONRequest, JSONResponse, check_parameters
 from temporal_api.sealing import PageTokens
 from temporal_api.services import SERVICES, Services
-from temporal_api.serving import drain_on_signal, serving_metrics
+from temporal_api.serving import drain_on_signal, measuring
 from temporal_api.settings import Settings, from_env
 from temporal_api.temporal.client import Temporal, connect
 from temporal_api.temporal.endings import Endings
@@ -135,13 +135,11 @@ def _connected(
         waits = services.waits
         metrics.watch("temporal_api_open_waits", "Open waits and streams.", lambda: waits.open, settings.max_open_waits)
         verifier.start()
-        draining = asyncio.create_task(metrics.drain_forever())
         try:
-            async with serving_metrics(settings, metrics):
+            async with measuring(settings, metrics):
                 yield
         finally:
             verifier.close()
-            draining.cancel()
             # The SDK's runtime aborts the process when it is torn down right after a call.
             await asyncio.sleep(0.1)
 

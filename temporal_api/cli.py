@@ -60,7 +60,7 @@ def worker() -> None:
     from temporal_api import __version__
     from temporal_api.logs import configure_logging
     from temporal_api.metrics import Metrics
-    from temporal_api.serving import serving_metrics
+    from temporal_api.serving import measuring
     from temporal_api.temporal.payloads import data_converter
     from temporal_api.worker import TASK_QUEUE, create_worker
 
@@ -69,10 +69,9 @@ def worker() -> None:
 
     async def work() -> None:
         metrics = Metrics(__version__)
-        draining = asyncio.create_task(metrics.drain_forever())
         converter = data_converter(settings)
         task_queue = settings.resource("orders", TASK_QUEUE).task_queue
-        async with serving_metrics(settings, metrics):
+        async with measuring(settings, metrics):
             while True:
                 try:
                     client = await Client.connect(
@@ -84,7 +83,6 @@ def worker() -> None:
                     await asyncio.sleep(2)
             log.info("worker polls %s", task_queue)
             await create_worker(client, task_queue).run()
-        draining.cancel()
 
     _run(work())
 

@@ -150,11 +150,20 @@ async def serving(app: Litestar, host: str, port: int) -> AsyncIterator[None]:
 
 
 @asynccontextmanager
-async def serving_metrics(settings: Settings, metrics: Metrics) -> AsyncIterator[None]:
-    """Serve `/metrics` and `/health/live` on METRICS_PORT while the block runs; without METRICS_PORT, do nothing."""
-    if settings.metrics_port is None:
-        yield
-        return
+async def measuring(settings: Settings, metrics: Metrics) -> AsyncIterator[None]:
+    """Collect the SDK's metrics while the block runs, and serve all on METRICS_PORT if it is set."""
+    draining = asyncio.create_task(metrics.drain_forever())
+    try:
+        if settings.metrics_port is None:
+            yield
+        else:
+            async with serving(_metrics_app(settings, metrics), settings.host, settings.metrics_port):
+                yield
+    finally:
+        draining.cancel()
+
+
+def _metrics_app(settings: Settings, metrics: Metrics) -> Litestar:
     app = Litestar(
         [metrics_route(metrics), live],
         request_class=JSONRequest,
@@ -166,5 +175,4 @@ async def serving_metrics(settings: Settings, metrics: Metrics) -> AsyncIterator
     caches.turn_off(app)
     memory = Memory(settings.max_memory_bytes // 8)
     app.asgi_handler = Observe(app.asgi_handler, metrics, lambda _: memory)
-    async with serving(app, settings.host, settings.metrics_port):
-        yield
+    return app
