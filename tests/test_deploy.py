@@ -201,7 +201,7 @@ def test_the_pods_are_hardened_and_configured(name: str) -> None:
         if each["kind"] == "Deployment" and each["metadata"]["labels"]["app.kubernetes.io/component"] == name
     )
     (container,) = pod["containers"]
-    kept = {each["kind"]: each.get("data") or each.get("stringData") for each in objects}
+    kept = {each["kind"]: each.get("data") or each.get("stringData") or each.get("spec") for each in objects}
     environ = {each["name"]: each["value"] for each in container.get("env", ())} | kept["ConfigMap"]
     assert [{"configMapRef": {"name": "temporal-api"}}] == container["envFrom"][:1]
     if name == "api":
@@ -215,7 +215,8 @@ def test_the_pods_are_hardened_and_configured(name: str) -> None:
     live = {"startupProbe": "/health/live", "livenessProbe": "/health/live"}
     assert live | ready == {kind: probe["path"] for kind, probe in probes.items()}
     assert {port} == {probe["port"] for probe in probes.values()}
-    assert settings.metrics_port in [each["containerPort"] for each in container["ports"]]
+    scraped = [port["targetPort"] for port in kept["Service"]["ports"] if port["name"] == "metrics"]
+    assert [settings.metrics_port] == scraped
     assert container["securityContext"]["readOnlyRootFilesystem"]
     assert ["ALL"] == container["securityContext"]["capabilities"]["drop"]
     assert not container["securityContext"]["allowPrivilegeEscalation"]
