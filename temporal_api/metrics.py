@@ -34,6 +34,8 @@ from temporalio.runtime import (
 
 from temporal_api.logs import DROPPED, SDK_LOGGING
 
+CHECK_EVERY_SECONDS = 10.0
+"""What is known of the service's health may be so old in a scrape. Most often a probe has just asked."""
 MOST_SERIES = 200
 """Of one metric of the SDK: a worker's metrics name the workflow types, and callers choose what they start."""
 OTHER = "other"
@@ -91,7 +93,8 @@ class Metrics:
         self._http_series: dict[tuple[str, str, int], tuple[Counter, Histogram]] = {}
         self._sdk = _SDKMetrics(without)
         registry.register(self._sdk)
-        self.check_health: Callable[[], Awaitable[Mapping[str, str]]] | None = None
+        self.check_health: Callable[[float], Awaitable[Mapping[str, str]]] | None = None
+        self._seen = False
         self._runtime: Runtime | None = None
 
     def runtime(self) -> Runtime:
@@ -119,11 +122,12 @@ class Metrics:
         Gauge(f"{name}_limit", f"The most that {name} may be.", registry=self.registry).set(limit)
 
     async def measure(self) -> None:
-        """Bring the registry up to date."""
+        """Bring the registry up to date. Temporal is asked for whoever comes again, not for a single look."""
         self.drain()
-        if self.check_health is not None:
-            for service, state in (await self.check_health()).items():
+        if self.check_health is not None and self._seen:
+            for service, state in (await self.check_health(CHECK_EVERY_SECONDS)).items():
                 self._health.labels(service).set(_HEALTH.get(state, 0.0))
+        self._seen = True
 
     def drain(self) -> None:
         """Move what the SDK has measured into the registry."""
