@@ -36,7 +36,8 @@ The modules, in the order a request meets them:
     openapi       the contract document
 
 Beside them: settings (read once, refused when unsafe), cli (`temporal-api`), serving (uvicorn that drains), worker (the
-sample Temporal worker), dev (`temporal-api dev`, which finds or builds a Temporal dev server and runs it).
+sample Temporal worker), deploy (what `temporal-api print` prints), dev (`temporal-api dev`, which finds or builds a
+Temporal dev server and runs it).
 """
 
 from importlib.metadata import version

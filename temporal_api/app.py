@@ -18,13 +18,14 @@ from litestar.handlers import HTTPRouteHandler
 from litestar.middleware import DefineMiddleware
 from litestar.routes import HTTPRoute
 from litestar.types import ControllerRouterHandler
+from prometheus_client import Gauge
 
 from temporal_api import __version__, caches
 from temporal_api.auth import USER, Authenticate, Verifier
 from temporal_api.checks import HealthCheck
 from temporal_api.controllers import explanations, pages
 from temporal_api.controllers.codec import CodecController
-from temporal_api.controllers.health import HealthController
+from temporal_api.controllers.health import HealthController, live
 from temporal_api.controllers.orders import OrderController
 from temporal_api.controllers.workflows import WORKFLOWS
 from temporal_api.cors import Cors
@@ -41,7 +42,7 @@ from temporal_api.problems import EXCEPTION_HANDLERS, allow
 from temporal_api.requests import JSONRequest, JSONResponse, check_parameters
 from temporal_api.sealing import PageTokens
 from temporal_api.services import SERVICES, Services
-from temporal_api.serving import drain_on_signal
+from temporal_api.serving import drain_on_signal, measuring
 from temporal_api.settings import Settings, from_env
 from temporal_api.temporal.client import Temporal, connected
 from temporal_api.temporal.endings import Endings
@@ -86,7 +87,9 @@ def create_app(
     nouns = [noun for each in resources for noun in {each.name, each.plural}]  # a set: "sheep" may be both
     if twice := {noun for noun in nouns if nouns.count(noun) > 1}:
         raise TypeError(f"two resources are called {' and '.join(sorted(twice))}")
-    metrics = Metrics(__version__)
+    metrics = Metrics(__version__, without=frozenset({"task_queue"}))  # callers choose it
+    requests_limit = "The most requests that may be under way, not counting waits and streams."
+    Gauge("temporal_api_requests_limit", requests_limit, registry=metrics.registry).set(settings.max_requests)
     verifier = Verifier(settings)
     spans = spans_of(settings)
     # The pages, which need no token, have their own: whoever asks for them and does not read holds up no one else.
@@ -108,7 +111,7 @@ def create_app(
         security=[{"bearer": []}],
     )
     app = _Litestar(
-        [public, metrics_route(metrics), HealthController, api],
+        [public, *([] if settings.metrics_port else [metrics_route(metrics)]), HealthController, live, api],
         lifespan=[
             _connected(settings, metrics, verifier, memory, spans),
             *([drain_on_signal] if under_another_server else []),
@@ -118,7 +121,7 @@ def create_app(
         request_max_body_size=settings.max_body_bytes,
         exception_handlers=EXCEPTION_HANDLERS,
         openapi_config=openapi_config(resources, settings.root_path),
-        state=State({"settings": settings}),  # for the server
+        state=State({"settings": settings, "metrics": metrics}),  # for the server
         logging_config=None,  # observe.py logs requests, problems.py logs defects
     )
     for route in app.routes:
@@ -155,14 +158,20 @@ def _connected(
     @asynccontextmanager
     async def lifespan(app: Litestar) -> AsyncIterator[None]:
         async with connected(settings, metrics.runtime(), memory, spans.temporal if spans else None) as temporal:
-            app.state.services = _services(settings, temporal, verifier)
+            services = app.state.services = _services(settings, temporal, verifier)
+            metrics.check_health = services.health.check
+            metrics.watch(
+                "temporal_api_open_waits",
+                "Open waits and streams.",
+                lambda: services.waits.open,
+                settings.max_open_waits,
+            )
             verifier.start()
-            draining = asyncio.create_task(metrics.drain_forever())
             try:
-                yield
+                async with measuring(settings, metrics):
+                    yield
             finally:
                 verifier.close()
-                draining.cancel()
                 if spans is not None:
                     await spans.close()
         # The SDK's runtime aborts the process when it is torn down right after a call.

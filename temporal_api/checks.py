@@ -29,9 +29,9 @@ class HealthCheck:
         self._asked_at = float("-inf")
         self._asking: asyncio.Task[None] | None = None
 
-    async def check(self) -> dict[str, str]:
-        """State by service; `temporal` and `auth` are "healthy" or say what is wrong."""
-        if self._asking is None and time.monotonic() - self._asked_at >= CHECK_EVERY_SECONDS:
+    async def check(self, every: float = CHECK_EVERY_SECONDS) -> dict[str, str]:
+        """State by service; `temporal` and `auth` are "healthy" or say what is wrong. None is older than `every`."""
+        if self._asking is None and time.monotonic() - self._asked_at >= every:
             self._asked_at = time.monotonic()
             self._asking = asyncio.create_task(self._ask())
         if self._asking is not None:

@@ -1,15 +1,18 @@
-"""`temporal-api serve | worker | dev | setup | token`.
+"""`temporal-api serve | worker | dev | setup | token | print`.
 
 Each command imports what it runs, so the API starts without the worker and without what finds or builds Temporal.
 """
 
 import asyncio
 import contextlib
+import json
 import logging
 import os
+import secrets
 import signal
 import sys
 from collections.abc import Coroutine
+from importlib.resources import files
 from typing import Any, NoReturn
 
 import click
@@ -130,6 +133,16 @@ def dev(once: bool, crash: bool) -> None:
     click.echo("Stopped.")
     if once and not delivered:
         sys.exit(INTERRUPTED if delivered is None else 1)
+
+
+@cli.command("print")
+@click.argument("what", type=click.Choice(["alerts", "dashboard", "kubernetes"]))
+def print_(what: str) -> None:
+    """Print Prometheus' alerts, a Grafana dashboard, or Kubernetes' manifests with JWT_SECRET or a new secret."""
+    name = "dashboard.json" if what == "dashboard" else f"{what}.yaml"
+    text = files("temporal_api").joinpath("deploy", name).read_text(encoding="utf-8")
+    secret = os.environ.get("JWT_SECRET") or secrets.token_urlsafe(32)
+    click.echo(text.replace("JWT_SECRET: replace-me", f"JWT_SECRET: {json.dumps(secret)}"), nl=False)
 
 
 def _run(work: Coroutine[Any, Any, bool | None]) -> bool | None:

@@ -1,7 +1,7 @@
 """The metrics of one process, and `GET /metrics`."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from typing import Any
 
 from litestar import Request, Response, get
@@ -11,6 +11,7 @@ from prometheus_client import (
     Counter,
     Gauge,
     Histogram,
+    Metric,
     disable_created_metrics,
     exposition,
 )
@@ -18,9 +19,12 @@ from prometheus_client.gc_collector import GCCollector
 from prometheus_client.openmetrics import exposition as openmetrics
 from prometheus_client.platform_collector import PlatformCollector
 from prometheus_client.process_collector import ProcessCollector
+from prometheus_client.registry import Collector
+from prometheus_client.samples import Sample
 from temporalio.runtime import (
     BUFFERED_METRIC_KIND_COUNTER,
     BUFFERED_METRIC_KIND_GAUGE,
+    BUFFERED_METRIC_KIND_HISTOGRAM,
     BufferedMetric,
     MetricBuffer,
     MetricBufferDurationFormat,
@@ -30,13 +34,45 @@ from temporalio.runtime import (
 
 from temporal_api.logs import DROPPED, SDK_LOGGING
 
+CHECK_EVERY_SECONDS = 10.0
+"""What is known of the service's health may be so old in a scrape. Most often a probe has just asked."""
+MOST_SERIES = 200
+"""Of one metric of the SDK: a worker's metrics name the workflow types, and callers choose what they start."""
+OTHER = "other"
+"""The value of each label of what comes beyond them."""
+
+_KINDS = {
+    BUFFERED_METRIC_KIND_COUNTER: "unknown",  # a counter's name would have to end with `_total`
+    BUFFERED_METRIC_KIND_GAUGE: "gauge",
+    BUFFERED_METRIC_KIND_HISTOGRAM: "histogram",
+}
+# The exporter's buckets, in milliseconds.
+_REQUEST_BUCKETS = (50, 100, 500, 1000, 2500, 10_000)
+_SCHEDULE_BUCKETS = (100, 500, 1000, 5000, 10_000, 100_000, 1_000_000)
+_TASK_BUCKETS = (1, 10, 20, 50, 100, 200, 500, 1000)
+_MINUTE, _HOUR = 60_000, 3_600_000
+_BUCKETS = {  # by default those of requests
+    "temporal_activity_execution_latency": (50, 100, 500, 1000, 5000, 10_000, 60_000),
+    "temporal_activity_schedule_to_start_latency": _SCHEDULE_BUCKETS,
+    "temporal_workflow_task_schedule_to_start_latency": _SCHEDULE_BUCKETS,
+    "temporal_workflow_task_execution_latency": _TASK_BUCKETS,
+    "temporal_workflow_task_replay_latency": _TASK_BUCKETS,
+    "temporal_workflow_endtoend_latency": (
+        *(100, 500, 1000, 1500, 2000, 5000, 10_000, 30_000),
+        *(n * _MINUTE for n in (1, 2, 5, 10, 30)),
+        *(n * _HOUR for n in (1, 8.5, 24)),
+    ),
+}
+_HEALTH = {"healthy": 1.0, "polling": 1.0, "unknown": float("nan")}
+
 disable_created_metrics()  # type: ignore[no-untyped-call] # nobody reads the second series of each counter
 
 
 class Metrics:
     """The metrics of HTTP, of the process and of the Temporal SDK."""
 
-    def __init__(self, version: str) -> None:
+    def __init__(self, version: str, without: frozenset[str] = frozenset()) -> None:
+        """`without`: the SDK's labels that are left out."""
         self.registry = registry = CollectorRegistry()
         ProcessCollector(registry=registry)
         PlatformCollector(registry=registry)
@@ -52,8 +88,13 @@ class Metrics:
         )
         self.in_progress = Gauge("http_requests_in_progress", "HTTP requests under way.", registry=registry)
         Gauge("temporal_api_info", "The running version.", ("version",), registry=registry).labels(version).set(1)
+        described = "What /health tells of a service. 1: it is there; 0: it is not; NaN: unknown."
+        self._health = Gauge("temporal_api_health", described, ("service",), registry=registry)
         self._http_series: dict[tuple[str, str, int], tuple[Counter, Histogram]] = {}
-        self._sdk = _SDKMetrics(registry)
+        self._sdk = _SDKMetrics(without)
+        registry.register(self._sdk)
+        self.check_health: Callable[[float], Awaitable[Mapping[str, str]]] | None = None
+        self._seen = False
         self._runtime: Runtime | None = None
 
     def runtime(self) -> Runtime:
@@ -75,6 +116,19 @@ class Metrics:
         if seconds is not None:
             series[1].observe(seconds)
 
+    def watch(self, name: str, description: str, value: Callable[[], float], limit: float) -> None:
+        """Show a number, read at each scrape, and the most that it may be."""
+        Gauge(name, description, registry=self.registry).set_function(value)
+        Gauge(f"{name}_limit", f"The most that {name} may be.", registry=self.registry).set(limit)
+
+    async def measure(self) -> None:
+        """Bring the registry up to date. Temporal is asked for whoever comes again, not for a single look."""
+        self.drain()
+        if self.check_health is not None and self._seen:
+            for service, state in (await self.check_health(CHECK_EVERY_SECONDS)).items():
+                self._health.labels(service).set(_HEALTH.get(state, 0.0))
+        self._seen = True
+
     def drain(self) -> None:
         """Move what the SDK has measured into the registry."""
         if self._runtime is not None:  # the buffer cannot be read before a runtime writes to it
@@ -87,52 +141,75 @@ class Metrics:
             self.drain()
 
 
-class _SDKMetrics:
-    """The Temporal SDK's own metrics. Each is added to the registry when the SDK first measures it."""
+class _SDKMetrics(Collector):
+    """The Temporal SDK's own metrics, with the names, units and labels that its Prometheus exporter has by default.
 
-    def __init__(self, registry: CollectorRegistry) -> None:
-        self.buffer = MetricBuffer(16_384, duration_format=MetricBufferDurationFormat.SECONDS)
-        self._registry = registry
-        self._metrics: dict[str, Counter | Gauge | Histogram] = {}
-        self._record: dict[tuple[str, str, str], Callable[[float], None]] = {}
+    That exporter itself would show the task queue, which callers choose, and only on a port of its own.
+    """
+
+    def __init__(self, without: frozenset[str]) -> None:
+        self.buffer = MetricBuffer(16_384, duration_format=MetricBufferDurationFormat.MILLISECONDS)
+        self._without = without
+        self._families: dict[str, tuple[BufferedMetric, list[_Series]]] = {}
+        self._series: dict[tuple[object, ...], _Series] = {}
 
     def drain(self) -> None:
         """Read the buffer, which empties it."""
         for update in self.buffer.retrieve_updates():
-            metric, attributes = update.metric, update.attributes
-            # Only these two of the SDK's labels are bounded.
-            key = (metric.name, str(attributes.get("operation", "")), str(attributes.get("status_code", "")))
-            if key not in self._record:
-                self._record[key] = self._recorder(metric, *key[1:])
-            self._record[key](update.value)
+            metric, labels = update.metric, update.attributes
+            if not self._without.isdisjoint(labels):
+                labels = {name: value for name, value in labels.items() if name not in self._without}
+            series = self._series.get((metric.name, *labels.items())) or self._add(metric, labels)
+            series.record(update.value)
 
-    def _recorder(self, metric: BufferedMetric, operation: str, status_code: str) -> Callable[[float], None]:
-        """Give the function that records a value of this metric under these labels."""
-        if metric.name not in self._metrics:
-            self._metrics[metric.name] = self._make(metric)
-        series = self._metrics[metric.name].labels(operation, status_code)
-        if isinstance(series, Counter):
-            return series.inc
-        return series.set if isinstance(series, Gauge) else series.observe
+    def _add(self, metric: BufferedMetric, labels: Mapping[str, object]) -> "_Series":
+        """Find the place for labels that are new: where there are too many, one for them all."""
+        _, family = self._families.setdefault(metric.name, (metric, []))
+        if len(family) >= MOST_SERIES:
+            labels = dict.fromkeys(labels, OTHER)
+        key = (metric.name, *labels.items())
+        if key not in self._series:
+            self._series[key] = _Series(metric, labels)
+            family.append(self._series[key])
+        return self._series[key]
 
-    def _make(self, metric: BufferedMetric) -> Counter | Gauge | Histogram:
-        name, labels = metric.name, ("operation", "status_code")
-        description = f"The Temporal SDK's {name.replace('_', ' ')}."
-        if metric.kind == BUFFERED_METRIC_KIND_COUNTER:
-            return Counter(name, description, labels, registry=self._registry)
-        if metric.kind == BUFFERED_METRIC_KIND_GAUGE:
-            return Gauge(name, description, labels, registry=self._registry)
-        lacks_unit = metric.unit in ("s", "seconds", "duration") and not name.endswith("_seconds")
-        return Histogram(f"{name}_seconds" if lacks_unit else name, description, labels, registry=self._registry)
+    def collect(self) -> Iterator[Metric]:
+        """Give each metric that the SDK has measured so far."""
+        for metric, all_series in self._families.values():
+            family = Metric(metric.name, metric.description or metric.name, _KINDS[metric.kind])
+            for series in all_series:
+                family.samples += series.samples()
+            yield family
+
+
+class _Series:
+    """One metric of the SDK under one set of labels."""
+
+    def __init__(self, metric: BufferedMetric, labels: Mapping[str, object]) -> None:
+        self._labels = {n: str(value).lower() if isinstance(value, bool) else str(value) for n, value in labels.items()}
+        self._values: Gauge | Histogram
+        self.record: Callable[[float], None]
+        if metric.kind == BUFFERED_METRIC_KIND_HISTOGRAM:
+            buckets = _BUCKETS.get(metric.name, _REQUEST_BUCKETS)
+            self._values = histogram = Histogram(metric.name, metric.name, buckets=buckets, registry=None)
+            self.record = histogram.observe
+        else:  # a Counter's name would end with `_total`
+            self._values = gauge = Gauge(metric.name, metric.name, registry=None)
+            self.record = gauge.inc if metric.kind == BUFFERED_METRIC_KIND_COUNTER else gauge.set
+
+    def samples(self) -> Iterator[Sample]:
+        (family,) = self._values.collect()
+        for sample in family.samples:
+            yield sample._replace(labels={**self._labels, **sample.labels})
 
 
 def metrics_route(metrics: Metrics) -> HTTPRouteHandler:
     """Make the route that Prometheus scrapes."""
 
-    @get("/metrics", include_in_schema=False, sync_to_thread=False)
-    def get_metrics(request: Request[Any, Any, Any]) -> Response[bytes]:
+    @get("/metrics", include_in_schema=False)
+    async def get_metrics(request: Request[Any, Any, Any]) -> Response[bytes]:
         """Every metric as Prometheus text, or as OpenMetrics for a client that accepts it."""
-        metrics.drain()
+        await metrics.measure()
         # The library's `choose_encoder` fails on a version that is no number, and claims any version that is asked for.
         if "application/openmetrics-text" in request.headers.get("accept", ""):
             content = openmetrics.generate_latest(metrics.registry)  # type: ignore[no-untyped-call]

@@ -13,11 +13,21 @@ from types import FrameType
 
 import uvicorn
 from litestar import Litestar
+from litestar.datastructures import State
 
+from temporal_api import caches
 from temporal_api.connections import Connections
+from temporal_api.controllers.health import live
+from temporal_api.cors import Cors
+from temporal_api.memory import Memory
+from temporal_api.metrics import Metrics, metrics_route
+from temporal_api.observe import Observe
+from temporal_api.prefix import Prefix
+from temporal_api.problems import EXCEPTION_HANDLERS
 from temporal_api.protocol import Connection
+from temporal_api.requests import JSONRequest
 from temporal_api.services import Services
-from temporal_api.settings import SettingsError
+from temporal_api.settings import Settings, SettingsError
 from temporal_api.waiting import Waits
 
 READ_SECONDS = 0.3
@@ -31,27 +41,35 @@ _NO_SUCH_ADDRESS = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)
 def serve(app: Litestar, host: str, port: int, shutdown_delay_seconds: float) -> None:
     """Serve the app until SIGINT or SIGTERM. Raises SettingsError or RuntimeError if it cannot listen there."""
     sockets = listen(host, port)
+    if metrics_port := app.state.settings.metrics_port:  # told now: what fails when the app starts is not one line
+        for each in listen(host, metrics_port, "METRICS_PORT"):
+            each.close()
     config = _config(app, host, port)
     # After a graceful stop uvicorn raises the signal again; the handler of `__main__` makes that exit code 0.
     _DrainingServer(app, config, shutdown_delay_seconds).run(sockets)
 
 
-def listen(host: str, port: int) -> list[socket.socket]:
-    """Listen on every address of the host; `::` is IPv6 and IPv4. Port 0 is a free one.
+def listen(host: str, port: int, setting: str = "PORT") -> list[socket.socket]:
+    """Listen on every address of the host; `::` is IPv6 and IPv4. Port 0 is a free one. `setting` names the port.
 
     Raises SettingsError if the host has no address, RuntimeError if the port cannot be had.
     """
+    # Two sockets: by one that is for both, IPv4's addresses come as IPv6's, which FORWARDED_ALLOW_IPS does not mean.
+    hosts = ("::", "0.0.0.0") if host == "::" else (host,)  # noqa: S104
     try:
-        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        found = [
+            info
+            for each in hosts
+            for info in socket.getaddrinfo(each, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        ]
     except (OSError, UnicodeError):
         raise SettingsError(f"HOST: {host!r} is no address; expected one such as 127.0.0.1, 0.0.0.0 or ::") from None
     sockets: list[socket.socket] = []
     failed: OSError | None = None
     for family, address in dict.fromkeys((each[0], str(each[4][0])) for each in found):
-        both = address == "::" and socket.has_dualstack_ipv6()
         try:
             taken = sockets[0].getsockname()[1] if sockets else port
-            sockets.append(socket.create_server((address, taken), family=family, backlog=2048, dualstack_ipv6=both))
+            sockets.append(socket.create_server((address, taken), family=family, backlog=2048))
         except OSError as error:
             # Of a name such as localhost, an address may not be there: one is enough.
             if failed is None or error.errno not in _NO_SUCH_ADDRESS:
@@ -59,7 +77,7 @@ def listen(host: str, port: int) -> list[socket.socket]:
     if failed and not (sockets and failed.errno in _NO_SUCH_ADDRESS):
         for each in sockets:
             each.close()
-        name = "PORT" if failed.errno in (errno.EADDRINUSE, errno.EACCES) else "HOST"
+        name = setting if failed.errno in (errno.EADDRINUSE, errno.EACCES) else "HOST"
         raise RuntimeError(f"{name}: cannot listen on {host} port {port}: {os.strerror(failed.errno or 0)}")
     return sockets
 
@@ -82,6 +100,18 @@ def _config(app: Litestar, host: str, port: int) -> uvicorn.Config:
     )
 
 
+def _connections(app: Litestar) -> Connections:
+    connections = Connections(app.state.settings)
+    if (metrics := app.state.get("metrics")) is not None:
+        metrics.watch(
+            "temporal_api_open_connections",
+            "Open client connections.",
+            lambda: len(connections.connections),
+            connections.limit,
+        )
+    return connections
+
+
 class _DrainingServer(uvicorn.Server):
     """On a signal it is not ready, waits and streams end, then the listener closes and requests under way finish."""
 
@@ -89,7 +119,7 @@ class _DrainingServer(uvicorn.Server):
         super().__init__(config)
         self._delay = delay_seconds
         self._state = app.state
-        self.server_state: Connections = Connections(app.state.settings)
+        self.server_state: Connections = _connections(app)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Begin to serve, and say so: uvicorn says it only of sockets that it has opened itself."""
@@ -149,13 +179,13 @@ async def drain_on_signal(app: Litestar) -> AsyncIterator[None]:
 
 
 @asynccontextmanager
-async def serving(app: Litestar, host: str, port: int) -> AsyncIterator[None]:
+async def serving(app: Litestar, host: str, port: int, setting: str = "PORT") -> AsyncIterator[None]:
     """Serve the app while the block runs, and leave signals alone. Raises what `listen` raises."""
-    sockets = listen(host, port)
+    sockets = listen(host, port, setting)
     config = _config(app, host, port)
     config.load()
     server = uvicorn.Server(config)
-    server.server_state = Connections(app.state.settings)
+    server.server_state = _connections(app)
     server.lifespan = config.lifespan_class(config)
     try:
         await server.startup(sockets)
@@ -168,3 +198,32 @@ async def serving(app: Litestar, host: str, port: int) -> AsyncIterator[None]:
         server.should_exit = True
         await running
         await server.shutdown(sockets)
+
+
+@asynccontextmanager
+async def measuring(settings: Settings, metrics: Metrics) -> AsyncIterator[None]:
+    """Collect the SDK's metrics while the block runs, and serve all on METRICS_PORT if it is set."""
+    draining = asyncio.create_task(metrics.drain_forever())
+    try:
+        if settings.metrics_port is None:
+            yield
+        else:
+            async with serving(_metrics_app(settings, metrics), settings.host, settings.metrics_port, "METRICS_PORT"):
+                yield
+    finally:
+        draining.cancel()
+
+
+def _metrics_app(settings: Settings, metrics: Metrics) -> Litestar:
+    app = Litestar(
+        [metrics_route(metrics), live],
+        request_class=JSONRequest,
+        exception_handlers=EXCEPTION_HANDLERS,
+        openapi_config=None,
+        state=State({"settings": settings}),
+        logging_config=None,
+    )
+    caches.turn_off(app)
+    memory = Memory(settings.max_memory_bytes // 8)
+    app.asgi_handler = Observe(app.asgi_handler, metrics, lambda _: memory, Cors(()), Prefix("", ()))
+    return app

@@ -70,6 +70,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, rename=str.upper):
 
     host: str = "127.0.0.1"
     port: Port = 8000
+    metrics_port: Annotated[int, Meta(ge=1, le=65535)] | None = None
     root_path: RootPath = ""
     jwt_jwks_url: str | None = None
     jwt_public_key: str | None = None

@@ -64,7 +64,12 @@ def test_compose_sets_only_what_the_service_reads(name: str) -> None:
     environ = {key: "" if value.endswith(":-}") else value for key, value in SERVICES[name]["environment"].items()}
 
     assert set() == {key for key in environ if not key.startswith("TEMPORAL_")} - SETTINGS
-    assert "temporal:7233" == from_env(environ, keys_needed=name == "api").temporal["target_host"]
+    assert (
+        "temporal:7233"
+        == from_env({key: str(value) for key, value in environ.items()}, keys_needed=name == "api").temporal[
+            "target_host"
+        ]
+    )
 
 
 def test_compose_holds_no_secret() -> None:
@@ -82,12 +87,17 @@ def test_images_name_no_registry() -> None:
         assert re.fullmatch(r"temporal-api|([a-z]+/)?[a-z]+:v?\d[\w.-]*", image)
 
 
-def test_prometheus_scrapes_the_port_the_api_listens_on() -> None:
-    """The target in Prometheus' configuration is the API's own address in the compose network."""
+def test_prometheus_scrapes_the_api_and_the_worker() -> None:
+    """The targets in Prometheus' configuration are where the two listen in the compose network; it knows our alerts."""
     (config,) = SERVICES["prometheus"]["command"]
+    (rules,) = SERVICES["prometheus"]["volumes"]
+    source, target, _ = rules.split(":")
 
-    assert f"api:{Settings().port}" in config
+    assert f'["api:{Settings().port}"]' in config
     assert str(Settings().port) == final_stage()["EXPOSE"]
+    assert f'["worker:{SERVICES["worker"]["environment"]["METRICS_PORT"]}"]' in config
+    assert f"rule_files: [{target}]" in config
+    assert (ROOT / source).is_file()
 
 
 @pytest.mark.anyio
@@ -163,8 +173,8 @@ async def test_the_health_check_asks_whether_the_process_lives(base_url: str) ->
     assert ["python3", "-c"] == command[:2]
     assert "'/health/live'" in command[2]
 
-    async def exit_code(port: str, path: str = "/health/live") -> int:
-        environ = {"PORT": port, "http_proxy": f"http://127.0.0.1:{free_port()}"}
+    async def exit_code(port: str, path: str = "/health/live", name: str = "PORT") -> int:
+        environ = {name: port, "http_proxy": f"http://127.0.0.1:{free_port()}"}
         check = await asyncio.create_subprocess_exec(
             sys.executable,
             "-c",
@@ -176,6 +186,7 @@ async def test_the_health_check_asks_whether_the_process_lives(base_url: str) ->
 
     port = base_url.rpartition(":")[2]
     assert 0 == await exit_code(port)
+    assert 0 == await exit_code(port, name="METRICS_PORT")  # a worker has no other
     assert 0 != await exit_code(port, "/nothing/here")
     assert 0 != await exit_code(str(free_port()))
 

@@ -714,7 +714,7 @@ async def test_orders_are_taken_without_the_search_attributes(
     assert ["delivered", "cancelled"] == [end["order"]["status"] for end in ends]
     assert not attributes.search_attributes.indexed_fields
     # Found out once, and remembered: three starts were asked for two orders.
-    asked = [line for line in text.splitlines() if line.startswith("temporal_request_total")]
+    asked = [line for line in text.splitlines() if line.startswith("temporal_request{")]
     starts = sum(float(line.rpartition(" ")[2]) for line in asked if '"StartWorkflowExecution"' in line)
     assert 3 == starts
 

@@ -41,6 +41,7 @@ ELSEWHERE = {
     "podman build": "downloads images: see test_the_image_commands_name_what_there_is",
     "temporal workflow show": "`dev` there does not encrypt: see test_the_codec_endpoint_serves_temporal_s_cli",
     "export JWT_SECRET=change-me-to-32-random-bytes-or-more\nexport CODEC_TOKEN": "containers: test_containers.py",
+    "temporal-api print kubernetes": "needs a cluster: see test_deploy.py",
     ".venv/bin/temporal-api dev\n": "the same `dev`, with the README's own resource: see test_refunds.py",
     ".venv/bin/python -m temporal_api.worker.refund_processing": "likewise",
     "REFUND_ID=": "likewise",
@@ -57,7 +58,7 @@ def only_block(language: str) -> str:
 
 def test_no_block_is_left_out() -> None:
     """Each block is in a language that a test here or in test_refunds.py runs or checks."""
-    known = {"bash", "diff", "ini", "js", "json", "nginx", "python", "text", "yaml"}
+    known = {"bash", "diff", "ini", "js", "json", "nginx", "python", "text"}
     assert known == {language for language, _ in BLOCKS}
     assert 2 * len(BLOCKS) == len(re.findall("^```", README, re.MULTILINE))
     assert [] == [start for start in ELSEWHERE if not any(block.startswith(start) for block in BASH)]
@@ -282,15 +283,3 @@ def test_temporal_s_ui_is_told_where_the_codec_is(contract: dict[str, Any]) -> N
     assert [{"bearer": [told["TEMPORAL_AUTH_SCOPES"].split(",")[-1]]}] == contract["paths"][f"/{path}/decode"]["post"][
         "security"
     ]
-
-
-def test_the_manifest_probes_what_there_is() -> None:
-    """The Kubernetes manifest parses, its probes are the service's, its variables the service's settings."""
-    deployment, service = yaml.safe_load_all(only_block("yaml"))
-    (container,) = deployment["spec"]["template"]["spec"]["containers"]
-    probes = {name: container[f"{name}Probe"]["httpGet"]["path"] for name in ("startup", "liveness", "readiness")}
-    settings = {field.encode_name for field in msgspec.structs.fields(Settings)}
-
-    assert {"startup": "/health/live", "liveness": "/health/live", "readiness": "/health/ready"} == probes
-    assert {variable["name"] for variable in container["env"]} <= settings | {"TEMPORAL_ADDRESS"}
-    assert service["spec"]["selector"] == deployment["spec"]["template"]["metadata"]["labels"]

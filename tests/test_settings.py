@@ -69,6 +69,7 @@ def test_the_defaults_are_those_of_the_contract() -> None:
     assert {
         "HOST": "127.0.0.1",
         "PORT": 8000,
+        "METRICS_PORT": None,
         "ROOT_PATH": "",
         "JWT_JWKS_URL": None,
         "JWT_PUBLIC_KEY": None,

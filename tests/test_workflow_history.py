@@ -383,8 +383,8 @@ async def test_watchers_share_one_poll_and_free_it_when_they_go(dev_server: DevS
 
         async def polls() -> float:
             text = (await alice.get("/metrics")).text
-            wanted = 'temporal_long_request_total{operation="GetWorkflowExecutionHistory",status_code=""}'
-            return sum(float(line.split()[-1]) for line in text.splitlines() if line.startswith(wanted))
+            lines = [line for line in text.splitlines() if line.startswith("temporal_long_request{")]
+            return sum(float(line.split()[-1]) for line in lines if '"GetWorkflowExecutionHistory"' in line)
 
         async def in_progress() -> float:
             text = (await alice.get("/metrics")).text

@@ -106,10 +106,11 @@ class HealthController(Controller):
                 return JSONResponse(ReadyStatus("not_ready", f"{name} {services[name]}"), status_code=503)
         return JSONResponse(ReadyStatus("ready"))
 
-    @get("/live", operation_id="getLive", summary="Liveness probe")
-    async def live(self) -> LiveStatus:
-        """200 whenever the process answers; never depends on Temporal."""
-        return _ALIVE
-
 
 _ALIVE = LiveStatus("alive")
+
+
+@get("/health/live", operation_id="getLive", summary="Liveness probe", tags=["health"], security=[])
+async def live() -> LiveStatus:
+    """200 whenever the process answers; never depends on Temporal."""
+    return _ALIVE

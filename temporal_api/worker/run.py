@@ -4,10 +4,11 @@ import asyncio
 from collections.abc import Callable
 
 from temporalio.client import Client
-from temporalio.runtime import Runtime, TelemetryConfig
 from temporalio.worker import Worker
 
-from temporal_api.logs import SDK_LOGGING
+from temporal_api import __version__
+from temporal_api.metrics import Metrics
+from temporal_api.serving import measuring
 from temporal_api.settings import Settings
 from temporal_api.temporal.access import renewals, wait_for_temporal
 from temporal_api.temporal.payloads import data_converter
@@ -16,22 +17,23 @@ from temporal_api.tracing import spans_of
 
 async def run_worker(settings: Settings, create: Callable[[Client], Worker]) -> None:
     """Run a worker until cancelled, from when Temporal is there. It follows the certificates and API key in files."""
-    spans = spans_of(settings)
+    metrics, spans = Metrics(__version__), spans_of(settings)
     options = {
         "data_converter": data_converter(settings),
-        "runtime": Runtime(telemetry=TelemetryConfig(logging=SDK_LOGGING)),
+        "runtime": metrics.runtime(),
         "interceptors": [spans.of_worker()] if spans else [],
     }
-    worker = create(await wait_for_temporal(settings, **options))
+    async with measuring(settings, metrics):
+        worker = create(await wait_for_temporal(settings, **options))
 
-    async def follow() -> None:
-        async for _, client in renewals(settings, **options):
-            worker.client = client
+        async def follow() -> None:
+            async for _, client in renewals(settings, **options):
+                worker.client = client
 
-    following = asyncio.create_task(follow())
-    try:
-        await worker.run()
-    finally:
-        following.cancel()
-        if spans is not None:
-            await spans.close()
+        following = asyncio.create_task(follow())
+        try:
+            await worker.run()
+        finally:
+            following.cancel()
+            if spans is not None:
+                await spans.close()

@@ -282,7 +282,7 @@ async def test_temporal_at_its_limit_is_told_at_once() -> None:
 
 async def calls_made(http: httpx.AsyncClient) -> float:
     """How often the service has called Temporal."""
-    return sum(value for (name, *_), value in (await samples(http)).items() if name == "temporal_request_total")
+    return sum(value for (name, *_), value in (await samples(http)).items() if name == "temporal_request")
 
 
 async def test_a_list_costs_a_bounded_number_of_calls(dev_server: DevServer, client: Client) -> None:

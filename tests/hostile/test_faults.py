@@ -268,7 +268,7 @@ async def test_who_waits_is_not_told_of_temporals_absence(tmp_path: Path) -> Non
                     told.append(line)
 
         async def waits() -> bool:
-            return "\ntemporal_long_request_total{" in (await http.get("/metrics")).text
+            return "\ntemporal_long_request{" in (await http.get("/metrics")).text
 
         async def streams() -> bool:
             return bool(told)
