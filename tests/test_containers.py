@@ -149,7 +149,7 @@ async def test_the_ui_of_compose_decrypts_without_a_token(dev_server: DevServer,
                 assert 403 == (await decode(ui, "evil.example")).status_code
                 assert 404 == (await decode(ui, here, "/../orders")).status_code
         finally:
-            process.kill()
+            process.terminate()  # its workers too
             await process.wait()
 
 
