@@ -457,8 +457,11 @@ async def test_ctrl_c_before_the_work_is_done(arguments: str) -> None:
     """Exit code 130: a script that goes on after success does not go on."""
     asked = asyncio.Event()
 
-    async def silent(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         asked.set()
+        with contextlib.suppress(ConnectionError):
+            await reader.read()  # until the process ends
+        writer.close()
 
     server = await asyncio.start_server(silent, "127.0.0.1", 0)
     host, port = server.sockets[0].getsockname()
