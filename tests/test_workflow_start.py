@@ -17,7 +17,9 @@ from temporalio.exceptions import ApplicationError
 from temporalio.worker import UnsandboxedWorkflowRunner, Worker, WorkerDeploymentConfig
 
 from api import SOON, assert_problem, bearer, eventually, service
+from temporal_api.controllers.workflows.start import WorkflowExecutionRequest
 from temporal_api.dev.server import DevServer
+from temporal_api.idempotency import fingerprint
 
 pytestmark = pytest.mark.anyio
 
@@ -390,6 +392,22 @@ async def test_a_key_starts_once(alice: httpx.AsyncClient, queue: str) -> None:
     assert 1 == len({answer.json()["run_id"] for answer in answers})
     assert 19 == sum(answer.headers.get("idempotent-replayed") == "true" for answer in answers)
     assert ("COMPLETED", ended.json()["result"]) == (replay.json()["status"], replay.json()["result"])
+
+
+@pytest.mark.parametrize(
+    ("body", "kept"),
+    [
+        (b'{"workflow_type":"send"}', "939966fe91c5550c7b13b9d23a83f8e23112c6cb7b8dec6974d2a3f266964a35"),
+        (
+            b'{"workflow_type":"send","args":[1.50,{"b":1,"a":2}],"memo":{"x":1},"retry_policy":{"maximum_attempts":3},'
+            b'"search_attributes":{"A":{"type":"Int","value":3}},"execution_timeout_seconds":60}',
+            "390dd0e410067e7396591aca9ec5a1765200680d450ce4dd89fd7697d9a8ba95",
+        ),
+    ],
+)
+def test_a_key_is_good_after_an_upgrade(body: bytes, kept: str) -> None:
+    """The first release kept these fingerprints: the same key and body is the same start for a later one too."""
+    assert kept == fingerprint("k", msgspec.json.decode(body, type=WorkflowExecutionRequest))
 
 
 async def test_a_replay_of_what_runs_is_answered_as_a_start_is(alice: httpx.AsyncClient, queue: str) -> None:
