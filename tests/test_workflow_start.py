@@ -349,6 +349,18 @@ async def test_update_with_start(alice: httpx.AsyncClient, queue: str) -> None:
     assert 2 == found.json()["result"]
 
 
+async def test_an_update_with_start_that_was_done_already(alice: httpx.AsyncClient, queue: str) -> None:
+    """The same update again gets its outcome, and how the workflow is by now."""
+    update = {"update_name": "put", "update_input": "a", "update_id": "only"}
+    body = {"workflow_type": "collect", "task_queue": queue, "input_data": 1, "workflow_id": f"up-{uuid.uuid4()}"}
+    first = await alice.post(START, json={**body, "update": update})
+    ended = (await alice.get(f"{first.headers['location']}/result", headers={"Prefer": "wait=20"})).json()
+    again = await alice.post(START, json={**body, "update": update})
+
+    assert (200, first.json()["update"]) == (again.status_code, again.json()["update"])
+    assert ("COMPLETED", ended["result"]) == (again.json()["status"], again.json()["result"])
+
+
 async def test_a_slow_update_with_start_is_waited_for_as_preferred(alice: httpx.AsyncClient, queue: str) -> None:
     """`wait=0` waits for it to be accepted and no longer; what is not done in time says when to ask again."""
     body = {"workflow_type": "collect", "task_queue": queue, "input_data": 20, "update": {"update_name": "fill"}}
