@@ -37,6 +37,7 @@ from temporal_api.tracing import HEADERS, trace_context
 CLOSE_SECONDS = 1
 """How long the end of the process waits for a collector that does not answer."""
 
+# They would be most of what a tracing backend keeps.
 _PROBES = re.compile(r"/(health|metrics)(/|$)")
 _PROPAGATOR = TraceContextTextMapPropagator()
 _HOST = re.compile(r"(\[[^\]]+\]|[^:]+)(?::([0-9]{1,5}))?")
