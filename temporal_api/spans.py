@@ -20,7 +20,7 @@ from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExport
 from opentelemetry.sdk.resources import OTELResourceDetector, Resource
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
-from opentelemetry.trace import Span, SpanKind, StatusCode, Tracer
+from opentelemetry.trace import Span, SpanKind, StatusCode, Tracer, get_current_span
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 from temporalio.contrib.opentelemetry import TracingInterceptor
 from temporalio.service import RPCError
@@ -37,6 +37,8 @@ from temporal_api.tracing import HEADERS, trace_context
 CLOSE_SECONDS = 1
 """How long the end of the process waits for a collector that does not answer."""
 
+# They would be most of what a tracing backend keeps.
+_PROBES = re.compile(r"/(health|metrics)(/|$)")
 _PROPAGATOR = TraceContextTextMapPropagator()
 _HOST = re.compile(r"(\[[^\]]+\]|[^:]+)(?::([0-9]{1,5}))?")
 
@@ -62,6 +64,9 @@ class Spans:
                 await app(scope, receive, send)
                 return
             told = trace_context(header for header in scope["headers"] if header[0] in HEADERS)
+            if "traceparent" not in told and _PROBES.match(scope["path"]):
+                await app(scope, receive, send)
+                return
             with self._tracer.start_as_current_span(
                 _method(scope) or "HTTP",
                 context=_PROPAGATOR.extract(told, Context()),
@@ -105,6 +110,8 @@ class _TracedTemporal(Temporal):
         seconds: float | None = None,
     ) -> Response:
         """Make one call, in a span of its own."""
+        if not get_current_span().get_span_context().is_valid:  # a probe's, or one that no request asked for
+            return await super().call(rpc, request, subject, seconds)
         with self._span(request):
             return await super().call(rpc, request, subject, seconds)
 

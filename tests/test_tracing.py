@@ -249,12 +249,19 @@ RPC = "temporal.api.workflowservice.v1.WorkflowService/"
 
 @needs_otel
 async def test_a_request_and_its_calls_have_spans(dev_server: DevServer, collector: Collector) -> None:
-    """In the caller's trace, in the words of the semantic conventions; the workflow is told of the call's."""
+    """In the caller's trace, in the words of the semantic conventions; the workflow is told of the call's.
+
+    Probes have none, unless they are part of a trace; nor have the calls that no request asked for.
+    """
     environ = {"TEMPORAL_ADDRESS": dev_server.address, "OTEL_EXPORTER_OTLP_ENDPOINT": f"{collector.address}/"}
     async with service(**environ) as http:
         headers = {"traceparent": TRACEPARENT, "tracestate": "a=1", "baggage": "tenant=acme", "user-agent": "till"}
+        for path in ("/health", "/health/ready", "/health/live", "/metrics"):
+            assert 200 == (await http.get(path)).status_code
+        await http.get("/health/live", headers=headers)
         placed = await http.post("/api/v1/orders?", json=order(), headers=headers)
         request, call = await collector.named("POST /api/v1/orders", f"{RPC}StartWorkflowExecution")
+        assert ["GET /health/live", call.name, request.name] == [span.name for span in collector.spans]
         client = await Client.connect(dev_server.address)
         started = (await client.get_workflow_handle(placed.json()["workflow_id"]).fetch_history()).events[0]
 

@@ -305,6 +305,13 @@ async def test_by_status(alice: httpx.AsyncClient, shelf: Shelf, name: str, stat
     assert sorted(expected) == await found(alice, task_queue=shelf.queue, status=status)
 
 
+async def test_a_status_that_no_run_has(alice: httpx.AsyncClient, shelf: Shelf) -> None:
+    """A Temporal that cannot pause workflows has no paused ones: that is no mistake of the caller's."""
+    assert [] == await found(alice, task_queue=shelf.queue, status="PAUSED")
+    both = await found(alice, task_queue=shelf.queue, status=["PAUSED", "TERMINATED"])
+    assert await found(alice, task_queue=shelf.queue, status="TERMINATED") == both != []
+
+
 async def test_by_several_statuses(alice: httpx.AsyncClient, shelf: Shelf) -> None:
     """A status that is repeated gives the runs of any of them."""
     expected = [shelf.prefix + "canceled", shelf.prefix + "terminated"]

@@ -65,7 +65,7 @@ async def pause(alice: httpx.AsyncClient, path: str, how: str = "pause") -> None
 async def test_paused(pausing: None, alice: httpx.AsyncClient, client: Client, queue: str) -> None:
     """A paused workflow says so everywhere and answers nothing; signals are kept; paused or unpaused twice is once."""
     path = await start(alice, queue)
-    assert 200 == (await update(alice, path, "nothing")).status_code
+    assert 200 == (await update(alice, path, "nothing", update_id="before")).status_code
     for _ in range(2):
         await pause(alice, path)
     await signal(alice, path, "note", "kept")
@@ -82,16 +82,17 @@ async def test_paused(pausing: None, alice: httpx.AsyncClient, client: Client, q
     assert_problem(await alice.post(f"{path}/query", json={"query_name": "seen_so_far"}), 409, "workflow_paused")
     assert_problem(await alice.get(f"{path}/metadata"), 409, "workflow_paused")
     assert_problem(await update(alice, path, "nothing"), 409, "workflow_paused")
-    with_start = {
-        "workflow_type": "till",
-        "task_queue": queue,
-        "workflow_id": path.rpartition("/")[2],
-        "update": {"update_name": "nothing"},
-    }
+    assert 200 == (await update(alice, path, "nothing", update_id="before")).status_code
+    same = {"workflow_type": "till", "task_queue": queue, "workflow_id": path.rpartition("/")[2]}
+    with_start = {**same, "update": {"update_name": "nothing"}}
     assert_problem(await alice.post("/api/v1/workflows", json=with_start), 409, "workflow_paused")
+    with_signal = {**same, "signal": {"signal_name": "note", "signal_input": "with a start"}}
+    for attached in (with_signal, {**same, "id_conflict_policy": "USE_EXISTING"}):
+        answer = await alice.post("/api/v1/workflows", json=attached)
+        assert (200, "PAUSED") == (answer.status_code, answer.json()["status"])
     for _ in range(2):
         await pause(alice, path, "unpause")
-    assert ["kept"] == await close(alice, path)
+    assert ["kept", "with a start"] == await close(alice, path)
     assert_problem(await alice.post(f"{path}/pause", headers=ADMIN), 409, "workflow_completed")
     for kind in (EventType.EVENT_TYPE_WORKFLOW_EXECUTION_PAUSED, EventType.EVENT_TYPE_WORKFLOW_EXECUTION_UNPAUSED):
         assert 1 == len(await events(client, path, kind))

@@ -17,7 +17,9 @@ from temporalio.exceptions import ApplicationError
 from temporalio.worker import UnsandboxedWorkflowRunner, Worker, WorkerDeploymentConfig
 
 from api import SOON, assert_problem, bearer, eventually, service
+from temporal_api.controllers.workflows.start import WorkflowExecutionRequest
 from temporal_api.dev.server import DevServer
+from temporal_api.idempotency import fingerprint
 
 pytestmark = pytest.mark.anyio
 
@@ -347,6 +349,18 @@ async def test_update_with_start(alice: httpx.AsyncClient, queue: str) -> None:
     assert 2 == found.json()["result"]
 
 
+async def test_an_update_with_start_that_was_done_already(alice: httpx.AsyncClient, queue: str) -> None:
+    """The same update again gets its outcome, and how the workflow is by now."""
+    update = {"update_name": "put", "update_input": "a", "update_id": "only"}
+    body = {"workflow_type": "collect", "task_queue": queue, "input_data": 1, "workflow_id": f"up-{uuid.uuid4()}"}
+    first = await alice.post(START, json={**body, "update": update})
+    ended = (await alice.get(f"{first.headers['location']}/result", headers={"Prefer": "wait=20"})).json()
+    again = await alice.post(START, json={**body, "update": update})
+
+    assert (200, first.json()["update"]) == (again.status_code, again.json()["update"])
+    assert ("COMPLETED", ended["result"]) == (again.json()["status"], again.json()["result"])
+
+
 async def test_a_slow_update_with_start_is_waited_for_as_preferred(alice: httpx.AsyncClient, queue: str) -> None:
     """`wait=0` waits for it to be accepted and no longer; what is not done in time says when to ask again."""
     body = {"workflow_type": "collect", "task_queue": queue, "input_data": 20, "update": {"update_name": "fill"}}
@@ -390,6 +404,22 @@ async def test_a_key_starts_once(alice: httpx.AsyncClient, queue: str) -> None:
     assert 1 == len({answer.json()["run_id"] for answer in answers})
     assert 19 == sum(answer.headers.get("idempotent-replayed") == "true" for answer in answers)
     assert ("COMPLETED", ended.json()["result"]) == (replay.json()["status"], replay.json()["result"])
+
+
+@pytest.mark.parametrize(
+    ("body", "kept"),
+    [
+        (b'{"workflow_type":"send"}', "939966fe91c5550c7b13b9d23a83f8e23112c6cb7b8dec6974d2a3f266964a35"),
+        (
+            b'{"workflow_type":"send","args":[1.50,{"b":1,"a":2}],"memo":{"x":1},"retry_policy":{"maximum_attempts":3},'
+            b'"search_attributes":{"A":{"type":"Int","value":3}},"execution_timeout_seconds":60}',
+            "390dd0e410067e7396591aca9ec5a1765200680d450ce4dd89fd7697d9a8ba95",
+        ),
+    ],
+)
+def test_a_key_is_good_after_an_upgrade(body: bytes, kept: str) -> None:
+    """The first release kept these fingerprints: the same key and body is the same start for a later one too."""
+    assert kept == fingerprint("k", msgspec.json.decode(body, type=WorkflowExecutionRequest))
 
 
 async def test_a_replay_of_what_runs_is_answered_as_a_start_is(alice: httpx.AsyncClient, queue: str) -> None:

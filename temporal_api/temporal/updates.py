@@ -14,7 +14,15 @@ from temporalio.api.enums.v1 import UpdateWorkflowExecutionLifecycleStage as Sta
 from temporalio.api.update.v1 import Input, Meta, Request, UpdateRef, WaitPolicy
 from temporalio.api.workflowservice import v1 as api
 
-from temporal_api.errors import Problem, TemporalTimeout, Unavailable, UpdateNotFound, UpdateRejected, WorkflowNotFound
+from temporal_api.errors import (
+    Problem,
+    TemporalTimeout,
+    Unavailable,
+    UpdateNotFound,
+    UpdateRejected,
+    WorkflowNotFound,
+    WorkflowPaused,
+)
 from temporal_api.temporal.failures import start_subject
 from temporal_api.temporal.history import retry_while_away
 from temporal_api.temporal.starts import Started
@@ -51,6 +59,10 @@ async def send(workflow: Workflow, update_id: str, name: str, args: Iterable[obj
     except (Unavailable, TemporalTimeout) as problem:
         hint = "The update may still happen: sent again with the same update_id, it happens once."
         raise problem.adding(hint, update_id=update_id) from problem.__cause__
+    except WorkflowPaused as problem:
+        with suppress(UpdateNotFound):  # accepted before the pause, it has its outcome, or will have it
+            return await find(workflow, update_id)
+        raise problem.adding(update_id=update_id) from problem.__cause__
     except Problem as problem:
         raise problem.adding(update_id=update_id) from problem.__cause__
     return await _update(workflow, update_id, response)

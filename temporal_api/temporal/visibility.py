@@ -17,7 +17,7 @@ from typing import Annotated
 
 import msgspec
 from msgspec import Meta
-from temporalio.api.enums.v1 import IndexedValueType
+from temporalio.api.enums.v1 import IndexedValueType, WorkflowExecutionStatus
 from temporalio.api.workflowservice import v1 as api
 
 from temporal_api.errors import FieldError, InvalidQuery, ValidationError, invalid, shown
@@ -56,7 +56,8 @@ async def compile_query(temporal: Temporal, filters: Filters, *, without_prefixe
     if filters.workflow_id_prefix is not None:
         terms.append(compare("WorkflowId", filters.workflow_id_prefix, "STARTS_WITH"))
     if filters.status:
-        first, *others = sorted({_quote(_QUERY_STATUS[s]) for s in filters.status})
+        # Servers that cannot pause (1.29) do not know the name of that status, and take its number.
+        first, *others = sorted({str(_PAUSED) if s == "PAUSED" else _quote(_QUERY_STATUS[s]) for s in filters.status})
         # Some servers (1.30, 1.31) panic at a list of one.
         terms.append(f"ExecutionStatus IN ({', '.join([first, *others])})" if others else f"ExecutionStatus = {first}")
     terms += _window("StartTime", filters.started_from, filters.started_to)
@@ -129,6 +130,7 @@ async def latest_runs(temporal: Temporal, workflow_ids: Iterable[str]) -> dict[s
 
 # --- values ---
 
+_PAUSED = WorkflowExecutionStatus.WORKFLOW_EXECUTION_STATUS_PAUSED
 _QUERY_STATUS = {name: name.title().replace("_", "") for name in RUN_STATUS.values()}
 _STATUS_OF = {query: name for name, query in _QUERY_STATUS.items()}
 _CANNOT_BE_FOUND = re.compile(r"""\A'|'\Z|["\\\x00-\x1f]""")

@@ -9,7 +9,7 @@ import temporalio.common
 from litestar import post
 from litestar.openapi.datastructures import ResponseSpec
 from litestar.params import JSONBody
-from msgspec import UNSET, Meta, Raw
+from msgspec import UNSET, Meta, Raw, UnsetType
 
 from temporal_api import errors, idempotency
 from temporal_api.auth import APIRequest, User
@@ -138,8 +138,9 @@ class StartedUpdate(msgspec.Struct):
     result: Annotated[Raw, Meta(description="Any JSON; null while it is at work.", examples=[None])]
 
 
-# Defaults are left out of the fingerprint that a replay is compared by: a field added later changes none.
-class WorkflowExecutionRequest(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, omit_defaults=True):
+# A replay is compared by the fingerprint of this: a field that is added later is UNSET without a value, so that the
+# fingerprints of starts before it stay what they were.
+class WorkflowExecutionRequest(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     """A start. `input_data` is one argument, `args` the list of them unless it is empty; neither: none."""
 
     workflow_type: Annotated[NonEmpty, Meta(description="The workflow's name in its worker.", examples=[SAMPLE])]
@@ -177,18 +178,21 @@ class WorkflowExecutionRequest(msgspec.Struct, forbid_unknown_fields=True, kw_on
     search_attributes: Annotated[
         dict[NonEmpty, SearchAttribute], Meta(max_length=100, description="What lists can find it by.")
     ] = {}
-    priority: Annotated[Priority | None, Meta(description="Which tasks go first.")] = None
+    priority: Annotated[Priority | UnsetType | None, Meta(description="Which tasks go first.")] = UNSET
     summary: Annotated[
-        str, Meta(max_length=400, description="One line for people, shown by Temporal's UI.", examples=["Invoice 2041"])
-    ] = ""
-    details: Annotated[str, Meta(max_length=20_000, description="More for people, in Markdown.")] = ""
+        Annotated[str, Meta(max_length=400)] | UnsetType,
+        Meta(description="One line for people, shown by Temporal's UI.", examples=["Invoice 2041"]),
+    ] = UNSET
+    details: Annotated[
+        Annotated[str, Meta(max_length=20_000)] | UnsetType, Meta(description="More for people, in Markdown.")
+    ] = UNSET
     headers: Annotated[
-        dict[NonEmpty, Raw],
-        Meta(max_length=100, description="What the workers' interceptors read: any JSON, never encrypted."),
-    ] = {}
+        Annotated[dict[NonEmpty, Raw], Meta(max_length=100)] | UnsetType,
+        Meta(description="What the workers' interceptors read: any JSON, never encrypted."),
+    ] = UNSET
     versioning_override: Annotated[
-        VersioningOverride | None, Meta(description="Which version of its worker runs it.")
-    ] = None
+        VersioningOverride | UnsetType | None, Meta(description="Which version of its worker runs it.")
+    ] = UNSET
     signal: Annotated[StartSignal | None, Meta(description="A signal in the same call.")] = None
     update: Annotated[
         StartUpdate | None,
@@ -202,7 +206,7 @@ class WorkflowExecutionRequest(msgspec.Struct, forbid_unknown_fields=True, kw_on
         for key in self.memo:
             if key.startswith(OWN_MEMO):
                 raise ValueError(f"memo: Expected keys of your own: {OWN_MEMO}* is this service's")
-        if TRACE_HEADER in self.headers:
+        if self.headers and TRACE_HEADER in self.headers:
             raise ValueError(f"headers: Expected names of your own: {TRACE_HEADER} is for the request's traceparent")
         if self.signal and self.update:
             raise ValueError("update: Expected a signal or an update, not both")
@@ -271,24 +275,28 @@ async def start_workflow(
         run, update, status, is_open = Started(found.run_id, new=True), None, found.status, found.is_open
         headers |= REPLAYED
     ending = None
-    if update is None:
-        started = services.workflow(workflow_id, run.run_id)
-        try:
-            if is_open:
-                ending = await services.waits.within(
-                    request, preferred, lambda: services.endings.wait(started, follow=True)
-                )
-            else:
-                ending = await services.endings.read(started)
-        except Problem as problem:  # it is started all the same: here is its id
-            raise problem.adding(headers=headers, workflow_id=workflow_id, run_id=run.run_id) from problem.__cause__
+    started = services.workflow(workflow_id, run.run_id)
+    try:
+        if not run.new:  # it may be paused, or closed by now
+            found = await started.describe()
+            status, is_open = found.status, found.is_open
+        if not is_open:
+            ending = await services.endings.read(started)
+        elif update is None:
+            ending = await services.waits.within(
+                request, preferred, lambda: services.endings.wait(started, follow=True)
+            )
+    except Problem as problem:  # it is started all the same: here is its id
+        raise problem.adding(headers=headers, workflow_id=workflow_id, run_id=run.run_id) from problem.__cause__
     headers |= preference_applied(request, preferred)
     if ending is None:
         if preferred is not None or (update and update.status == "ACCEPTED"):
             headers["Retry-After"] = RETRY_AFTER_SECONDS
         answer = WorkflowExecutionResponse(workflow_id, run.run_id, status, Raw(b"null"), update=update)
     else:
-        answer = WorkflowExecutionResponse(workflow_id, ending.run_id, ending.status, ending.result, ending.failure)
+        answer = WorkflowExecutionResponse(
+            workflow_id, ending.run_id, ending.status, ending.result, ending.failure, update
+        )
     return JSONResponse(answer, status_code=201 if run.new else 200, headers=headers)
 
 
@@ -348,11 +356,11 @@ async def _start(
         search_attributes={
             name: typed_payload(attribute.type, attribute.value) for name, attribute in data.search_attributes.items()
         },
-        priority=data.priority,
-        summary=data.summary,
-        details=data.details,
-        headers=data.headers,
-        versioning_override=data.versioning_override,
+        priority=data.priority or None,
+        summary=data.summary or "",
+        details=data.details or "",
+        headers=data.headers or {},
+        versioning_override=data.versioning_override or None,
     )
     if data.signal is not None:
         args = data.signal.arguments()
