@@ -270,12 +270,11 @@ def _link(path: str, operation: _JSON, paths: _JSON, schemas: _JSON) -> None:
     answers = [answer for status, answer in operation["responses"].items() if status < "3"]
     if not any("Location" in answer["headers"] for answer in answers):
         return
-    beneath = f"{path}/{{", f"{path}s/{{"  # an update is sent to `update`, and found among the `updates`
     names = {parameter["name"] for parameter in operation.get("parameters", ())}
     for answer in answers:
         schema = answer.get("content", {}).get("application/json", {}).get("schema", {})
         fields = schemas.get(schema.get("$ref", "").rpartition("/")[2], {}).get("properties", {})
-        for read in (item["get"] for below, item in paths.items() if "get" in item and below.startswith(beneath)):
+        for read in (item["get"] for below, item in paths.items() if "get" in item and below.startswith(f"{path}/{{")):
             needed = {p["name"] for p in read["parameters"] if p["in"] == "path" or p["name"] in names & fields.keys()}
             found = {name: name if name in fields else "id" for name in sorted(needed)}
             if fields.keys() >= set(found.values()):

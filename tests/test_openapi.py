@@ -356,7 +356,7 @@ async def test_what_excludes_each_other_is_told(
     path, rest = {
         "WorkflowExecutionRequest": ("", {"workflow_type": "t"}),
         "SignalRequest": ("/none/signal", {}),
-        "UpdateRequest": ("/none/update", {}),
+        "UpdateRequest": ("/none/updates", {}),
         "ResetRequest": ("/none/reset", {"reason": "r"}),
     }[name]
     answer = await alice.post(
@@ -461,7 +461,7 @@ async def test_what_was_created_links_to_what_reads_it(
         for name, answer in (
             ("createOrder", await alice.post("/api/v1/orders", json=order())),
             ("startWorkflow", started),
-            ("updateWorkflow", await alice.post(f"{started.headers['location']}/update", json=update)),
+            ("updateWorkflow", await alice.post(f"{started.headers['location']}/updates", json=update)),
         ):
             for link in posts[name]["responses"][str(answer.status_code)]["links"].values():
                 path, query = reads[link["operationId"]], {}

@@ -289,7 +289,7 @@ _PENDING: dict[int, ResponseSpec] = {
 
 
 @post(
-    f"{ONE}/update",
+    f"{ONE}/updates",
     scope=WRITE,
     status_code=200,
     operation_id="updateWorkflow",
@@ -332,6 +332,10 @@ async def update_workflow(
         done = await waits.within(request, left, lambda: updates.wait(target, update))
         update = done or update
     return _answer(request, update, preferred)
+
+
+# The path of before, for clients that still use it.
+update_at_old_path = post(f"{ONE}/update", scope=WRITE, status_code=200, include_in_schema=False)(update_workflow.fn)
 
 
 @get(
