@@ -100,6 +100,9 @@ async def test_every_operation_is_named_and_described(contract: dict[str, Any]) 
         assert 3 < len(operation["summary"]) < 50
         assert not operation["summary"].endswith(".")
         assert operation["description"].endswith(".")
+        assert all(
+            answer["description"].endswith(".") for status, answer in operation["responses"].items() if status < "4"
+        )
         assert 1 == len(operation["tags"])
         assert operation["tags"][0] in tags
 

@@ -76,6 +76,7 @@ class TemporalHistory(msgspec.Struct):
     f"{ONE}/history",
     scope=READ,
     operation_id="getWorkflowHistory",
+    response_description="A page of its events, or the whole in Temporal's own JSON.",
     summary="A workflow's history, in pages",
     responses=responses(WorkflowNotFound, InvalidPageToken),
 )
