@@ -73,11 +73,11 @@ class MalformedJSON(ValidationError, code="malformed_json"):
 
 
 class InvalidQuery(ValidationError, code="invalid_query"):
-    """Temporal cannot search with these filters. Correct them."""
+    """Temporal cannot search with these filters. Check the names and types of the search attributes."""
 
 
 class InvalidPageToken(ValidationError, code="invalid_page_token"):
-    """The page token belongs to another listing. Send it unchanged, with the same parameters."""
+    """The page token is not of this listing. Send it with the same parameters, or start again without one."""
 
 
 class WorkflowStartError(ValidationError, code="workflow_start_error"):
@@ -217,7 +217,7 @@ class SearchAttributesMissing(Problem, code="search_attributes_missing", status=
 
 
 class NotSupported(Problem, code="not_supported", status=501):
-    """This service cannot do this. Ask in another way."""
+    """This service, or its Temporal server, cannot do this. Ask in another way."""
 
 
 class TemporalError(Problem, code="temporal_error", status=502):

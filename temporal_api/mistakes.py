@@ -32,6 +32,16 @@ _JSON_TYPES = {
     "datetime": "a time",
 }
 _QUOTED = re.compile(r"`([^`]*)`")
+KEY = "^[!-~]{1,255}$"
+RUN_ID = "^([0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12})?$"
+EVENT_ID = "^([0-9a-f-]{36}:[0-9]{1,9})?$"
+_FORMS = {
+    KEY: "1 to 255 visible ASCII characters",
+    RUN_ID: "a run's id, a UUID",
+    EVENT_ID: "the id of an event of this stream, RUN_ID:EVENT_ID",
+}
+"""The patterns of parameters, in words."""
+_PATTERN = re.compile("a string matching regex '(.*)'")
 # What a struct's `__post_init__` says of its own field.
 _OWN = re.compile(r"([a-z_]+): (.*)", re.DOTALL)
 
@@ -173,8 +183,9 @@ def _in_words(said: str, expected: Any) -> str:
 
 
 def in_json_words(said: str) -> str:
-    """Replace the Python types in a message of msgspec."""
-    return _QUOTED.sub(lambda m: " or ".join(_JSON_TYPES.get(kind, kind) for kind in m[1].split(" | ")), said)
+    """Replace the Python types and the patterns in a message of msgspec."""
+    said = _QUOTED.sub(lambda m: " or ".join(_JSON_TYPES.get(kind, kind) for kind in m[1].split(" | ")), said)
+    return _PATTERN.sub(lambda m: _FORMS.get(m[1], m[0]), said)
 
 
 def _allowed(expected: Any) -> tuple[Any, ...]:

@@ -6,6 +6,7 @@ docstrings, half of the bounds, and that a request may hold no other field.
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from http import HTTPStatus
 from inspect import cleandoc
 from typing import Any
 
@@ -31,7 +32,7 @@ _HOW_TO_AUTHORIZE = (
 )
 _STREAM = (
     "Swagger UI shows a stream only when it has ended. To see each event as it comes: "
-    '`curl -N -H "Authorization: Bearer $TOKEN" HOST{path}`.'
+    '`curl -N -H "Authorization: Bearer $TOKEN" HOST{address}`.'
 )
 
 _JSON = dict[str, Any]
@@ -58,7 +59,7 @@ def openapi_config(resources: Iterable[Resource[Any, Any]], root_path: str) -> O
             "Start, watch and steer Temporal workflows over REST.\n\n"
             "Everything under `/api/v1` needs a bearer token with the scopes of the operation. "
             f"Every error is one body, `{PROBLEM_JSON}` (RFC 9457), whose `error` is a stable code to act on. "
-            "`/problems` explains each."
+            f"[{root_path}/problems]({root_path}/problems) explains each."
         ),
         openapi_router=_Unserved("/openapi", route_handlers=[]),
         use_handler_docstrings=True,
@@ -105,6 +106,7 @@ def contract(app: Litestar) -> _JSON:
     schemas: _JSON = document["components"]["schemas"]
     schemas.update(_body_schemas(handlers.values()))
     shared: _JSON = document["components"].setdefault("responses", {})
+    root_path = document["servers"][0]["url"].rstrip("/")
     document["paths"] = paths = dict(sorted(document["paths"].items()))
     for path, path_item in paths.items():
         for method, operation in path_item.items():
@@ -112,10 +114,10 @@ def contract(app: Litestar) -> _JSON:
             scopes = options.get("scope", ())
             alternatives = (scopes,) if isinstance(scopes, str) else scopes
             operation["security"] = [{"bearer": [scope]} for scope in alternatives]
-            _complete_description(path, operation)
+            _complete_description(root_path + path, operation)
             _complete_request(operation, schemas)
             _complete_responses(operation, schemas, options.get("headers", {}))
-            _share_errors(operation["responses"], shared)
+            _share_errors(operation["responses"], shared, root_path)
     for path, path_item in paths.items():
         if "post" in path_item:
             _link(path, path_item["post"], paths, schemas)
@@ -183,10 +185,10 @@ def _rewrite_for_generators(name: str, field: _JSON) -> None:
             choice["title"] = name
 
 
-def _complete_description(path: str, operation: _JSON) -> None:
+def _complete_description(address: str, operation: _JSON) -> None:
     """Say how a stream is watched, and which scopes open the operation: Swagger UI shows no bearer token's scopes."""
     if any(EVENT_STREAM in answer.get("content", ()) for answer in operation["responses"].values()):
-        operation["description"] += f"\n\n{_STREAM.replace('{path}', path)}"
+        operation["description"] += f"\n\n{_STREAM.replace('{address}', address)}"
     if scopes := [scope for way in operation.get("security", ()) for scope in way["bearer"]]:
         operation["description"] += f"\n\nNeeds the scope {' or '.join(f'`{scope}`' for scope in scopes)}."
 
@@ -234,12 +236,16 @@ def _remove_null(schema: _JSON) -> None:
 
 
 def _complete_responses(operation: _JSON, schemas: _JSON, headers: Mapping[int, Iterable[str]]) -> None:
-    """Sort the responses by status; give each its headers and an example of its body."""
+    """Sort the responses by status; give each a description, its headers and an example of its body."""
     operation["responses"] = dict(sorted(operation["responses"].items()))
     for status, response in operation["responses"].items():
         names = _headers(status, response, headers)
         response["headers"] = {name: {"$ref": f"#/components/headers/{name}"} for name in names}
         _add_examples(response.get("content", {}), schemas)
+        if response["description"] == HTTPStatus(int(status)).description:  # Python's: "document follows"
+            bodies = (body["schema"].get("$ref", "") for body in response.get("content", {}).values())
+            names = (reference.rpartition("/")[2] for reference in bodies)
+            response["description"] = next((schemas[name]["description"] for name in names if name in schemas), "Done.")
 
 
 def _headers(status: str, response: _JSON, declared: Mapping[int, Iterable[str]]) -> Iterator[str]:
@@ -255,12 +261,14 @@ def _headers(status: str, response: _JSON, declared: Mapping[int, Iterable[str]]
             yield "Retry-After"
 
 
-def _share_errors(responses: _JSON, shared: _JSON) -> None:
+def _share_errors(responses: _JSON, shared: _JSON, root_path: str) -> None:
     """Write each error answer once, under its codes. Of those that every operation has, the status is enough."""
     for status, response in responses.items():
         if codes := response.get("content", {}).get(PROBLEM_JSON, {}).get("examples"):
             own = sorted(codes.keys() - EVERYWHERE)
             name = "".join(word.title() for word in re.split("[ _]", " ".join(own) or phrase(int(status))))
+            for example in codes.values():
+                example["value"] = {**example["value"], "type": root_path + example["value"]["type"]}
             shared[name] = response
             responses[status] = {"$ref": f"#/components/responses/{name}"}
 
@@ -270,12 +278,11 @@ def _link(path: str, operation: _JSON, paths: _JSON, schemas: _JSON) -> None:
     answers = [answer for status, answer in operation["responses"].items() if status < "3"]
     if not any("Location" in answer["headers"] for answer in answers):
         return
-    beneath = f"{path}/{{", f"{path}s/{{"  # an update is sent to `update`, and found among the `updates`
     names = {parameter["name"] for parameter in operation.get("parameters", ())}
     for answer in answers:
         schema = answer.get("content", {}).get("application/json", {}).get("schema", {})
         fields = schemas.get(schema.get("$ref", "").rpartition("/")[2], {}).get("properties", {})
-        for read in (item["get"] for below, item in paths.items() if "get" in item and below.startswith(beneath)):
+        for read in (item["get"] for below, item in paths.items() if "get" in item and below.startswith(f"{path}/{{")):
             needed = {p["name"] for p in read["parameters"] if p["in"] == "path" or p["name"] in names & fields.keys()}
             found = {name: name if name in fields else "id" for name in sorted(needed)}
             if fields.keys() >= set(found.values()):

@@ -15,7 +15,7 @@ from litestar.openapi.datastructures import ResponseSpec
 from litestar.types import Receive, Scope, Send
 
 from temporal_api.bounds import FEW, check_entries
-from temporal_api.errors import FieldError, MalformedJSON, UnsupportedMediaType, invalid_fields, shown
+from temporal_api.errors import FieldError, MalformedJSON, Problem, UnsupportedMediaType, invalid_fields, shown
 from temporal_api.mistakes import MOST, PARAMETERS, Parameter, body_mistakes, there_are
 
 T = TypeVar("T")
@@ -125,6 +125,11 @@ async def check_parameters(request: Request[Any, Any, Any]) -> None:
         if not parameter.repeatable and sent.count(name) > 1
     ]
     if mistakes:
+        if request.route_handler.parsed_data_field:
+            try:
+                await request.json()
+            except Problem as problem:
+                mistakes += problem.details.get("errors", ())
         raise invalid_fields(mistakes[:MOST])
 
 

@@ -35,7 +35,7 @@ WORKFLOW = '"workflow_type": "none"'
 TOO_MANY = {
     "arguments of a start": ("/workflows", f'{{{WORKFLOW}, "args": {ONES}}}', "args"),
     "arguments of a signal": ("/workflows/x/signal", f'{{"signal_name": "s", "signal_args": {ONES}}}', "signal_args"),
-    "arguments of an update": ("/workflows/x/update", f'{{"update_name": "u", "update_args": {ONES}}}', "update_args"),
+    "arguments of an update": ("/workflows/x/updates", f'{{"update_name": "u", "update_args": {ONES}}}', "update_args"),
     "arguments of a query": ("/workflows/x/query", f'{{"query_name": "q", "query_args": {ONES}}}', "query_args"),
     "arguments of a start's signal": (
         "/workflows",

@@ -127,7 +127,7 @@ async def finish(alice: AsyncClient, path: str) -> Any:
 
 async def update(alice: AsyncClient, path: str, name: str, headers: Any = None, **body: Any) -> Response:
     """Send an update."""
-    return await alice.post(f"{path}/update", json={"update_name": name, **body}, headers=headers)
+    return await alice.post(f"{path}/updates", json={"update_name": name, **body}, headers=headers)
 
 
 async def test_start(alice: AsyncClient, queue: str) -> None:
@@ -350,7 +350,7 @@ async def test_the_shape_of_payloads(alice: AsyncClient, queue: str) -> None:
     """JSON byte for byte both ways, the rest as metadata and base64 (Temporal: a shorthand, unless switched off)."""
     path, exact = await running(alice, queue), b'{ "n": 1.10, "big": 123456789012345678901234567890 }'
     body = b'{"update_name": "put", "update_input": ' + exact + b"}"
-    echoed = await alice.post(f"{path}/update", content=body, headers=JSON)
+    echoed = await alice.post(f"{path}/updates", content=body, headers=JSON)
     assert echoed.content.endswith(b'"result":' + exact + b"}")
     await signal(alice, path, "release")
     blob = {"metadata": {"encoding": "binary/plain"}, "data": "AP8="}

@@ -146,9 +146,11 @@ async def test_rules_between_fields_are_told_with_the_others(alice: httpx.AsyncC
     """What does not go together, and what only this service refuses, beside a field of the wrong type."""
     signal = {"signal_name": "é" * 900, "signal_input": 1, "signal_args": [1]}
     start = {"workflow_type": "é" * 900, "args": [1], "input_data": 1, "memo": {"temporal_api.x": 1}, "signal": signal}
-    answer = await alice.post("/api/v1/workflows", json={**start, "start_delay_seconds": "1"})
+    ids = {"workflow_id": "..", "update": {"update_name": "u", "update_id": "."}}
+    answer = await alice.post("/api/v1/workflows", json={**start, **ids, "start_delay_seconds": "1"})
 
-    assert ["start_delay_seconds", "signal.signal_name", "signal.signal_args", "workflow_type", "args", "memo"] == [
+    expected = ["start_delay_seconds", "signal.signal_name", "signal.signal_args", "update.update_id"]
+    assert [*expected, "workflow_type", "workflow_id", "args", "memo"] == [
         each["key"] for each in assert_problem(answer, 400, "validation_error")["details"]["errors"]
     ]
 
@@ -169,11 +171,18 @@ async def test_the_values_of_a_choice_are_told(alice: httpx.AsyncClient) -> None
 
 
 async def test_all_mistakes_of_a_query_come_at_once(alice: httpx.AsyncClient) -> None:
-    """Unknown, repeated and wrong ones, of the handler and of what it depends on; and beside those of a body."""
+    """Unknown, repeated and wrong ones, of the handler and of what it depends on; with those of a body and headers."""
     query = "status=NOPE&page_size=0&limit=1&query=a&query=b&closed_from=x&started_to=y&workflow_type="
     listed = assert_problem(await alice.get(f"/api/v1/workflows?{query}"), 400, "validation_error")
     sent = assert_problem(
-        await alice.post("/api/v1/workflows/x/signal?run_id=x", json={"signal_name": 1}), 400, "validation_error"
+        await alice.post(
+            "/api/v1/workflows/x/signal?run_id=x&run=y", json={"signal_name": 1}, headers={"Idempotency-Key": "a b"}
+        ),
+        400,
+        "validation_error",
+    )
+    resumed = assert_problem(
+        await alice.get("/api/v1/workflows/x/events?run_id=x", headers={"Last-Event-ID": "7"}), 400, "validation_error"
     )
     times = assert_problem(
         await alice.get("/api/v1/workflows?closed_from=x&started_to=y&page_size=0"), 400, "validation_error"
@@ -183,7 +192,11 @@ async def test_all_mistakes_of_a_query_come_at_once(alice: httpx.AsyncClient) ->
         return [each["key"] for each in problem["details"]["errors"]]
 
     assert ["limit", "query", "page_size", "status", "workflow_type"] == keys(listed)
-    assert ["signal_name", "run_id"] == keys(sent)
+    assert ["run", "signal_name", "run_id", "Idempotency-Key"] == keys(sent)
+    assert ["run_id", "Last-Event-ID"] == keys(resumed)
+    told = [each["message"] for problem in (sent, resumed) for each in problem["details"]["errors"]]
+    assert {"Expected 1 to 255 visible ASCII characters", "Expected a run's id, a UUID"} < {*told}
+    assert not any("regex" in each for each in told)
     assert ["closed_from", "page_size", "started_to"] == sorted(keys(times))
 
 

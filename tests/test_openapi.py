@@ -100,6 +100,9 @@ async def test_every_operation_is_named_and_described(contract: dict[str, Any]) 
         assert 3 < len(operation["summary"]) < 50
         assert not operation["summary"].endswith(".")
         assert operation["description"].endswith(".")
+        assert all(
+            answer["description"].endswith(".") for status, answer in operation["responses"].items() if status < "4"
+        )
         assert 1 == len(operation["tags"])
         assert operation["tags"][0] in tags
 
@@ -356,7 +359,7 @@ async def test_what_excludes_each_other_is_told(
     path, rest = {
         "WorkflowExecutionRequest": ("", {"workflow_type": "t"}),
         "SignalRequest": ("/none/signal", {}),
-        "UpdateRequest": ("/none/update", {}),
+        "UpdateRequest": ("/none/updates", {}),
         "ResetRequest": ("/none/reset", {"reason": "r"}),
     }[name]
     answer = await alice.post(
@@ -429,7 +432,7 @@ async def test_the_contract_does_not_depend_on_the_version_of_python(contract: d
 async def test_a_stream_tells_what_its_schema_says(
     alice: httpx.AsyncClient, client: Client, contract: dict[str, Any]
 ) -> None:
-    """The schema of a stream is the struct of its events' data: clients made from it are typed."""
+    """The schema of a stream is the struct of its events' data, and its only one: clients made from it are typed."""
     placed = (await alice.post("/api/v1/orders", json=order())).json()
     await client.get_workflow_handle(placed["workflow_id"]).terminate()
     headers = bearer(scope=" ".join([*SCOPES, *ORDERS.split(), *WORKFLOWS.split()]))
@@ -437,7 +440,9 @@ async def test_a_stream_tells_what_its_schema_says(
         ("/api/v1/orders/{order_id}/events", placed["id"]),
         ("/api/v1/workflows/{workflow_id}/events", placed["workflow_id"]),
     ):
-        content = contract["paths"][path]["get"]["responses"]["200"]["content"]["text/event-stream"]
+        responses = contract["paths"][path]["get"]["responses"]
+        assert ["200"] == [status for status in responses if status < "300"]
+        content = responses["200"]["content"]["text/event-stream"]
         name = content["schema"]["$ref"].removeprefix("#/components/schemas/")
         told = (await alice.get(re.sub("{.*?}", one, path), headers=headers)).text
         data = [json.loads(line[6:]) for line in told.splitlines() if line.startswith("data: ")]
@@ -461,7 +466,7 @@ async def test_what_was_created_links_to_what_reads_it(
         for name, answer in (
             ("createOrder", await alice.post("/api/v1/orders", json=order())),
             ("startWorkflow", started),
-            ("updateWorkflow", await alice.post(f"{started.headers['location']}/update", json=update)),
+            ("updateWorkflow", await alice.post(f"{started.headers['location']}/updates", json=update)),
         ):
             for link in posts[name]["responses"][str(answer.status_code)]["links"].values():
                 path, query = reads[link["operationId"]], {}

@@ -174,6 +174,12 @@ async def test_requests_may_carry_the_prefix(dev_server: DevServer, prefix: str)
         for path in (f"{prefix}x/docs", f"{prefix}/nowhere", f"{prefix}{prefix}{prefix}/docs"):
             problem = assert_problem(await api.get(path), 404, "not_found", prefix)
             assert f" {prefix}/openapi.json" in problem["message"]
+        contract = (await api.get("/openapi.json")).json()
+    shown = re.findall(r'"(/[a-z/0-9]*problems/\w+)"', json.dumps(contract["components"]["responses"]))
+    assert shown
+    assert all(each.startswith(f"{prefix}/problems/") for each in shown)
+    assert f"({prefix}/problems)" in contract["info"]["description"]
+    assert f" HOST{prefix}/api/v1/" in contract["paths"][f"{ORDERS}/{{order_id}}/events"]["get"]["description"]
 
 
 @pytest.mark.parametrize("servers_own", ["", "/temporal", "/other"])

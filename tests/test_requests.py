@@ -396,7 +396,7 @@ IDS = [
     "{}/query?x",
     "orders-{}",
     "Order-{}",
-    "x" * 963 + "-{}",
+    "x" * 962 + "-{}",
 ]
 
 
@@ -504,7 +504,7 @@ async def test_an_idempotency_key_comes_once(alice: httpx.AsyncClient) -> None:
         (ORDERS, order()),
         (STARTS, start),
         (f"{path}/signal", {"signal_name": "s"}),
-        (f"{path}/update", {"update_name": "u"}),
+        (f"{path}/updates", {"update_name": "u"}),
     ):
         for keys in (["a", "b"], ["a", "a"]):
             headers = [("Idempotency-Key", key) for key in keys]

@@ -165,7 +165,7 @@ async def test_workers_spans_are_in_the_callers_trace(
         http.headers.update(headers)
         begun = await http.post("/api/v1/workflows", json={"workflow_type": "greeting", "task_queue": task_queue})
         path = begun.headers["location"]
-        renamed = await http.post(f"{path}/update", json={"update_name": "rename", "update_input": "x"})
+        renamed = await http.post(f"{path}/updates", json={"update_name": "rename", "update_input": "x"})
         asked = await http.post(f"{path}/query", json={"query_name": "called"})
         await http.post(f"{path}/signal", json={"signal_name": "call", "signal_input": "you"})
         ended = await http.get(f"{path}/result", headers={"Prefer": "wait=30"})

@@ -193,8 +193,8 @@ async def test_a_run_is_pinned(alice: httpx.AsyncClient, client: Client, queue: 
     assert ["first", "second", "second"] == [answer["result"] for answer in found]
     assert [runs[0], runs[1], runs[1]] == [answer["run_id"] for answer in found]
     new = {"update_name": "echo", "update_input": "new"}
-    assert_problem(await alice.post(f"{path}/update", json=new, params=first), 409, "workflow_completed")
-    assert runs[1] == (await alice.post(f"{path}/update", json=new, params=second)).json()["run_id"]
+    assert_problem(await alice.post(f"{path}/updates", json=new, params=first), 409, "workflow_completed")
+    assert runs[1] == (await alice.post(f"{path}/updates", json=new, params=second)).json()["run_id"]
     for action in ("cancel", "terminate"):
         response = await alice.post(f"{path}/{action}", json=REASON, params=first, headers=ADMIN)
         assert runs[0] == assert_problem(response, 409, "workflow_completed")["details"]["run_id"]
@@ -223,7 +223,7 @@ async def test_each_call_needs_its_scope(alice: httpx.AsyncClient, queue: str, s
     await update(alice, path, "nothing", update_id="u")
     told = {
         "found": await alice.get(f"{path}/updates/u", headers=headers),
-        "update": await alice.post(f"{path}/update", json={"update_name": "nothing"}, headers=headers),
+        "update": await alice.post(f"{path}/updates", json={"update_name": "nothing"}, headers=headers),
         "reset": await alice.post(f"{path}/reset", json={"to": "first_workflow_task", **REASON}, headers=headers),
         "cancel": await alice.post(f"{path}/cancel", headers=headers),
         "terminate": await alice.post(f"{await start(alice, queue)}/terminate", json=REASON, headers=headers),
@@ -273,12 +273,12 @@ async def test_a_wrong_body_is_refused(alice: httpx.AsyncClient, action: str, bo
 
 async def test_malformed_requests(alice: httpx.AsyncClient) -> None:
     """No JSON is a 400, no body where one is needed too, and the wrong method is a 405."""
-    for action in ("update", "cancel", "terminate", "reset"):
+    for action in ("updates", "cancel", "terminate", "reset"):
         path = f"/api/v1/workflows/nobody/{action}"
         malformed = await alice.post(path, content="{", headers={**ADMIN, **JSON})
         assert_problem(malformed, 400, "malformed_json")
         assert_problem(await alice.get(path, headers=ADMIN), 405, "method_not_allowed")
-    for action in ("update", "terminate", "reset"):
+    for action in ("updates", "terminate", "reset"):
         response = await alice.post(f"/api/v1/workflows/nobody/{action}", headers=ADMIN)
         assert_problem(response, 400, "validation_error")
 
@@ -287,7 +287,7 @@ async def test_malformed_requests(alice: httpx.AsyncClient) -> None:
 
 CHANGES: list[tuple[str, str, dict[str, Any] | None]] = [
     ("POST", "/signal", {"signal_name": "note", "signal_input": "y"}),
-    ("POST", "/update", {"update_name": "echo", "update_input": "y"}),
+    ("POST", "/updates", {"update_name": "echo", "update_input": "y"}),
     *(("POST", f"/{action}", body) for action, body in ACTIONS[1:]),
 ]
 CHANGES.append(("DELETE", "", None))

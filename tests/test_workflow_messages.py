@@ -70,6 +70,18 @@ async def test_an_update_gives_its_result(alice: httpx.AsyncClient, queue: str) 
     assert "wait=5" == named.headers["preference-applied"]
 
 
+async def test_the_former_path_answers_the_same(alice: httpx.AsyncClient, queue: str, contract: dict[str, Any]) -> None:
+    """`/update` is still there for clients that use it; the contract names `/updates` only."""
+    path = await start(alice, queue)
+    body = {"update_name": "echo", "update_id": "u", "update_input": 1}
+    now, before = [await alice.post(f"{path}/{name}", json=body) for name in ("updates", "update")]
+
+    assert (200, now.content) == (before.status_code, before.content)
+    posted = contract["paths"]["/api/v1/workflows/{workflow_id}/updates"]["post"]
+    assert "updateWorkflow" == posted["operationId"]
+    assert "/api/v1/workflows/{workflow_id}/update" not in contract["paths"]
+
+
 @pytest.mark.parametrize(
     "text",
     [
@@ -89,7 +101,7 @@ async def test_json_passes_untouched(alice: httpx.AsyncClient, client: Client, q
     path = await start(alice, queue)
     data = text.encode()
     body = b'{"update_name": "echo", "update_id": "u", "update_input": ' + data + b"}"
-    answer = await alice.post(f"{path}/update", content=body, headers=JSON)
+    answer = await alice.post(f"{path}/updates", content=body, headers=JSON)
     found = await alice.get(f"{path}/updates/u")
     (accepted,) = await events(client, path, EventType.EVENT_TYPE_WORKFLOW_EXECUTION_UPDATE_ACCEPTED)
     request = accepted.workflow_execution_update_accepted_event_attributes.accepted_request
@@ -112,7 +124,7 @@ async def test_json_passes_untouched(alice: httpx.AsyncClient, client: Client, q
 async def test_arguments(alice: httpx.AsyncClient, queue: str, more: str, expected: list[str]) -> None:
     """`update_input` is one argument, `update_args` is the list of them, nothing is none."""
     path = await start(alice, queue, "parrot")
-    response = await alice.post(f"{path}/update", content='{"update_name": "any"' + more + "}", headers=JSON)
+    response = await alice.post(f"{path}/updates", content='{"update_name": "any"' + more + "}", headers=JSON)
 
     assert (200, expected) == (response.status_code, response.json()["result"])
 
@@ -238,7 +250,7 @@ async def test_an_update_id_is_used_once(alice: httpx.AsyncClient, queue: str) -
     path = await start(alice, queue)
     headers = {"Idempotency-Key": "key-1"}
     sent = [
-        await alice.post(f"{path}/update", json={"update_name": "echo", "update_input": value}, headers=headers)
+        await alice.post(f"{path}/updates", json={"update_name": "echo", "update_input": value}, headers=headers)
         for value in ("first", "second")
     ]
     named = await update(alice, path, "echo", update_input="third", update_id="key-1")
@@ -317,10 +329,10 @@ async def test_update_ids_that_cannot_be(alice: httpx.AsyncClient, queue: str) -
     """Two ids for one update, one that no URL carries, or one over Temporal's limit: 400."""
     path = await start(alice, queue)
     both = await alice.post(
-        f"{path}/update", json={"update_name": "echo", "update_id": "a"}, headers={"Idempotency-Key": "b"}
+        f"{path}/updates", json={"update_name": "echo", "update_id": "a"}, headers={"Idempotency-Key": "b"}
     )
-    dots = await alice.post(f"{path}/update", json={"update_name": "echo"}, headers={"Idempotency-Key": ".."})
-    spaced = await alice.post(f"{path}/update", json={"update_name": "echo"}, headers={"Idempotency-Key": "a b"})
+    dots = await alice.post(f"{path}/updates", json={"update_name": "echo"}, headers={"Idempotency-Key": ".."})
+    spaced = await alice.post(f"{path}/updates", json={"update_name": "echo"}, headers={"Idempotency-Key": "a b"})
     keys = [
         assert_problem(response, 400, "validation_error")["details"]["errors"][0]["key"]
         for response in (both, dots, spaced, await update(alice, path, "echo", update_id="."))
@@ -437,7 +449,7 @@ async def test_a_workflow_that_was_never_begun_cannot_be_asked(alice: httpx.Asyn
 )
 async def test_a_wrong_update_is_refused(alice: httpx.AsyncClient, body: dict[str, Any], key: str) -> None:
     """A body that is not one is a 400 that names the field, before Temporal is asked about the id."""
-    response = await alice.post("/api/v1/workflows/nobody/update", json=body)
+    response = await alice.post("/api/v1/workflows/nobody/updates", json=body)
     problem = assert_problem(response, 400, "validation_error")
 
     assert [key] == [error["key"] for error in problem["details"]["errors"]]
@@ -576,8 +588,8 @@ async def test_an_empty_list_beside_an_input_is_no_list(alice: httpx.AsyncClient
     path = await start(alice, queue, "parrot")
     signal = {"signal_name": "s", "signal_input": {"n": 1}, "signal_args": []}
     signalled = await alice.post(f"{path}/signal", json=signal)
-    told = await alice.post(f"{path}/update", json={"update_name": "u", "update_input": None, "update_args": []})
-    nothing = await alice.post(f"{path}/update", json={"update_name": "u", "update_args": []})
+    told = await alice.post(f"{path}/updates", json={"update_name": "u", "update_input": None, "update_args": []})
+    nothing = await alice.post(f"{path}/updates", json={"update_name": "u", "update_args": []})
     body = {"workflow_type": "none", "task_queue": f"nobody-{uuid.uuid4()}", "input_data": [7], "args": []}
     started = (await alice.post("/api/v1/workflows", json=body)).headers["location"]
     (begun,) = await events(client, started, EventType.EVENT_TYPE_WORKFLOW_EXECUTION_STARTED)

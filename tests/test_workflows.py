@@ -753,8 +753,8 @@ async def test_an_id_that_is_longer_than_temporal_takes(alice: httpx.AsyncClient
         ("", {"workflow_type": "x", "update": {"update_name": "x", "update_id": "NAME"}}, "update.update_id"),
         ("/ID/signal", {"signal_name": "NAME"}, "signal_name"),
         ("/ID/query", {"query_name": "NAME"}, "query_name"),
-        ("/ID/update", {"update_name": "NAME"}, "update_name"),
-        ("/ID/update", {"update_name": "x", "update_id": "NAME"}, "update_id"),
+        ("/ID/updates", {"update_name": "NAME"}, "update_name"),
+        ("/ID/updates", {"update_name": "x", "update_id": "NAME"}, "update_id"),
     ],
 )
 async def test_a_name_that_is_longer_than_temporal_takes(
@@ -780,7 +780,7 @@ CALLS: list[tuple[str, str, Any]] = [
     ("GET", "/updates/x", None),
     ("POST", "/signal", {"signal_name": "patch", "signal_input": {"trigger_immediately": {}}}),
     ("POST", "/query", {"query_name": "describe"}),
-    ("POST", "/update", {"update_name": "x"}),
+    ("POST", "/updates", {"update_name": "x"}),
     ("POST", "/cancel", None),
     ("POST", "/terminate", {"reason": "x"}),
     ("POST", "/reset", {"reason": "x", "to": "first_workflow_task"}),
@@ -844,7 +844,7 @@ async def test_a_batch_job_is_no_workflow_to_callers(alice: httpx.AsyncClient, c
     )
     await client.workflow_service.start_batch_operation(request)
     for method, below, body in CALLS:
-        if below not in ("/signal", "/query", "/update"):  # which the job does not read
+        if below not in ("/signal", "/query", "/updates"):  # which the job does not read
             response = await alice.request(method, at(job, below), json=body, headers=OPERATOR)
             assert_problem(response, 404, "workflow_not_found")
 

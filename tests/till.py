@@ -146,7 +146,7 @@ async def update(
 ) -> httpx.Response:
     """Send an update."""
     headers = {"Prefer": prefer} if prefer else {}
-    return await alice.post(f"{path}/update", json={"update_name": name, **body}, headers=headers)
+    return await alice.post(f"{path}/updates", json={"update_name": name, **body}, headers=headers)
 
 
 async def signal(alice: httpx.AsyncClient, path: str, name: str, *args: str) -> None:

@@ -54,7 +54,7 @@ def explain_problem(request: Request[Any, Any, Any], code: FromPath[str]) -> Res
     """One error: a page, or JSON for who accepts that and no page."""
     for each in _explanations(request):
         if each.error == code:
-            again = f"<p>Try again after <code>Retry-After</code> ({each.retry_after} s)." if each.retry_after else ""
+            again = f"<p>Usually <code>Retry-After: {each.retry_after}</code>, in seconds." if each.retry_after else ""
             content = (
                 f"<p>Status {each.status} {escape(each.title)}<h2>What it means</h2><p>{_html(each.meaning)}"
                 f"<h2>What to do</h2><p>{_html(each.what_to_do)}{again}"

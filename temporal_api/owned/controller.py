@@ -22,7 +22,6 @@ from temporal_api.temporal.history import retry_while_away
 from temporal_api.temporal.run import Run
 from temporal_api.temporal.workflow import Workflow
 from temporal_api.waiting import (
-    SEEN_TO_THE_END,
     EventStream,
     IfMatch,
     IfNoneMatch,
@@ -87,10 +86,7 @@ class ResourceController(Controller):
             operation_id=f"stream{title}Events",
             summary=f"{a_name.capitalize()}'s status, live",
             media_type="text/event-stream",
-            responses={
-                204: SEEN_TO_THE_END,
-                **responses(missing, errors.TooManyWaits, errors.ShuttingDown),
-            },
+            responses=responses(missing, errors.TooManyWaits, errors.ShuttingDown),
         )(cls.stream)
         cls.cancel = post(  # type: ignore[assignment]
             f"{one}/cancel",

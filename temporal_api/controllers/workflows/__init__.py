@@ -19,6 +19,7 @@ WORKFLOWS = Router(
         messages.query_workflow,
         messages.get_metadata,
         messages.update_workflow,
+        messages.update_at_old_path,
         messages.get_update,
         lifecycle.cancel_workflow,
         lifecycle.terminate_workflow,

@@ -10,6 +10,7 @@ from msgspec import UNSET, Meta, Raw, Struct, UnsetType
 
 from temporal_api.auth import APIRequest
 from temporal_api.errors import WorkflowNotFound, shown
+from temporal_api.mistakes import RUN_ID
 from temporal_api.record import record_of
 from temporal_api.services import CurrentServices
 from temporal_api.temporal.run import Status
@@ -20,6 +21,8 @@ ADMIN = "workflows:admin"
 READ = ("workflows:read", ADMIN)
 WRITE = ("workflows:write", ADMIN)
 
+DOTS = (".", "..")
+NOT_DOTS = "Expected an id that a URL can carry: not . or .."
 ONE = "/workflows/{workflow_id:str}"
 """The path of one workflow."""
 
@@ -40,7 +43,7 @@ PinnedRun = Annotated[
     QueryParameter(
         name="run_id",
         description="Pins one run; without it, the latest.",
-        pattern="^([0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12})?$",
+        pattern=RUN_ID,
     ),
 ]
 
@@ -65,6 +68,12 @@ def check_lengths(body: Struct, *fields: str) -> None:
     for field in fields:
         if is_too_long(getattr(body, field, None) or ""):  # none: `mistakes.py` asks about the fields that are right
             raise ValueError(f"{field}: Expected at most {MAX_ID_BYTES} bytes of UTF-8")
+
+
+def check_in_path(body: Struct, field: str) -> None:
+    """Raises ValueError, likewise, for an id that no URL carries: clients resolve dots before they send."""
+    if getattr(body, field, None) in DOTS:
+        raise ValueError(f"{field}: {NOT_DOTS}")
 
 
 def check_arguments(body: Struct, one: str, many: str) -> None:

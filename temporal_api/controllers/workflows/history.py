@@ -45,7 +45,7 @@ from temporal_api.temporal.events import (
 from temporal_api.temporal.history import Listing, list_events
 from temporal_api.temporal.run import Status
 from temporal_api.temporal.workflow import Workflow
-from temporal_api.waiting import SEEN_TO_THE_END, EventStream, LastEventId, cancel, disconnect, end_id, resume, sse
+from temporal_api.waiting import EventStream, LastEventId, cancel, disconnect, end_id, resume, sse
 
 
 class HistoryResponse(msgspec.Struct):
@@ -76,6 +76,7 @@ class TemporalHistory(msgspec.Struct):
     f"{ONE}/history",
     scope=READ,
     operation_id="getWorkflowHistory",
+    response_description="A page of its events, or the whole in Temporal's own JSON.",
     summary="A workflow's history, in pages",
     responses=responses(WorkflowNotFound, InvalidPageToken),
 )
@@ -131,7 +132,7 @@ async def get_history(
     operation_id="streamWorkflowEvents",
     summary="A workflow's history, live",
     media_type="text/event-stream",
-    responses={204: SEEN_TO_THE_END, **responses(WorkflowNotFound, TooManyWaits, ShuttingDown)},
+    responses=responses(WorkflowNotFound, TooManyWaits, ShuttingDown),
 )
 async def stream_events(
     request: APIRequest,

@@ -19,6 +19,8 @@ from temporal_api.auth import APIRequest
 from temporal_api.bounds import check_entries
 from temporal_api.controllers.workflows.addressing import (
     ADMIN,
+    DOTS,
+    NOT_DOTS,
     ONE,
     READ,
     WRITE,
@@ -32,14 +34,15 @@ from temporal_api.controllers.workflows.addressing import (
     WorkflowId,
     arguments,
     check_arguments,
+    check_in_path,
     check_lengths,
     excludes,
     in_path,
     location,
 )
 from temporal_api.errors import invalid, invalid_fields
-from temporal_api.idempotency import KEY_SCHEMA, check_key, derived_id
-from temporal_api.mistakes import body_mistakes
+from temporal_api.idempotency import check_key, derived_id
+from temporal_api.mistakes import KEY, body_mistakes
 from temporal_api.problems import responses
 from temporal_api.record import record_of
 from temporal_api.requests import JSONResponse
@@ -55,7 +58,7 @@ SignalKey = Annotated[
     str | None,
     HeaderParameter(
         name="Idempotency-Key",
-        schema_extra=KEY_SCHEMA,
+        pattern=KEY,
         description="The same key again, from the same caller, sends nothing to a run that has the signal, whatever "
         "the body says. A run that a reset has begun may get it once more. 1 to 255 visible ASCII characters.",
     ),
@@ -236,7 +239,7 @@ UpdateKey = Annotated[
     str | None,
     HeaderParameter(
         name="Idempotency-Key",
-        schema_extra=KEY_SCHEMA,
+        pattern=KEY,
         description="Serves as `update_id`: the same one again gives the first outcome, whatever else the body says, "
         "also after the workflow has closed. 1 to 255 visible ASCII characters.",
     ),
@@ -258,6 +261,7 @@ class UpdateRequest(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     def __post_init__(self) -> None:
         """Refuse names that Temporal does not take, and arguments given twice."""
         check_lengths(self, "update_name", "update_id")
+        check_in_path(self, "update_id")
         check_arguments(self, "update_input", "update_args")
 
     def arguments(self) -> list[Raw]:
@@ -289,7 +293,7 @@ _PENDING: dict[int, ResponseSpec] = {
 
 
 @post(
-    f"{ONE}/update",
+    f"{ONE}/updates",
     scope=WRITE,
     status_code=200,
     operation_id="updateWorkflow",
@@ -334,6 +338,10 @@ async def update_workflow(
     return _answer(request, update, preferred)
 
 
+# The path of before, for clients that still use it.
+update_at_old_path = post(f"{ONE}/update", scope=WRITE, status_code=200, include_in_schema=False)(update_workflow.fn)
+
+
 @get(
     ONE + "/updates/{update_id:str}",
     scope=READ,
@@ -364,10 +372,9 @@ async def get_update(
 def _update_id(data: UpdateRequest, key: str | None) -> str:
     if key and data.update_id:
         raise invalid("update_id", "Send update_id or Idempotency-Key, not both")
-    update_id = key or data.update_id or str(uuid.uuid4())
-    if update_id in (".", ".."):
-        raise invalid("Idempotency-Key" if key else "update_id", "Expected an id that a URL can carry: not . or ..")
-    return update_id
+    if key in DOTS:
+        raise invalid("Idempotency-Key", NOT_DOTS)
+    return key or data.update_id or str(uuid.uuid4())
 
 
 def _answer(request: APIRequest, update: Update, preferred: float | None) -> JSONResponse[UpdateResponse]:

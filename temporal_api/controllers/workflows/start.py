@@ -26,6 +26,7 @@ from temporal_api.controllers.workflows.addressing import (
     WorkflowId,
     arguments,
     check_arguments,
+    check_in_path,
     check_lengths,
     excludes,
     location,
@@ -202,6 +203,7 @@ class WorkflowExecutionRequest(msgspec.Struct, forbid_unknown_fields=True, kw_on
     def __post_init__(self) -> None:
         """Refuse names that Temporal does not take, and fields that do not go together."""
         check_lengths(self, "workflow_type", "task_queue", "workflow_id")
+        check_in_path(self, "workflow_id")
         check_arguments(self, "input_data", "args")
         for key in self.memo:
             if key.startswith(OWN_MEMO):
@@ -311,8 +313,6 @@ def _workflow_id(user: User, services: Services, data: WorkflowExecutionRequest,
     for prefix in services.hidden_from(user):
         if workflow_id.startswith(prefix):
             raise errors.ReservedId(f"Ids that begin with {prefix} belong to a resource of its own; take another.")
-    if workflow_id in (".", ".."):
-        raise invalid("workflow_id", "Expected an id that a URL can carry: not . or ..")
     return workflow_id
 
 
