@@ -39,6 +39,14 @@ def test_compose_brings_up_the_whole_system() -> None:
     assert SERVICES["worker"]["image"] == SERVICES["api"]["image"]
 
 
+def test_temporal_keeps_its_state_in_a_file() -> None:
+    """In memory it loses that with a connection; the image has no folder of its own to write to."""
+    temporal = SERVICES["temporal"]
+
+    (file,) = (each.partition("=")[2] for each in temporal["command"] if each.startswith("--db-filename="))
+    assert [str(Path(file).parent)] == temporal["tmpfs"]
+
+
 @pytest.mark.parametrize("name", ["api", "worker", "codec"])
 def test_compose_hardens_what_is_ours(name: str) -> None:
     """A read-only root, no capability, and no way to gain one."""
