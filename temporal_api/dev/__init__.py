@@ -177,11 +177,13 @@ class Dev:
             addresses["Temporal UI"] = self.ui
             workflow = f"workflows/{run['workflow_id']}/{run['run_id']}"
             addresses["Order's run"] = f"{self.ui}/namespaces/{namespace}/{workflow}/history"
+        else:
+            addresses["Temporal"] = temporal
         for name, address in addresses.items():
-            page, _, token = address.partition("#")
-            link = Style(link=address)
-            fragment = (f"#{token}" if token else "", link + Style(dim=True))
-            show(Text.assemble((f"{name:<13}", "bold"), (page, link + Style(color="cyan")), fragment))
+            link = Style(link=address if "://" in address else None)
+            page, separator, token = address.partition("#")
+            parts = (page, link + Style(color="cyan")), (separator + token, link + Style(dim=True))
+            show(Text.assemble((f"{name:<13}", "bold"), *parts))
         show(f"""
 export TOKEN=[dim]{self.token}[/]
 export ORDER_ID={run["order"]["id"]}""")
