@@ -48,7 +48,9 @@ STOP_SECONDS = 8
 # The statuses in which an order ends, and their colors.
 ENDS = {"delivered": "bold green", "cancelled": "bold red"}
 
-console = Console(highlight=False, emoji=False)
+# A terminal that cannot show what moves on others gets the plain lines.
+UTF_8 = sys.stdout.encoding.lower() == "utf-8"
+console = Console(highlight=False, emoji=False, force_terminal=None if UTF_8 else False)
 LIVE = console.is_terminal and not console.is_dumb_terminal
 # Addresses and tokens are not broken into lines: they are there to be clicked and copied.
 show = partial(console.print, soft_wrap=True)
