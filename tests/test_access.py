@@ -368,6 +368,7 @@ async def test_a_command_that_cannot_begin_ends_with_one_line(dev_server: DevSer
             ("serve", {"HOST": "x86_64-conda-linux-gnu"}, 2, "HOST: 'x86_64-conda-linux-gnu' is no address"),
             ("dev", {"HOST": "arm64-apple-darwin20.0.0"}, 2, "HOST: "),
             ("serve", {"PORT": str(busy.getsockname()[1])}, 1, "PORT: cannot listen on 127.0.0.1"),
+            ("dev", {"METRICS_PORT": str(busy.getsockname()[1])}, 1, "METRICS_PORT: cannot listen on 127.0.0.1"),
             ("serve", mixed, 1, "TEMPORAL_TLS_CLIENT_KEY_PATH: is not the key"),
         )
     await one_line(

@@ -39,6 +39,14 @@ def test_compose_brings_up_the_whole_system() -> None:
     assert SERVICES["worker"]["image"] == SERVICES["api"]["image"]
 
 
+def test_temporal_keeps_its_state_in_a_file() -> None:
+    """In memory it loses that with a connection; the image has no folder of its own to write to."""
+    temporal = SERVICES["temporal"]
+
+    (file,) = (each.partition("=")[2] for each in temporal["command"] if each.startswith("--db-filename="))
+    assert [str(Path(file).parent)] == temporal["tmpfs"]
+
+
 @pytest.mark.parametrize("name", ["api", "worker", "codec"])
 def test_compose_hardens_what_is_ours(name: str) -> None:
     """A read-only root, no capability, and no way to gain one."""
@@ -61,15 +69,11 @@ def test_compose_is_reached_from_this_machine_only() -> None:
 @pytest.mark.parametrize("name", ["api", "worker"])
 def test_compose_sets_only_what_the_service_reads(name: str) -> None:
     """Every variable is a setting of the service or of the SDK, and the service accepts the values."""
-    environ = {key: "" if value.endswith(":-}") else value for key, value in SERVICES[name]["environment"].items()}
+    given = {key: str(value) for key, value in SERVICES[name]["environment"].items()}
+    environ = {key: "" if value.endswith(":-}") else value for key, value in given.items()}
 
     assert set() == {key for key in environ if not key.startswith("TEMPORAL_")} - SETTINGS
-    assert (
-        "temporal:7233"
-        == from_env({key: str(value) for key, value in environ.items()}, keys_needed=name == "api").temporal[
-            "target_host"
-        ]
-    )
+    assert "temporal:7233" == from_env(environ, keys_needed=name == "api").temporal["target_host"]
 
 
 def test_compose_holds_no_secret() -> None:

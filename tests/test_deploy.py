@@ -135,13 +135,14 @@ async def test_the_dashboard_is_full(dev_server: DevServer, task_queue: str, tmp
 
 
 def test_the_dashboard_is_one_of_grafana() -> None:
-    """The last schema of its kind; each panel has an id and a place of its own; the data source is to be chosen."""
+    """The last schema of its kind; each panel has a title, a unit and a place of its own; its data source is chosen."""
     dashboard = json.loads(printed("dashboard"))
     panels = dashboard["panels"]
 
     assert 42 == dashboard["schemaVersion"]
     assert ["datasource"] == [each["type"] for each in dashboard["templating"]["list"]]
     assert len(panels) == len({panel["id"] for panel in panels})
+    assert all(panel["title"] for panel in panels)
     taken: set[tuple[int, int]] = set()
     for panel in panels:
         at = panel["gridPos"]
@@ -152,6 +153,7 @@ def test_the_dashboard_is_one_of_grafana() -> None:
         if panel["type"] != "row":
             assert {"type": "prometheus", "uid": "${datasource}"} == panel["datasource"]
             assert panel["targets"]
+            assert panel["fieldConfig"]["defaults"]["unit"]
 
 
 # --- Kubernetes ---
