@@ -65,8 +65,9 @@ async def run_everything(*, once: bool, crash: bool) -> bool:
         environ["JWT_SECRET"] = secrets.token_urlsafe(32)
     environ.setdefault("LOG_LEVEL", "warning")
     environ.setdefault("LOG_FORMAT", "console")
-    for listener in listen(from_env(environ).host, 0):  # a wrong HOST is told now, not after what takes minutes
-        listener.close()
+    settings = from_env(environ)
+    for listener in listen(settings.host, settings.metrics_port or 0, "METRICS_PORT"):
+        listener.close()  # what is wrong with these is told now, not after what takes minutes
     async with AsyncExitStack() as stack:
         dev = Dev(environ, stack)
         await dev.start()
@@ -99,12 +100,12 @@ class Dev:
         self.api = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
         with console.status("Starting Temporal, a worker and the API"):
             ui_origins = await self._start_temporal() if embedded else []
-            await self._start_worker()
             self.client = await connect(
                 self.settings.read_temporal(),
                 data_converter=data_converter(self.settings),
                 runtime=Runtime(telemetry=TelemetryConfig(logging=SDK_LOGGING)),
             )
+            await self._start_worker()
             await add_search_attributes(self.client, SEARCH_ATTRIBUTES)
             app = create_app(self.settings, public_handlers(ui_origins))
             await self.stack.enter_async_context(serving(app, self.settings.host, port))

@@ -12,7 +12,7 @@ import msgspec
 from google.protobuf.message import Message
 from temporalio.api.common.v1 import Memo, Payload, Payloads
 from temporalio.api.failure.v1 import Failure
-from temporalio.api.workflowservice.v1 import DescribeNamespaceRequest, GetSystemInfoRequest
+from temporalio.api.workflowservice.v1 import DescribeNamespaceRequest
 from temporalio.client import Client
 from temporalio.runtime import Runtime
 from temporalio.service import GrpcCompression, KeepAliveConfig, RetryConfig, RPCError, WorkflowService
@@ -68,8 +68,8 @@ async def connected(
     temporal = (make or Temporal)(await connect(), calls.service, waits.service, settings.rpc_timeout_seconds, memory)
 
     async def follow() -> None:
-        try:  # where nobody probes, an operator hears at once that Temporal is not there
-            await temporal.call(temporal.service.get_system_info, GetSystemInfoRequest())
+        try:  # where nobody probes, an operator hears at once that Temporal, or the namespace, is not there
+            await temporal.check()
         except TemporalTimeout:
             log.warning("Temporal cannot be reached: TEMPORAL_ADDRESS: no answer in time from this address")
         except Problem:  # told where it was made

@@ -93,6 +93,7 @@ _OF_CALLS_CUT_OFF = {
 _CUT_OFF = re.compile(
     r"transport error|h2 protocol error|operation was canceled|error reading a body|broken pipe|channel closed"
     r"|unexpected eof|connection (was )?(error|reset|closed|refused|aborted|lost|not ready)"
+    r"|response with status: 50[234]"  # a proxy between here and Temporal
 )
 
 
