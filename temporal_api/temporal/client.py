@@ -30,6 +30,7 @@ from temporal_api.temporal.failures import (
     FailureInfo,
     Subject,
     failure_kind,
+    is_namespace_missing,
     is_overload,
     is_passing,
     problem_of,
@@ -86,9 +87,10 @@ async def connected(
 
 
 async def _attempt(rpc: Callable[..., Awaitable[Response]], request: Message, now: float, ending_at: float) -> Response:
-    """Call again after a passing failure; only once, and soon, when Temporal is at its limit."""
+    """Call again after a passing failure; only once, and soon, when Temporal is at its limit or has no namespace."""
     # Stop in time, so that "cannot be reached" is not reported as "did not answer".
     last_at, pause, timeout = (now + ending_at) / 2, 0.1, timedelta(seconds=max(0, ending_at - now))
+    missed = False
     while True:
         try:
             # Without `retry`, the SDK's metrics take a long poll for a call.
@@ -96,6 +98,8 @@ async def _attempt(rpc: Callable[..., Awaitable[Response]], request: Message, no
         except RPCError as error:
             if is_overload(error):
                 last_at, pause = min(last_at, now + 0.4), 0.25
+            elif is_namespace_missing(error) and not missed:
+                missed, last_at = True, ending_at
             elif not is_passing(error):
                 raise
             if asyncio.get_running_loop().time() + pause > last_at:
