@@ -4,14 +4,16 @@ import asyncio
 import contextlib
 import datetime
 import ipaddress
+import json
 import os
+import re
 import shutil
 import signal
 import socket
 import ssl
 import uuid
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +24,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from api import SECRET, assert_problem, eventually, order, service
-from commands import temporal_api
+from commands import command, temporal_api
 from temporal_api.app import create_app
 from temporal_api.dev.server import DevServer, free_port
 from temporal_api.serving import listen, serving
@@ -328,20 +330,31 @@ async def test_an_api_key_in_a_file_is_followed(
 RUST = ("Traceback", "Error(", "Status {", "tonic")
 
 
-async def ended(arguments: str, environ: dict[str, str]) -> tuple[int, str]:
-    """How such a command ends by itself, and what it says."""
-    async with temporal_api(*arguments.split(), **environ) as process:
-        return await process.end(), process.output
+COMMANDS = """
+import json, os, sys
+from temporal_api.__main__ import main
+inherited = dict(os.environ)
+for arguments, environ in json.loads(sys.argv[1]):
+    os.environ.clear()
+    os.environ.update(inherited | environ)
+    sys.argv = ["temporal-api", *arguments]
+    try:
+        main()
+    except SystemExit as end:
+        print("exit", end.code or 0, flush=True)
+"""
+"""Runs one command after the other in one process, as most of the time of a process goes into its imports."""
 
 
 async def one_line(*cases: tuple[str, dict[str, str], int, str]) -> None:
     """Each command ends with its code, and says one line for people that begins so."""
-    outcomes = await asyncio.gather(
-        *(ended(arguments, {"JWT_SECRET": SECRET, **env}) for arguments, env, _, _ in cases)
-    )
-    for (arguments, _, code, begin), (ended_with, output) in zip(cases, outcomes, strict=True):
+    given = json.dumps([(arguments.split(), {"JWT_SECRET": SECRET, **environ}) for arguments, environ, _, _ in cases])
+    async with command("python", "-c", COMMANDS, given) as process:
+        assert 0 == await process.end(seconds=120), process.output
+    outcomes = re.findall(r"(.*?)^exit (\d+)$\n", process.output, re.DOTALL | re.MULTILINE)
+    for (arguments, _, code, begin), (output, ended_with) in zip(cases, outcomes, strict=True):
         assert output.startswith(f"temporal-api: {begin}"), (arguments, output)
-        assert (code, 1) == (ended_with, output.count("\n")), (arguments, output)
+        assert (str(code), 1) == (ended_with, output.count("\n")), (arguments, output)
         assert not any(word in output for word in RUST), output
 
 
@@ -418,16 +431,15 @@ def test_tls_files_that_cannot_be_used(tmp_path: Path, pki: Path) -> None:
 async def test_an_api_key_that_temporal_refuses(with_keys: str) -> None:
     """The command ends with what Temporal says of the key, or of what the key may do, and not with the key."""
     environ = {"TEMPORAL_ADDRESS": with_keys, "TEMPORAL_TLS": "false"}
-    denied = "TEMPORAL_NAMESPACE, TEMPORAL_API_KEY: permission denied: Request unauthorized.\n"
-    await one_line(
-        (
-            "worker",
-            {**environ, "TEMPORAL_API_KEY": "key-0"},
-            1,
-            "TEMPORAL_API_KEY: not accepted: API key has expired\n",
-        ),
-        ("setup", {**environ, "TEMPORAL_API_KEY": "key-1"}, 1, denied),
-    )
+    cases = {"worker": "key-0", "setup": "key-1"}
+    async with AsyncExitStack() as stack:
+        commands = [temporal_api(part, TEMPORAL_API_KEY=key, **environ) for part, key in cases.items()]
+        worker, setup = [await stack.enter_async_context(each) for each in commands]
+        assert [1, 1] == [await worker.end(), await setup.end()]
+
+    assert "temporal-api: TEMPORAL_API_KEY: not accepted: API key has expired\n" == worker.output
+    denied = "TEMPORAL_NAMESPACE, TEMPORAL_API_KEY: permission denied: Request unauthorized."
+    assert f"temporal-api: {denied}\n" == setup.output
 
 
 async def test_serve_says_at_once_what_temporal_refuses(
