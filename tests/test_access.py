@@ -4,9 +4,7 @@ import asyncio
 import contextlib
 import datetime
 import ipaddress
-import json
 import os
-import re
 import shutil
 import signal
 import socket
@@ -24,7 +22,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from api import SECRET, assert_problem, eventually, order, service
-from commands import command, temporal_api
+from commands import RUST, one_line, temporal_api
 from temporal_api.app import create_app
 from temporal_api.dev.server import DevServer, free_port
 from temporal_api.serving import listen, serving
@@ -327,36 +325,6 @@ async def test_an_api_key_in_a_file_is_followed(
 
 # --- what an operator reads ---
 
-RUST = ("Traceback", "Error(", "Status {", "tonic")
-
-
-COMMANDS = """
-import json, os, sys
-from temporal_api.__main__ import main
-inherited = dict(os.environ)
-for arguments, environ in json.loads(sys.argv[1]):
-    os.environ.clear()
-    os.environ.update(inherited | environ)
-    sys.argv = ["temporal-api", *arguments]
-    try:
-        main()
-    except SystemExit as end:
-        print("exit", end.code or 0, flush=True)
-"""
-"""Runs one command after the other in one process, as most of the time of a process goes into its imports."""
-
-
-async def one_line(*cases: tuple[str, dict[str, str], int, str]) -> None:
-    """Each command ends with its code, and says one line for people that begins so."""
-    given = json.dumps([(arguments.split(), {"JWT_SECRET": SECRET, **environ}) for arguments, environ, _, _ in cases])
-    async with command("python", "-c", COMMANDS, given) as process:
-        assert 0 == await process.end(seconds=120), process.output
-    outcomes = re.findall(r"(.*?)^exit (\d+)$\n", process.output, re.DOTALL | re.MULTILINE)
-    for (arguments, _, code, begin), (output, ended_with) in zip(cases, outcomes, strict=True):
-        assert output.startswith(f"temporal-api: {begin}"), (arguments, output)
-        assert (str(code), 1) == (ended_with, output.count("\n")), (arguments, output)
-        assert not any(word in output for word in RUST), output
-
 
 async def test_a_command_that_cannot_begin_ends_with_one_line(dev_server: DevServer, pki: Path, next_pki: Path) -> None:
     """The exit code is 2 for a wrong setting, and 1 for what the setting names and does not work."""
@@ -373,6 +341,7 @@ async def test_a_command_that_cannot_begin_ends_with_one_line(dev_server: DevSer
             ("serve", mixed, 1, "TEMPORAL_TLS_CLIENT_KEY_PATH: is not the key"),
             *((part, nobody, 1, "TEMPORAL_NAMESPACE: Namespace nobody is not found") for part in ("setup", "worker")),
             ("dev", nowhere, 1, "TEMPORAL_ADDRESS: nothing listens at 127"),
+            JWT_SECRET=SECRET,
         )
 
 
