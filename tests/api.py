@@ -37,7 +37,7 @@ run_dev_server = partial(dev_server, search_attributes=("OrderOwner", "OrderStat
 
 def token(sub: str = "alice", scope: object = f"{ORDERS} {WORKFLOWS}", **claims: Any) -> str:
     """A token of the test service's issuer; `claims` override or, when None, leave out."""
-    payload = {"sub": sub, "scope": scope, "exp": int(time.time()) + 600, **claims}
+    payload = {"sub": sub, "scope": scope, "exp": int(time.time()) + 3600, **claims}
     return jwt.encode({k: v for k, v in payload.items() if v is not None}, SECRET, algorithm="HS256")
 
 

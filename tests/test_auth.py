@@ -322,7 +322,9 @@ SCOPES: list[tuple[dict[str, str], dict[str, Any], set[str]]] = [
 ]
 
 
-@pytest.mark.parametrize(("settings", "said", "scopes"), SCOPES, ids=str)
+@pytest.mark.parametrize(
+    ("settings", "said", "scopes"), SCOPES, ids=lambda value: str(sorted(value) if isinstance(value, set) else value)
+)
 async def test_scopes(settings: dict[str, str], said: dict[str, Any], scopes: set[str]) -> None:
     """Strings or lists, in all the claims that are set, whose dots reach into objects or are a name's own."""
     checker = of_secret(**{f"JWT_SCOPES_{name}": value for name, value in settings.items()})

@@ -21,7 +21,7 @@ from temporalio.exceptions import ApplicationError
 from temporalio.service import RPCError, RPCStatusCode
 from temporalio.worker import UnsandboxedWorkflowRunner, Worker
 
-from api import SOON, WORKFLOWS, assert_problem, bearer, eventually, service
+from api import SOON, WORKFLOWS, assert_problem, bearer, eventually, resolved, service
 from temporal_api.dev.server import DevServer
 from temporal_api.temporal.failures import problem_of, start_subject, workflow_subject
 
@@ -87,7 +87,7 @@ async def alice(alice: AsyncClient, contract: dict[str, Any]) -> AsyncIterator[A
         for pattern, operations in paths.items():
             answer = operations.get(method, {}).get("responses", {}).get(str(response.status_code))
             if answer and pattern.fullmatch(path):
-                declared = {name.lower() for name in answer["headers"]}
+                declared = {name.lower() for name in resolved(contract, answer)["headers"]}
                 assert names & set(response.headers) <= declared, (method, path, response.status_code)
 
     async with AsyncClient(

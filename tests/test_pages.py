@@ -179,8 +179,8 @@ async def test_every_error_is_explained(http: httpx.AsyncClient) -> None:
             assert (kind.status, phrase(kind.status)) == (each["status"], each["title"])
             assert f"{each['meaning']} {each['what_to_do']}" == kind.__doc__
             assert kind.retry_after == each["retry_after"]
-        assert each["meaning"].endswith(".")
-        assert each["what_to_do"].endswith(".")
+            assert each["meaning"].endswith(".")
+            assert each["what_to_do"].endswith(".")
         assert f'href="{each["type"]}"' in page.text
         one = await http.get(each["type"])
         assert each["error"] in one.text

@@ -98,6 +98,7 @@ def test_the_defaults_are_those_of_the_contract() -> None:
         "SHUTDOWN_DELAY_SECONDS": 0,
         "MAX_BODY_BYTES": 2_097_152,
         "MAX_MEMORY_BYTES": 268_435_456,
+        "OTEL_EXPORTER_OTLP_ENDPOINT": None,
     } == {name: field.default for name, field in FIELDS.items()}
 
 

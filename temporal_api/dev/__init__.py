@@ -65,9 +65,8 @@ async def run_everything(*, once: bool, crash: bool) -> bool:
         environ["JWT_SECRET"] = secrets.token_urlsafe(32)
     environ.setdefault("LOG_LEVEL", "warning")
     environ.setdefault("LOG_FORMAT", "console")
-    settings = from_env(environ)
-    for listener in listen(settings.host, settings.metrics_port or 0, "METRICS_PORT"):
-        listener.close()  # what is wrong with these is told now, not after what takes minutes
+    for listener in listen(from_env(environ).host, 0):  # a wrong HOST is told now, not after what takes minutes
+        listener.close()
     async with AsyncExitStack() as stack:
         dev = Dev(environ, stack)
         await dev.start()
