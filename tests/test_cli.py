@@ -207,20 +207,23 @@ async def test_dev_crash_delivers_the_order_and_charges_it_once(client: Client, 
 
 
 async def test_dev_shows_encrypted_payloads_in_temporal_s_ui_and_cli() -> None:
-    """The UI asks the address that its settings name, without a token, and nobody else may; the CLI's line works."""
+    """The UI asks the address that its settings name, without a token, and nobody else may; the CLI's line works.
+
+    So it is on another address, in another namespace, and in a shell that is set up for a Temporal with TLS.
+    """
     environ = {"PORT": str(free_port()), "PAYLOAD_ENCRYPTION_KEYS": f"id:{'A' * 43}="}
+    environ |= {"HOST": "::1", "TEMPORAL_NAMESPACE": "shop", "TEMPORAL_API_KEY": "of-another-temporal"}
     async with temporal_api("dev", **environ) as process, httpx.AsyncClient() as browser:
         ui = (await process.until(r"Temporal UI +(\S+)"))[1]
         await process.until(r"Order \S+: pending")
         token, order_id = (re.search(rf"{name}=(\S+)", process.output)[1] for name in ("TOKEN", "ORDER_ID"))
         line = re.search(r"^.* workflow show .*$", process.output, re.MULTILINE)[0]
         codec = (await browser.get(f"{ui}/api/v1/settings")).json()["Codec"]["Endpoint"]
-        start = (await browser.get(f"{ui}/api/v1/namespaces/default/workflows/order-{order_id}/history")).json()
+        start = (await browser.get(f"{ui}/api/v1/namespaces/shop/workflows/order-{order_id}/history")).json()
         (sealed,) = start["history"]["events"][0]["workflowExecutionStartedEventAttributes"]["input"]["payloads"]
-        port = codec.split(":")[2].partition("/")[0]
 
-        async def decode(origin: str, host: str = f"127.0.0.1:{port}") -> httpx.Response:
-            headers = {"Origin": origin, "Host": host, "X-Namespace": "default"}
+        async def decode(origin: str, host: str = httpx.URL(codec).netloc.decode()) -> httpx.Response:
+            headers = {"Origin": origin, "Host": host, "X-Namespace": "shop"}
             return await browser.post(f"{codec}/decode", json={"payloads": [sealed]}, headers=headers)
 
         asks = {"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "content-type,x-namespace"}

@@ -16,6 +16,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.live import Live
+from rich.style import Style
 from rich.text import Text
 from temporalio.client import WorkflowHandle
 from temporalio.runtime import Runtime, TelemetryConfig
@@ -65,8 +66,8 @@ async def run_everything(*, once: bool, crash: bool) -> bool:
         environ["JWT_SECRET"] = secrets.token_urlsafe(32)
     environ.setdefault("LOG_LEVEL", "warning")
     environ.setdefault("LOG_FORMAT", "console")
-    for listener in listen(from_env(environ).host, 0):  # a wrong HOST is told now, not after what takes minutes
-        listener.close()
+    if not environ.get("TEMPORAL_ADDRESS"):
+        environ["TEMPORAL_TLS"] = "false"  # the server of `dev` has none, whatever the shell or the profile is set to
     async with AsyncExitStack() as stack:
         dev = Dev(environ, stack)
         await dev.start()
@@ -90,12 +91,14 @@ class Dev:
     async def start(self) -> None:
         """Start Temporal, unless there is one, then a worker and the API."""
         configure_logging(self.settings.log_level, self.settings.log_format)
+        # A wrong HOST and a busy METRICS_PORT are told before what takes minutes, and no other part takes that port.
+        held = listen(self.settings.host, self.settings.metrics_port or 0, "METRICS_PORT")
         embedded = not self.environ.get("TEMPORAL_ADDRESS")
         if embedded:  # first: it may take minutes, and ports that are free now may be busy then
             self.temporal_cli = str(await find_temporal(say))
         began = time.monotonic()
         port = free("the API", self.settings.port)
-        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.settings.host, self.settings.host)  # noqa: S104
+        host = "127.0.0.1" if self.settings.host in ("0.0.0.0", "::") else self.settings.host  # noqa: S104
         self.api = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
         with console.status("Starting Temporal, a worker and the API"):
             ui_origins = await self._start_temporal() if embedded else []
@@ -107,6 +110,8 @@ class Dev:
             await self._start_worker()
             await add_search_attributes(self.client, SEARCH_ATTRIBUTES)
             app = create_app(self.settings, public_handlers(ui_origins))
+            for each in held:
+                each.close()
             await self.stack.enter_async_context(serving(app, self.settings.host, port))
         self.token = sign(self.settings, "dev", " ".join([*SCOPES, CODEC_SCOPE]), 86_400)
         self.start_seconds = time.monotonic() - began
@@ -119,6 +124,7 @@ class Dev:
         server = await self.stack.enter_async_context(
             dev_server(
                 search_attributes=SEARCH_ATTRIBUTES,
+                namespace=self.settings.temporal.get("namespace", "default"),
                 port=port,
                 ui_port=ui_port,
                 ui_codec=self.api + CODEC_PATH if origins else "",
@@ -165,14 +171,17 @@ class Dev:
 
     def _show_addresses(self, run: Any) -> None:
         """Show what a newcomer clicks and pastes next."""
-        temporal = self.settings.temporal["target_host"]
-        docs = f"{self.api}/docs#token={self.token}"
-        show(f"""[bold]API[/]          [cyan]{self.api}[/]
-[bold]Docs[/]         [link={docs}][cyan]{self.api}/docs[/][dim]#token={self.token}[/][/]
-[bold]Temporal UI[/]  [cyan]{self.ui or f"that of {temporal}"}[/]""")
+        temporal, namespace = self.settings.temporal["target_host"], self.client.namespace
+        addresses = {"API": self.api, "Docs": f"{self.api}/docs#token={self.token}"}
         if self.ui:
-            path = f"namespaces/{self.client.namespace}/workflows/{run['workflow_id']}/{run['run_id']}/history"
-            show(f"[bold]Order's run[/]  [link={self.ui}/{path}][cyan]{self.ui}/{path}[/][/]")
+            addresses["Temporal UI"] = self.ui
+            workflow = f"workflows/{run['workflow_id']}/{run['run_id']}"
+            addresses["Order's run"] = f"{self.ui}/namespaces/{namespace}/{workflow}/history"
+        for name, address in addresses.items():
+            page, _, token = address.partition("#")
+            link = Style(link=address)
+            fragment = (f"#{token}" if token else "", link + Style(dim=True))
+            show(Text.assemble((f"{name:<13}", "bold"), (page, link + Style(color="cyan")), fragment))
         show(f"""
 export TOKEN=[dim]{self.token}[/]
 export ORDER_ID={run["order"]["id"]}""")
@@ -186,7 +195,8 @@ export ORDER_ID={run["order"]["id"]}""")
             say(f"curl -s {self.api}/api/v1/orders/$ORDER_ID {bearer}")
         if encrypted:
             codec = f'--codec-endpoint {self.api}/api/v1/codec --codec-auth "Bearer $TOKEN"'
-            say(f"{self.temporal_cli} workflow show --address {temporal} -w order-$ORDER_ID {codec}")
+            place = f"--address {temporal}" + (f" --namespace {namespace}" if namespace != "default" else "")
+            say(f"{self.temporal_cli} workflow show {place} -w order-$ORDER_ID {codec}")
         say()
 
     async def _replace_worker(self) -> bool:

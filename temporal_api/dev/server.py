@@ -55,18 +55,20 @@ def free_port(preferred: int = 0, host: str = "127.0.0.1") -> int:
 async def dev_server(
     *,
     search_attributes: Sequence[str] = (),
+    namespace: str = "default",
     port: int | None = None,
     ui_port: int | None = None,
     ui_codec: str = "",
     db_filename: str | None = None,
     say: Say = say_to_stderr,
 ) -> AsyncIterator[DevServer]:
-    """Run a dev server while the block runs; its namespace `default` has these keyword search attributes.
+    """Run a dev server while the block runs; its namespace has these keyword search attributes.
 
     Without `port` it takes any free one, without `ui_port` it has no UI, without `db_filename` it keeps nothing.
     `ui_codec` is the address at which the UI decrypts payloads.
     """
     command: list[str | Path] = [await find_temporal(say), "server", "start-dev", "--ip", "127.0.0.1"]
+    command += ["--namespace", namespace]
     command += ["--log-level", "error", *(["--ui-port", str(ui_port)] if ui_port else ["--headless"])]
     command += ["--ui-codec-endpoint", ui_codec] if ui_codec else []
     # Temporal 1.31 can pause workflows, and does not unless it is told to; older servers do not know the setting.
