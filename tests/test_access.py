@@ -13,6 +13,7 @@ import uuid
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -409,6 +410,18 @@ async def test_an_api_key_that_temporal_refuses(with_keys: str) -> None:
     assert "temporal-api: TEMPORAL_API_KEY: not accepted: API key has expired\n" == worker.output
     denied = "TEMPORAL_NAMESPACE, TEMPORAL_API_KEY: permission denied: Request unauthorized."
     assert f"temporal-api: {denied}\n" == setup.output
+
+
+async def test_a_worker_whose_key_expires_says_so(settings: Settings) -> None:
+    """The SDK ends it at the next poll, and says only that it has failed."""
+
+    async def run() -> None:
+        status = 'Status { code: Unauthenticated, message: "API key has expired", metadata: MetadataMap { .. } }'
+        raise RuntimeError("Workflow worker failed") from RuntimeError(f"Poll failure: Unhandled grpc error: {status}")
+
+    worker: Any = SimpleNamespace(run=run)
+    with pytest.raises(access.AccessDeniedError, match=r"^TEMPORAL_API_KEY: not accepted: API key has expired$"):
+        await run_worker(settings, lambda client: worker)
 
 
 async def test_serve_says_at_once_what_temporal_refuses(

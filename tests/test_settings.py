@@ -185,7 +185,7 @@ def test_a_value_is_taken_out_of_its_wrapping(name: str) -> None:
     for blank in (" ", "\n", "\t \r\n"):
         assert refusal({"JWT_SECRET": SECRET, name: blank}).startswith(f"{name}: white space alone")
     for value in ("hunter2" * 5, ""):
-        for wrapped in (f'"{value}"', f"'{value}'", f" '{value}'\n"):
+        for wrapped in (f'"{value}"', f"'{value}'", f" '{value}'\n", f"\u201c{value}\u201d", f"\u2018{value}\u2019"):
             assert refusal({"JWT_SECRET": SECRET, name: wrapped}).startswith(f"{name}: is in quotes")
 
 
