@@ -12,7 +12,8 @@ import msgspec
 from google.protobuf.message import Message
 from temporalio.api.common.v1 import Memo, Payload, Payloads
 from temporalio.api.failure.v1 import Failure
-from temporalio.api.workflowservice.v1 import DescribeNamespaceRequest
+from temporalio.api.taskqueue.v1 import TaskQueue
+from temporalio.api.workflowservice.v1 import DescribeNamespaceRequest, DescribeTaskQueueRequest
 from temporalio.client import Client
 from temporalio.runtime import Runtime
 from temporalio.service import GrpcCompression, KeepAliveConfig, RetryConfig, RPCError, WorkflowService
@@ -69,8 +70,11 @@ async def connected(
     temporal = (make or Temporal)(await connect(), calls.service, waits.service, settings.rpc_timeout_seconds, memory)
 
     async def follow() -> None:
-        try:  # where nobody probes, an operator hears at once that Temporal, or the namespace, is not there
-            await temporal.check()
+        # Where nobody probes, an operator hears at once that Temporal or the namespace is not there. Any call in the
+        # namespace tells; `check` is for probes, which make it once a second.
+        any_queue = DescribeTaskQueueRequest(namespace=temporal.namespace, task_queue=TaskQueue(name="temporal_api"))
+        try:
+            await temporal.call(temporal.service.describe_task_queue, any_queue)
         except TemporalTimeout:
             log.warning("Temporal cannot be reached: TEMPORAL_ADDRESS: no answer in time from this address")
         except Problem:  # told where it was made
