@@ -237,7 +237,7 @@ def _unwrapped(name: str, value: str) -> str:
     value = value.strip()
     if not value:
         raise SettingsError(f"{name}: white space alone; leave it empty, or unset")
-    if len(value) > 1 and value[0] == value[-1] and value[0] in "\"'":
+    if len(value) > 1 and value[0] + value[-1] in ('""', "''", "\u201c\u201d", "\u2018\u2019"):
         raise SettingsError(f"{name}: is in quotes, which would be part of it; leave them out")
     return value
 

@@ -126,6 +126,7 @@ def assert_problem(response: httpx.Response, status: int, code: str, root_path: 
 
     assert (status, code) == (response.status_code, body["error"]), body
     assert response.headers["content-type"] == "application/problem+json"
+    assert response.headers["x-content-type-options"] == "nosniff"
     names = ("type", "title", "status", "detail", "error", "message", "details", "request_id")
     assert tuple(body) == names
     assert (f"{root_path}/problems/{code}", body["message"]) == (body["type"], body["detail"])

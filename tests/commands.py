@@ -1,6 +1,7 @@
 """Runs the service's commands as the processes they are, and what the README says in the shell it is meant for."""
 
 import asyncio
+import json
 import os
 import re
 import shlex
@@ -79,6 +80,36 @@ async def command(program: str, *arguments: str, cwd: Path | None = None, **envi
 def temporal_api(*arguments: str, cwd: Path | None = None, **environ: str) -> AbstractAsyncContextManager[Process]:
     """`temporal-api ARGUMENTS` with these settings and no other of the service's."""
     return command("temporal-api", *arguments, cwd=cwd, **environ)
+
+
+RUST = ("Traceback", "Error(", "Status {", "tonic")
+"""What is for programmers, and not for operators."""
+COMMANDS = """
+import json, os, sys
+from temporal_api.__main__ import main
+inherited = dict(os.environ)
+for arguments, environ in json.loads(sys.argv[1]):
+    os.environ.clear()
+    os.environ.update(inherited | environ)
+    sys.argv = ["temporal-api", *arguments]
+    try:
+        main()
+    except SystemExit as end:
+        print("exit", end.code or 0, flush=True)
+"""
+"""Runs one command after the other in one process, as most of the time of a process goes into its imports."""
+
+
+async def one_line(*cases: tuple[str, dict[str, str], int, str], **environ: str) -> None:
+    """Each command, with its settings, ends with its code, and says one line for people that begins so."""
+    given = json.dumps([(arguments.split(), {**environ, **own}) for arguments, own, _, _ in cases])
+    async with command("python", "-c", COMMANDS, given) as process:
+        assert 0 == await process.end(seconds=120), process.output
+    outcomes = re.findall(r"(.*?)^exit (\d+)$\n", process.output, re.DOTALL | re.MULTILINE)
+    for (arguments, own, code, begin), (output, ended_with) in zip(cases, outcomes, strict=True):
+        assert output.startswith(f"temporal-api: {begin}"), (arguments, own, output)
+        assert (str(code), 1) == (ended_with, output.count("\n")), (arguments, own, output)
+        assert not any(word in output for word in (*RUST, "hunter2")), output
 
 
 async def until_ready(url: str) -> None:

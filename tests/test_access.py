@@ -11,8 +11,9 @@ import socket
 import ssl
 import uuid
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -21,25 +22,17 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from api import SECRET, assert_problem, bearer, eventually, order, service
-from commands import temporal_api, until_ready
+from api import SECRET, assert_problem, eventually, order, service
+from commands import RUST, one_line, temporal_api
+from temporal_api.app import create_app
 from temporal_api.dev.server import DevServer, free_port
-from temporal_api.serving import listen
-from temporal_api.settings import SettingsError, TLSFilesError, from_env
+from temporal_api.serving import listen, serving
+from temporal_api.settings import Settings, SettingsError, TLSFilesError, from_env
 from temporal_api.temporal import access
+from temporal_api.worker import create_worker
+from temporal_api.worker.run import run_worker
 
 pytestmark = pytest.mark.anyio
-
-
-async def test_tls_where_there_is_none(dev_server: DevServer) -> None:
-    """A server without TLS, asked by TLS, cannot be reached: 503, and the service stays alive."""
-    async with service(TEMPORAL_ADDRESS=dev_server.address, TEMPORAL_TLS="true", RPC_TIMEOUT_SECONDS="2") as http:
-        placed, ready, live = await asyncio.gather(
-            http.post("/api/v1/orders", json=order()), http.get("/health/ready"), http.get("/health/live")
-        )
-
-    assert_problem(placed, 503, "temporal_connection_error")
-    assert [503, 200] == [ready.status_code, live.status_code]
 
 
 def issue(folder: Path, lifetime: datetime.timedelta = datetime.timedelta(1)) -> Path:
@@ -138,28 +131,6 @@ async def behind_tls(address: str, pki: Path, *trusted: Path) -> AsyncIterator[G
         gate.sever()
 
 
-async def answered(address: str, **environ: str) -> tuple[int, int]:
-    """How a service with these settings places an order, and whether it is ready."""
-    async with service(TEMPORAL_ADDRESS=address, RPC_TIMEOUT_SECONDS="5", **environ) as http:
-        placed = await http.post("/api/v1/orders", json=order())
-        if placed.status_code != 201:
-            assert_problem(placed, 503, "temporal_connection_error")
-        return placed.status_code, (await http.get("/health/ready")).status_code
-
-
-async def test_tls(dev_server: DevServer, pki: Path) -> None:
-    """TLS works with the authority of the settings, as a file or as text; a server of another authority is refused."""
-    ca = pki / "ca.pem"
-    async with behind_tls(dev_server.address, pki) as gate:
-        by_path = await answered(gate.address, TEMPORAL_TLS_SERVER_CA_CERT_PATH=str(ca))
-        by_text = await answered(gate.address, TEMPORAL_TLS_SERVER_CA_CERT_DATA=ca.read_text(), TEMPORAL_API_KEY="any")
-        unknown = await answered(gate.address, TEMPORAL_TLS="true")
-        plain = await answered(gate.address)
-
-    assert [(201, 200), (201, 200)] == [by_path, by_text]
-    assert [(503, 503), (503, 503)] == [unknown, plain]
-
-
 def mutual(pki: Path, ca: Path | None = None) -> dict[str, str]:
     """The settings that name the certificates in a folder."""
     return {
@@ -169,14 +140,35 @@ def mutual(pki: Path, ca: Path | None = None) -> dict[str, str]:
     }
 
 
-async def test_mutual_tls(dev_server: DevServer, pki: Path) -> None:
-    """A server that wants a client's certificate gets that of the settings, and refuses a service without one."""
-    async with behind_tls(dev_server.address, pki, pki) as gate:
-        with_one = await answered(gate.address, **mutual(pki))
-        without = await answered(gate.address, TEMPORAL_TLS_SERVER_CA_CERT_PATH=str(pki / "ca.pem"))
+async def answered(address: str, **environ: str) -> list[int]:
+    """How a service with these settings places an order, and whether it is ready and alive."""
+    async with service(TEMPORAL_ADDRESS=address, RPC_TIMEOUT_SECONDS="3", **environ) as http:
+        placed, ready, live = await asyncio.gather(
+            http.post("/api/v1/orders", json=order()), http.get("/health/ready"), http.get("/health/live")
+        )
+        if placed.status_code != 201:
+            assert_problem(placed, 503, "temporal_connection_error")
+        return [placed.status_code, ready.status_code, live.status_code]
 
-    assert (201, 200) == with_one
-    assert (503, 503) == without
+
+async def test_tls(dev_server: DevServer, pki: Path) -> None:
+    """With the authority as a file or as text, and the certificate that the server wants; else 503, and still alive."""
+    ca, text = str(pki / "ca.pem"), (pki / "ca.pem").read_text()
+    async with behind_tls(dev_server.address, pki) as one, behind_tls(dev_server.address, pki, pki) as two:
+        right = await asyncio.gather(
+            answered(one.address, TEMPORAL_TLS_SERVER_CA_CERT_PATH=ca),
+            answered(one.address, TEMPORAL_TLS_SERVER_CA_CERT_DATA=text, TEMPORAL_API_KEY="any"),
+            answered(two.address, **mutual(pki)),
+        )
+        wrong = await asyncio.gather(
+            answered(one.address, TEMPORAL_TLS="true"),  # of an unknown authority
+            answered(one.address),
+            answered(two.address, TEMPORAL_TLS_SERVER_CA_CERT_PATH=ca),
+            answered(dev_server.address, TEMPORAL_TLS="true"),
+        )
+
+    assert [[201, 200, 200]] * 3 == right
+    assert [[503, 503, 200]] * 4 == wrong
 
 
 # --- rotation ---
@@ -196,59 +188,49 @@ def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
 async def test_an_expired_certificate_is_replaced(
     dev_server: DevServer, tmp_path: Path, next_pki: Path, caplog: pytest.LogCaptureFixture, monkeypatch: Any
 ) -> None:
-    """Half of a new pair changes nothing and is told once; with the other half the service is back, not restarted."""
+    """Half of a new pair changes nothing and is told once; with the other half API and worker are back, not restarted.
+
+    The server then trusts the old authority no more, and an order is delivered.
+    """
     monkeypatch.setattr(access, "REREAD_SECONDS", 0.05)
-    old = issue(tmp_path, datetime.timedelta(seconds=1))
-    async with (
-        behind_tls(dev_server.address, next_pki, old, next_pki) as gate,
-        service(TEMPORAL_ADDRESS=gate.address, RPC_TIMEOUT_SECONDS="5", **mutual(old, next_pki)) as http,
-    ):
+    caplog.set_level("INFO", access.__name__)
+    old = issue(tmp_path, datetime.timedelta(seconds=3))
+    async with behind_tls(dev_server.address, next_pki, old, next_pki) as gate:
+        environ = {"TEMPORAL_ADDRESS": gate.address, "ORDERS_TASK_QUEUE": str(uuid.uuid4()), **mutual(old, next_pki)}
+        settings = from_env(environ, keys_needed=False)
+        async with service(RPC_TIMEOUT_SECONDS="2", **environ) as http, asyncio.TaskGroup() as workers:
+            queue = environ["ORDERS_TASK_QUEUE"]
+            worker = workers.create_task(run_worker(settings, lambda client: create_worker(client, queue)))
 
-        async def places() -> bool:
-            return (await http.post("/api/v1/orders", json=order())).status_code == 201
+            async def placed() -> str:
+                answer = await http.post("/api/v1/orders", json=order())
+                return answer.headers.get("location", "")
 
-        async def refused() -> bool:
-            gate.sever()
-            return not await places()
+            async def refused() -> bool:
+                gate.sever()
+                return not await placed()
 
-        await eventually(refused)
-        put(next_pki, old, "client.pem")
-        await eventually(lambda: asyncio.sleep(0.01, warnings(caplog)))
-        assert await refused()
-        put(next_pki, old, "client.key")
-        await eventually(places)
+            async def delivered(path: str) -> bool:
+                return bool((await http.get(path)).json()["order"]["status"] == "delivered")
 
-    (told,) = [text for text in warnings(caplog) if "expired" not in text]
-    assert "TEMPORAL_TLS_CLIENT_KEY_PATH: is not the key of the client's certificate" in told
-
-
-async def test_serve_and_worker_follow_a_rotation(
-    dev_server: DevServer, tmp_path: Path, pki: Path, next_pki: Path
-) -> None:
-    """The server stops to trust the old authority: both go on with the new certificate, and an order is delivered."""
-    put(pki, tmp_path, "ca.pem", "client.pem", "client.key")
-    port = free_port()
-    async with behind_tls(dev_server.address, pki, pki, next_pki) as gate:
-        environ = {"TEMPORAL_ADDRESS": gate.address, "ORDERS_TASK_QUEUE": str(uuid.uuid4()), **mutual(tmp_path)}
-        async with (
-            temporal_api("serve", JWT_SECRET=SECRET, PORT=str(port), **environ) as serve,
-            temporal_api("worker", **environ) as worker,
-            httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", headers=bearer(), timeout=30) as http,
-        ):
-            await worker.until("worker polls")
-            await until_ready(str(http.base_url))
-            put(next_pki, tmp_path, "client.pem", "client.key")
-            await asyncio.gather(*(each.until("connecting anew", seconds=30) for each in (serve, worker)))
+            first = await placed()
+            await eventually(lambda: delivered(first))
+            await eventually(refused)
+            put(next_pki, old, "client.pem")
+            await eventually(
+                lambda: asyncio.sleep(0.01, [text for text in warnings(caplog) if "is not the key" in text])
+            )
+            assert await refused()
+            put(next_pki, old, "client.key")
+            await eventually(lambda: asyncio.sleep(0.01, caplog.text.count("connecting anew") == 2))
             gate.trust(next_pki)
             gate.sever()
-            placed = await http.post("/api/v1/orders", json=order())
-            assert 201 == placed.status_code, placed.text
+            second = await eventually(placed)
+            await eventually(lambda: delivered(second))
+            worker.cancel()
 
-            async def delivered() -> bool:
-                return bool((await http.get(placed.headers["location"])).json()["order"]["status"] == "delivered")
-
-            await eventually(delivered)
-            assert (0, 0) == (await serve.end(signal.SIGTERM), await worker.end(signal.SIGTERM))
+    told = [text.rpartition("stay as they were: ")[2] for text in warnings(caplog) if "expired" not in text]
+    assert ["TEMPORAL_TLS_CLIENT_KEY_PATH: is not the key of the client's certificate"] * 2 == told  # one of each
 
 
 NGINX = """
@@ -267,6 +249,12 @@ http {{
       if ($known = 0) {{ return 401; }}
       grpc_pass grpc://{address};
     }}
+    location /temporal.api.operatorservice {{
+      default_type application/grpc;
+      add_header grpc-status 7;
+      add_header grpc-message "Request unauthorized.";
+      return 204;
+    }}
     location @denied {{
       default_type application/grpc;
       add_header grpc-status 16 always;
@@ -280,7 +268,10 @@ http {{
 
 @pytest.fixture
 async def with_keys(dev_server: DevServer, tmp_path: Path) -> AsyncIterator[str]:
-    """The dev server behind an nginx that takes the API keys `key-1` and `key-2`, and notes each in the file `keys`."""
+    """The dev server behind an nginx that takes the API keys `key-1` and `key-2`, and notes each in the file `keys`.
+
+    No key lets anybody add search attributes.
+    """
     program = shutil.which("nginx", path=f"{os.environ['PATH']}:/usr/sbin")
     if program is None:
         pytest.skip("nginx is not installed, and Temporal's dev server checks no API key")
@@ -316,10 +307,7 @@ async def test_an_api_key_in_a_file_is_followed(
     environ = {"TEMPORAL_ADDRESS": with_keys, **profile(tmp_path, 'api_key = "key-1"')}
     async with service(**environ) as http:
         for number, text in enumerate(("", 'api_key = "key-0"', 'api_key = "key-'), start=1):
-            if number < 3:
-                profile(tmp_path, text)
-            else:
-                (tmp_path / "temporal.toml").write_text(f"[profile.default]\n{text}")
+            profile(tmp_path, text)
             told = await eventually(lambda: asyncio.sleep(0.01, warnings(caplog)[number - 1 :]))  # noqa: B023
             assert 201 == (await http.post("/api/v1/orders", json=order())).status_code, told
         assert "Bearer key-2" not in (tmp_path / "keys").read_text()
@@ -338,44 +326,24 @@ async def test_an_api_key_in_a_file_is_followed(
 
 # --- what an operator reads ---
 
-RUST = ("Traceback", "Error(", "Status {", "tonic")
-
-
-async def ended(arguments: str, environ: dict[str, str]) -> tuple[int, str]:
-    """How such a command ends by itself, and what it says."""
-    async with temporal_api(*arguments.split(), **environ) as process:
-        return await process.end(), process.output
-
-
-async def one_line(*cases: tuple[str, dict[str, str], int, str]) -> None:
-    """Each command ends with its code, and says one line for people that begins so."""
-    outcomes = await asyncio.gather(
-        *(ended(arguments, {"JWT_SECRET": SECRET, **env}) for arguments, env, _, _ in cases)
-    )
-    for (arguments, _, code, begin), (ended_with, output) in zip(cases, outcomes, strict=True):
-        assert output.startswith(f"temporal-api: {begin}"), (arguments, output)
-        assert (code, 1) == (ended_with, output.count("\n")), (arguments, output)
-        assert not any(word in output for word in RUST), output
-
 
 async def test_a_command_that_cannot_begin_ends_with_one_line(dev_server: DevServer, pki: Path, next_pki: Path) -> None:
     """The exit code is 2 for a wrong setting, and 1 for what the setting names and does not work."""
     nobody = {"TEMPORAL_ADDRESS": dev_server.address, "TEMPORAL_NAMESPACE": "nobody"}
     nowhere = {"TEMPORAL_ADDRESS": f"127.0.0.1:{free_port()}"}
     mixed = {**mutual(pki), "TEMPORAL_TLS_CLIENT_KEY_PATH": str(next_pki / "client.key")}
-    with socket.create_server(("127.0.0.1", 0)) as busy:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        busy = str(listener.getsockname()[1])
+        metrics = {"METRICS_PORT": busy, "TEMPORAL_ADDRESS": dev_server.address, "PORT": str(free_port())}
         await one_line(
             ("serve", {"HOST": "x86_64-conda-linux-gnu"}, 2, "HOST: 'x86_64-conda-linux-gnu' is no address"),
-            ("dev", {"HOST": "arm64-apple-darwin20.0.0"}, 2, "HOST: "),
-            ("serve", {"PORT": str(busy.getsockname()[1])}, 1, "PORT: cannot listen on 127.0.0.1"),
-            ("dev", {"METRICS_PORT": str(busy.getsockname()[1])}, 1, "METRICS_PORT: cannot listen on 127.0.0.1"),
+            ("serve", {"PORT": busy, "HOST": "0.0.0.0"}, 1, f"PORT: cannot listen on 0.0.0.0 port {busy}: Address"),  # noqa: S104
+            *((part, metrics, 1, "METRICS_PORT: cannot listen on 127.0.0.1") for part in ("serve", "worker", "dev")),
             ("serve", mixed, 1, "TEMPORAL_TLS_CLIENT_KEY_PATH: is not the key"),
+            *((part, nobody, 1, "TEMPORAL_NAMESPACE: Namespace nobody is not found") for part in ("setup", "worker")),
+            ("dev", nowhere, 1, "TEMPORAL_ADDRESS: nothing listens at 127"),
+            JWT_SECRET=SECRET,
         )
-    await one_line(
-        ("setup", nobody, 1, "TEMPORAL_NAMESPACE: "),
-        ("worker", nobody, 1, "TEMPORAL_NAMESPACE: "),
-        ("dev", nowhere, 1, "TEMPORAL_ADDRESS: nothing listens at 127"),
-    )
 
 
 @pytest.mark.parametrize("host", ["http://0.0.0.0", "[::1]", "nobody.invalid", "a..b", "256.1.1.1"])
@@ -431,54 +399,84 @@ def test_tls_files_that_cannot_be_used(tmp_path: Path, pki: Path) -> None:
 
 
 async def test_an_api_key_that_temporal_refuses(with_keys: str) -> None:
-    """The command ends with what Temporal says of the key, and not with the key."""
-    environ = {"TEMPORAL_ADDRESS": with_keys, "TEMPORAL_TLS": "false", "TEMPORAL_API_KEY": "key-0"}
-    await one_line(("worker", environ, 1, "TEMPORAL_API_KEY: not accepted: API key has expired\n"))
+    """The command ends with what Temporal says of the key, or of what the key may do, and not with the key."""
+    environ = {"TEMPORAL_ADDRESS": with_keys, "TEMPORAL_TLS": "false"}
+    cases = {"worker": "key-0", "setup": "key-1"}
+    async with AsyncExitStack() as stack:
+        commands = [temporal_api(part, TEMPORAL_API_KEY=key, **environ) for part, key in cases.items()]
+        worker, setup = [await stack.enter_async_context(each) for each in commands]
+        assert [1, 1] == [await worker.end(), await setup.end()]
+
+    assert "temporal-api: TEMPORAL_API_KEY: not accepted: API key has expired\n" == worker.output
+    denied = "TEMPORAL_NAMESPACE, TEMPORAL_API_KEY: permission denied: Request unauthorized."
+    assert f"temporal-api: {denied}\n" == setup.output
 
 
-@pytest.mark.parametrize("part", ["serve", "worker"])
-async def test_who_serves_waits_for_temporal(part: str) -> None:
+async def test_a_worker_whose_key_expires_says_so(settings: Settings) -> None:
+    """The SDK ends it at the next poll, and says only that it has failed."""
+
+    async def run() -> None:
+        status = 'Status { code: Unauthenticated, message: "API key has expired", metadata: MetadataMap { .. } }'
+        raise RuntimeError("Workflow worker failed") from RuntimeError(f"Poll failure: Unhandled grpc error: {status}")
+
+    worker: Any = SimpleNamespace(run=run)
+    with pytest.raises(access.AccessDeniedError, match=r"^TEMPORAL_API_KEY: not accepted: API key has expired$"):
+        await run_worker(settings, lambda client: worker)
+
+
+async def test_serve_says_at_once_what_temporal_refuses(
+    with_keys: str, dev_server: DevServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A refused key and a missing namespace are told when it starts, each once, where nobody probes or calls."""
+    key = {"TEMPORAL_ADDRESS": with_keys, "TEMPORAL_TLS": "false", "TEMPORAL_API_KEY": "key-0"}
+    nobody = {"TEMPORAL_ADDRESS": dev_server.address, "TEMPORAL_NAMESPACE": "nobody"}
+    expected = ["TEMPORAL_API_KEY: not accepted: API key", "TEMPORAL_NAMESPACE: Namespace nobody is not found"]
+    async with service(**key), service(**nobody):
+        await eventually(lambda: asyncio.sleep(0.01, all(each in caplog.text for each in expected)))
+
+    assert [1, 1] == [caplog.text.count(each) for each in expected], caplog.text
+
+
+async def test_who_serves_waits_for_temporal() -> None:
     """A Temporal that is not there is told once, in words, and Ctrl-C is a clean end."""
     port = free_port()
     environ = {"TEMPORAL_ADDRESS": f"127.0.0.1:{free_port()}", "JWT_SECRET": SECRET, "PORT": str(port)}
-    async with temporal_api(part, **environ) as process:
-        await process.until("TEMPORAL_ADDRESS: nothing listens")
+    async with temporal_api("serve", **environ) as serve, temporal_api("worker", **environ) as worker:
+        await asyncio.gather(*(each.until("TEMPORAL_ADDRESS: nothing listens") for each in (serve, worker)))
         await asyncio.sleep(2.5)  # a second attempt of the worker, and of the probes
-        if part == "serve":
-            async with httpx.AsyncClient() as http:
-                assert 503 == (await http.get(f"http://127.0.0.1:{port}/health/ready")).status_code
-        assert 0 == await process.end(signal.SIGINT), process.output
+        async with httpx.AsyncClient() as http:
+            assert 503 == (await http.get(f"http://127.0.0.1:{port}/health/ready")).status_code
+        for process in (serve, worker):
+            assert 0 == await process.end(signal.SIGINT), process.output
+            assert 1 == process.output.count("TEMPORAL_ADDRESS"), process.output
+            assert not any(word in process.output for word in (*RUST, "Aborted")), process.output
 
-    assert 1 == process.output.count("TEMPORAL_ADDRESS"), process.output
-    assert not any(word in process.output for word in (*RUST, "Aborted")), process.output
 
-
-@pytest.mark.parametrize("arguments", ["setup", "dev --once"])
-async def test_ctrl_c_before_the_work_is_done(arguments: str) -> None:
+async def test_ctrl_c_before_the_work_is_done() -> None:
     """Exit code 130: a script that goes on after success does not go on."""
-    asked = asyncio.Event()
+    asked = 0
 
     async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        asked.set()
+        nonlocal asked
+        asked += 1
         with contextlib.suppress(ConnectionError):
             await reader.read()  # until the process ends
         writer.close()
 
     server = await asyncio.start_server(silent, "127.0.0.1", 0)
     host, port = server.sockets[0].getsockname()
-    async with server, temporal_api(*arguments.split(), TEMPORAL_ADDRESS=f"{host}:{port}") as process:
-        await asyncio.wait_for(asked.wait(), 60)
-        assert 130 == await process.end(signal.SIGINT), process.output
-    assert process.output in ("", "Stopped.\n")
+    environ = {"TEMPORAL_ADDRESS": f"{host}:{port}"}
+    async with server, temporal_api("setup", **environ) as setup, temporal_api("dev", "--once", **environ) as dev:
+        await eventually(lambda: asyncio.sleep(0.01, asked >= 2))
+        assert [130, 130] == [await setup.end(signal.SIGINT), await dev.end(signal.SIGINT)]
+    assert ["", "Stopped.\n"] == [setup.output, dev.output]
 
 
-async def test_two_colons_are_ipv6_and_ipv4(dev_server: DevServer) -> None:
+async def test_two_colons_are_ipv6_and_ipv4(settings: Settings) -> None:
     """HOST=:: takes callers of both."""
     if not socket.has_dualstack_ipv6():
         pytest.skip("this machine has no IPv6")
     port = free_port()
-    environ = {"HOST": "::", "PORT": str(port), "JWT_SECRET": SECRET, "TEMPORAL_ADDRESS": dev_server.address}
-    async with temporal_api("serve", **environ) as process, httpx.AsyncClient() as http:
-        await process.until("Uvicorn running")
+    async with serving(create_app(settings), "::", port), httpx.AsyncClient() as http:
         for host in ("127.0.0.1", "[::1]"):
             assert 200 == (await http.get(f"http://{host}:{port}/health/live")).status_code

@@ -14,14 +14,15 @@ import pytest
 from litestar import MediaType, Response, asgi, get
 from litestar.params import FromPath
 from litestar.response import Stream
+from litestar.routes import HTTPRoute
 from litestar.types import Receive, Scope, Send
 
 from api import SECRET, assert_problem, bearer, eventually, order, samples, service
-from temporal_api.app import create_app
+from temporal_api.app import SCOPES, create_app
 from temporal_api.dev.server import DevServer, free_port
 from temporal_api.logs import JSONFormatter
 from temporal_api.serving import serving
-from temporal_api.settings import from_env
+from temporal_api.settings import Settings, from_env
 
 pytestmark = pytest.mark.anyio
 
@@ -446,13 +447,27 @@ async def test_an_app_s_origin_is_one_too(dev_server: DevServer) -> None:
     assert (404, app) == (nothing.status_code, nothing.headers["access-control-allow-origin"])
 
 
-async def test_no_answer_is_sniffed(web: httpx.AsyncClient, order_id: str) -> None:
-    """Every answer is of the type that it says, also that of a probe, a page, a defect or a refused head."""
-    answers = [await ask(web, name, order_id) for name in ANSWERS]
-    answers += [await web.get(path) for path in ("/metrics", "/docs", "/docs/redoc.js", f"/{'x' * 9000}")]
-    answers += [await web.get("/", headers={"Host": ""})]
+async def test_headers_of_every_answer(http: httpx.AsyncClient, settings: Settings, web: httpx.AsyncClient) -> None:
+    """Each route, and what is refused before: of the type that it says, and apart for each origin; kept by nobody."""
+    headers = bearer(scope=" ".join(SCOPES))
+    answers = [
+        await http.request(method, re.sub(r"\{[^}]*\}", "x", route.path), headers=headers)
+        for route in create_app(settings).routes
+        if isinstance(route, HTTPRoute)
+        for method in route.methods
+    ]
+    below = [each for each in answers if each.url.path.startswith("/api/v1")]
+    below += [await http.put("/api/v1/orders"), await http.request("PROPFIND", "/api/v1/orders", headers=headers)]
+    below += [await http.get(f"/{'x' * 9000}")]
+    below += [await http.get("/", headers=refused) for refused in ({"Host": ""}, {"X-A": "x" * 40_000})]
+    other = [await web.get(path) for path in ("/boom", "/silent", "/docs/redoc.js", "/nothing")]
 
-    assert {"nosniff"} == {answer.headers.get("x-content-type-options") for answer in answers}
+    assert {200, 204, 400, 404, 405, 414, 431} <= {each.status_code for each in answers + below}
+    for each in (*answers, *below, *other):
+        assert "nosniff" == each.headers["x-content-type-options"], each
+        assert "Origin" in each.headers.get_list("vary", split_commas=True), each
+        assert each.headers["x-request-id"], each
+    assert {"no-store"} == {each.headers.get("cache-control") for each in below}
 
 
 async def test_without_origins_there_is_no_cors(dev_server: DevServer) -> None:

@@ -168,7 +168,7 @@ async def test_requests_may_carry_the_prefix(dev_server: DevServer, prefix: str)
         for path in (location, location.removeprefix(prefix)):
             assert 200 == (await api.get(path)).status_code
             assert "no-cache" == (await api.head(path)).headers["cache-control"]
-        for path in ("/health/live", "/openapi.json", "/docs", "/"):
+        for path in ("/health/live", "/docs", "/"):
             assert 200 == (await api.get(path)).status_code
             assert 200 == (await api.get(f"{prefix}{path}")).status_code
         for path in (f"{prefix}x/docs", f"{prefix}/nowhere", f"{prefix}{prefix}{prefix}/docs"):
@@ -215,23 +215,22 @@ async def test_what_may_be_kept(dev_server: DevServer) -> None:
     assert "no-cache, no-transform" == stream.headers["cache-control"]
 
 
-@pytest.mark.parametrize(
-    "changed",
-    ['W/"{}-gzip"', '"{}-gzip"', '"{}--gzip"', 'W/"{};br"', '"{}:zstd"', 'W/"{}-br-gzip"', '"other", W/"{};gzip"', "*"],
-)
-async def test_an_etag_that_a_proxy_has_changed_is_known(alice: httpx.AsyncClient, changed: str) -> None:
+async def test_an_etag_that_a_proxy_has_changed_is_known(alice: httpx.AsyncClient) -> None:
     """Such as Apache's `-gzip`: in If-None-Match a 304, in If-Match no 412; that of another state is none."""
+    proxies = ['W/"{}-gzip"', '"{}-gzip"', '"{}--gzip"', 'W/"{};br"', '"{}:zstd"', 'W/"{}-br-gzip"', '"x", W/"{};gzip"']
     path = await started(alice, "")
-    version = (await alice.get(path)).headers["etag"].removeprefix("W/").strip('"')
-    known = changed.format(version)
-    older = changed.replace("*", '"{}"').format(f"{version}0")
+    change = {"method": "POST", "url": f"{path}/signal", "json": {"signal_name": "x"}}
+    for changed in proxies:
+        version = (await alice.get(path)).headers["etag"].removeprefix("W/").strip('"')
+        known, older = changed.format(version), changed.format(f"{version}0")
+        stale = await alice.get(path, headers={"If-None-Match": older, "Prefer": "wait=20"})
 
-    assert 304 == (await alice.get(path, headers={"If-None-Match": known})).status_code
-    stale = await alice.get(path, headers={"If-None-Match": older, "Prefer": "wait=20"})
-    assert (200, None) == (stale.status_code, stale.headers.get("preference-applied"))
-    signal = {"url": f"{path}/signal", "json": {"signal_name": "x"}}
-    assert_problem(await alice.post(**signal, headers={"If-Match": older}), 412, "precondition_failed")
-    assert 202 == (await alice.post(**signal, headers={"If-Match": known})).status_code
+        assert 304 == (await alice.get(path, headers={"If-None-Match": known})).status_code, changed
+        assert (200, None) == (stale.status_code, stale.headers.get("preference-applied")), changed
+        assert_problem(await alice.request(**change, headers={"If-Match": older}), 412, "precondition_failed")
+        assert 202 == (await alice.request(**change, headers={"If-Match": known})).status_code, changed
+    assert 304 == (await alice.get(path, headers={"If-None-Match": "*"})).status_code
+    assert 202 == (await alice.request(**change, headers={"If-Match": "*"})).status_code
 
 
 async def test_only_a_wait_is_told_as_one(alice: httpx.AsyncClient) -> None:

@@ -48,6 +48,7 @@ TEXTS: dict[str, Callable[[str], str]] = {
     "PEM with CRLF": lambda kind: pem(kind).replace("\n", "\r\n"),
     "PEM with literal \\n": lambda kind: pem(kind).replace("\n", "\\n"),
     "PEM with literal \\r\\n": lambda kind: pem(kind).replace("\n", "\\r\\n"),
+    "PEM with literal \\n, escaped twice": lambda kind: pem(kind).replace("\n", "\\\\n"),
     "PEM in one line": lambda kind: pem(kind).replace("\n", " "),
     "PEM with text around": lambda kind: f"Issuer: x\n{pem(kind)}-- \nbye",
     "certificate": lambda kind: certified(kind).decode(),

@@ -8,8 +8,10 @@ from typing import Any
 
 import msgspec
 import pytest
+from google.protobuf.any_pb2 import Any as AnyMessage
 from google.protobuf.message import Message
-from temporalio.api.common.v1 import Payload, Payloads, WorkflowType
+from temporalio.api.common.v1 import GrpcStatus, Payload, Payloads, WorkflowType
+from temporalio.api.errordetails.v1 import NamespaceNotFoundFailure
 from temporalio.api.failure.v1 import (
     ActivityFailureInfo,
     ApplicationFailureInfo,
@@ -26,6 +28,7 @@ from temporalio.api.workflow.v1 import NewWorkflowExecutionInfo
 from temporalio.api.workflowservice.v1 import (
     CreateScheduleRequest,
     DeleteScheduleRequest,
+    DescribeNamespaceResponse,
     DescribeScheduleRequest,
     DescribeWorkflowExecutionRequest,
 )
@@ -220,6 +223,11 @@ MEANINGS = [
     (RPCStatusCode.FAILED_PRECONDITION, "anything else", "temporal_error"),
     (RPCStatusCode.PERMISSION_DENIED, "Request unauthorized.", "temporal_error"),
     (RPCStatusCode.UNAUTHENTICATED, "bad key", "temporal_error"),
+    (
+        RPCStatusCode.INTERNAL,
+        "protocol error: while receiving response with status: 502 Bad",
+        "temporal_connection_error",
+    ),
     (RPCStatusCode.INTERNAL, "shard 7 at 10.0.0.9 is broken", "temporal_error"),
     (RPCStatusCode.UNKNOWN, "?", "temporal_error"),
     (RPCStatusCode.UNIMPLEMENTED, "unknown method", "not_supported"),
@@ -231,7 +239,7 @@ MEANINGS = [
 
 async def told(error: RPCError, subject: Subject) -> Problem:
     """What a call about the subject fails with."""
-    temporal = Scripted(describe_workflow_execution=[error]).temporal()
+    temporal = Scripted(describe_workflow_execution=[error]).temporal(0.2)
     with pytest.raises(Problem) as caught:
         await temporal.call(temporal.service.describe_workflow_execution, DescribeWorkflowExecutionRequest(), subject)
     return caught.value
@@ -248,6 +256,21 @@ async def test_what_temporals_errors_mean(status: RPCStatusCode, message: str, c
     assert problem.message
     if problem.status >= 404:
         assert message not in problem.message
+
+
+async def test_a_namespace_that_temporal_could_not_look_up() -> None:
+    """Temporal calls it missing then: it is asked once more, late in a call too, and believed the second time."""
+    detail = AnyMessage()
+    detail.Pack(NamespaceNotFoundFailure(namespace="default"))
+    missing = RPCError("", RPCStatusCode.NOT_FOUND, GrpcStatus(code=5, details=[detail]).SerializeToString())
+    late: asyncio.Future[Exception] = asyncio.Future()
+    asyncio.get_running_loop().call_later(1.2, late.set_result, missing)
+    always = Scripted(describe_namespace=[missing])
+
+    await Scripted(describe_namespace=[late, DescribeNamespaceResponse()]).temporal(2).check()
+    with pytest.raises(TemporalError):
+        await always.temporal(60).check()
+    assert 2 == always.asked["describe_namespace"]
 
 
 @pytest.mark.parametrize("status", [RPCStatusCode.NOT_FOUND, RPCStatusCode.ALREADY_EXISTS])

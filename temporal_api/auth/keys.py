@@ -132,7 +132,7 @@ def _loaded(value: str) -> list[object]:
 def _read(data: bytes) -> list[object] | None:
     """The keys in PEM, or in base64 of a PEM or of DER; None for what is neither."""
     if b"-----BEGIN" in data:
-        text = data.decode("latin-1").replace("\\r", "").replace("\\n", "\n")
+        text = re.sub(r"\\+n", "\n", re.sub(r"\\+r", "", data.decode("latin-1")))  # escaped, maybe twice
         blocks = _PEM.findall(text)
         if not blocks or text.count("-----BEGIN") != len(blocks):
             raise ValueError("PEM with a block that does not end")

@@ -104,12 +104,12 @@ class Dev:
         self.api = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
         with console.status("Starting Temporal, a worker and the API"):
             ui_origins = await self._start_temporal() if embedded else []
-            await self._start_worker()
             self.client = await connect(
                 self.settings.read_temporal(),
                 data_converter=data_converter(self.settings),
                 runtime=Runtime(telemetry=TelemetryConfig(logging=SDK_LOGGING)),
             )
+            await self._start_worker()
             await add_search_attributes(self.client, SEARCH_ATTRIBUTES)
             app = create_app(self.settings, public_handlers(ui_origins))
             for each in held:

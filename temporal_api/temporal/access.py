@@ -25,6 +25,8 @@ _CAUSES = {
     r"InvalidCertificate\((Expired|NotValidYet)": "TEMPORAL_ADDRESS: the server's certificate is not valid now",
     "InvalidCertificate": "TEMPORAL_TLS_SERVER_CA_CERT_PATH: the server's certificate is by another authority",
     "InvalidMessage|handshake eof": "TEMPORAL_TLS: the server does not speak TLS",
+    # A web server, or a proxy of Temporal that has lost it.
+    r"mapped from HTTP status code|response with status": "TEMPORAL_ADDRESS: what answers at {at} is not Temporal",
     # TLS 1.3: a server that refuses the client's certificate closes the connection only after the handshake.
     "AlertReceived|transport error|h2 protocol error|operation was canceled|tcp connect error": (
         "TEMPORAL_ADDRESS: the server closes the connection; if it always does, TEMPORAL_TLS or the client's "

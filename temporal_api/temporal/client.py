@@ -12,7 +12,8 @@ import msgspec
 from google.protobuf.message import Message
 from temporalio.api.common.v1 import Memo, Payload, Payloads
 from temporalio.api.failure.v1 import Failure
-from temporalio.api.workflowservice.v1 import DescribeNamespaceRequest, GetSystemInfoRequest
+from temporalio.api.taskqueue.v1 import TaskQueue
+from temporalio.api.workflowservice.v1 import DescribeNamespaceRequest, DescribeTaskQueueRequest
 from temporalio.client import Client
 from temporalio.runtime import Runtime
 from temporalio.service import GrpcCompression, KeepAliveConfig, RetryConfig, RPCError, WorkflowService
@@ -30,6 +31,7 @@ from temporal_api.temporal.failures import (
     FailureInfo,
     Subject,
     failure_kind,
+    is_namespace_missing,
     is_overload,
     is_passing,
     problem_of,
@@ -68,8 +70,11 @@ async def connected(
     temporal = (make or Temporal)(await connect(), calls.service, waits.service, settings.rpc_timeout_seconds, memory)
 
     async def follow() -> None:
-        try:  # where nobody probes, an operator hears at once that Temporal is not there
-            await temporal.call(temporal.service.get_system_info, GetSystemInfoRequest())
+        # Where nobody probes, an operator hears at once that Temporal or the namespace is not there. Any call in the
+        # namespace tells; `check` is for probes, which make it once a second.
+        any_queue = DescribeTaskQueueRequest(namespace=temporal.namespace, task_queue=TaskQueue(name="temporal_api"))
+        try:
+            await temporal.call(temporal.service.describe_task_queue, any_queue)
         except TemporalTimeout:
             log.warning("Temporal cannot be reached: TEMPORAL_ADDRESS: no answer in time from this address")
         except Problem:  # told where it was made
@@ -86,9 +91,10 @@ async def connected(
 
 
 async def _attempt(rpc: Callable[..., Awaitable[Response]], request: Message, now: float, ending_at: float) -> Response:
-    """Call again after a passing failure; only once, and soon, when Temporal is at its limit."""
+    """Call again after a passing failure; only once, and soon, when Temporal is at its limit or has no namespace."""
     # Stop in time, so that "cannot be reached" is not reported as "did not answer".
     last_at, pause, timeout = (now + ending_at) / 2, 0.1, timedelta(seconds=max(0, ending_at - now))
+    missed = False
     while True:
         try:
             # Without `retry`, the SDK's metrics take a long poll for a call.
@@ -96,6 +102,8 @@ async def _attempt(rpc: Callable[..., Awaitable[Response]], request: Message, no
         except RPCError as error:
             if is_overload(error):
                 last_at, pause = min(last_at, now + 0.4), 0.25
+            elif is_namespace_missing(error) and not missed:
+                missed, last_at = True, ending_at
             elif not is_passing(error):
                 raise
             if asyncio.get_running_loop().time() + pause > last_at:

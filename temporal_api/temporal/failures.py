@@ -93,12 +93,20 @@ _OF_CALLS_CUT_OFF = {
 _CUT_OFF = re.compile(
     r"transport error|h2 protocol error|operation was canceled|error reading a body|broken pipe|channel closed"
     r"|unexpected eof|connection (was )?(error|reset|closed|refused|aborted|lost|not ready)"
+    r"|response with status: 50[234]"  # a proxy between here and Temporal
 )
 
 
 def is_overload(error: RPCError) -> bool:
     """Whether the caller, or everyone, asks more of Temporal than it takes."""
     return error.status is RPCStatusCode.RESOURCE_EXHAUSTED and not _is_too_large(error.message.lower())
+
+
+def is_namespace_missing(error: RPCError) -> bool:
+    """Whether Temporal says that there is no such namespace: it does so too when it could not look in time."""
+    return (
+        error.status is RPCStatusCode.NOT_FOUND and detail_of(error, errordetails.NamespaceNotFoundFailure) is not None
+    )
 
 
 def is_passing(error: RPCError) -> bool:
@@ -125,7 +133,7 @@ def problem_of(error: RPCError, subject: Subject = NOTHING) -> Problem:
             if kind is errors.WorkflowStartError and "search attribute" in text:
                 kind = errors.SearchAttributeUnknown
             return kind(subject.invalid_intro + _without_internals(error.message), **details)
-        case RPCStatusCode.NOT_FOUND if detail_of(error, errordetails.NamespaceNotFoundFailure) is None:
+        case RPCStatusCode.NOT_FOUND if not is_namespace_missing(error):
             if subject.missing is not errors.TemporalError:
                 return subject.missing(f"There is no {subject.name}.", **details)
         case RPCStatusCode.ALREADY_EXISTS if subject.exists is not errors.TemporalError:

@@ -10,13 +10,16 @@ from temporal_api import __version__
 from temporal_api.metrics import Metrics
 from temporal_api.serving import measuring
 from temporal_api.settings import Settings
-from temporal_api.temporal.access import renewals, wait_for_temporal
+from temporal_api.temporal.access import AccessDeniedError, cause, renewals, wait_for_temporal
 from temporal_api.temporal.payloads import data_converter
 from temporal_api.tracing import spans_of
 
 
 async def run_worker(settings: Settings, create: Callable[[Client], Worker]) -> None:
-    """Run a worker until cancelled, from when Temporal is there. It follows the certificates and API key in files."""
+    """Run a worker until cancelled, from when Temporal is there. It follows the certificates and API key in files.
+
+    Raises AccessDeniedError when Temporal refuses it, from the start or later.
+    """
     metrics, spans = Metrics(__version__), spans_of(settings)
     options = {
         "data_converter": data_converter(settings),
@@ -33,6 +36,9 @@ async def run_worker(settings: Settings, create: Callable[[Client], Worker]) -> 
         following = asyncio.create_task(follow())
         try:
             await worker.run()
+        except RuntimeError as error:
+            refused = cause(RuntimeError(error.__cause__ or error))
+            raise (refused if isinstance(refused, AccessDeniedError) else error) from None
         finally:
             following.cancel()
             if spans is not None:

@@ -168,6 +168,7 @@ async def test_connections_reset_in_mid_call() -> None:
         (RPCStatusCode.UNKNOWN, "h2 protocol error: error reading a body from connection"),
         (RPCStatusCode.CANCELLED, "operation was canceled"),
         (RPCStatusCode.INTERNAL, "h2 protocol error: http2 error"),
+        (RPCStatusCode.INTERNAL, "protocol error: while receiving response with status: 502 Bad Gateway"),
         (RPCStatusCode.UNKNOWN, "Connection reset by peer (os error 104)"),
         (RPCStatusCode.UNKNOWN, "connection error: broken pipe"),
         (RPCStatusCode.INTERNAL, "error reading a body from connection"),

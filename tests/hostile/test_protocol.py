@@ -159,7 +159,7 @@ async def test_what_is_no_request_is_refused(front: httpx.AsyncClient, case: Ref
         answer = await caller.answer()
 
         assert_problem(answer, case.status, case.code)
-        assert "close" == answer.headers["connection"]
+        assert ("close", "no-store") == (answer.headers["connection"], answer.headers["cache-control"])
         assert b"" == await caller.rest()
 
 
