@@ -221,7 +221,7 @@ async def test_an_upgrade_is_ignored(front: httpx.AsyncClient, pieces: list[byte
         if pieces[0].startswith(b"GET"):
             assert 200 == (await caller.answer()).status_code
         told = assert_problem(await caller.answer(), 400, "validation_error")
-        assert "hidden" == told["details"]["errors"][0]["key"]
+        assert "hidden" in {mistake["key"] for mistake in told["details"]["errors"]}
         assert b'{"status":"alive"}' == (await caller.answer()).content
         await caller.send(LIVE.replace(HOST, HOST + b"Connection: close\r\n"))
         assert b'{"status":"alive"}' == (await caller.answer()).content
