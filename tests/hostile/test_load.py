@@ -193,7 +193,8 @@ async def test_a_long_history(dev_server: DevServer, client: Client, task_queue:
 
         async def streamed() -> list[int]:
             async with alice.stream("GET", f"{path}/events") as response:
-                return [int(line.rpartition(":")[2]) async for line in response.aiter_lines() if line[:3] == "id:"]
+                ids = [int(line.rpartition(":")[2]) async for line in response.aiter_lines() if line[:3] == "id:"]
+                return ids[:-1]  # the last one is that of `done`
 
         async with AsyncExitStack() as stack:
             for _ in range(20):  # which nobody reads
