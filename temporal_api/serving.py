@@ -8,8 +8,9 @@ import signal
 import socket
 import threading
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from types import FrameType
+from typing import Any
 
 import uvicorn
 from litestar import Litestar
@@ -120,11 +121,14 @@ class _DrainingServer(uvicorn.Server):
         self._delay = delay_seconds
         self._state = app.state
         self.server_state: Connections = _connections(app)
+        self._sockets: list[socket.socket] = []
+        self._last: list[asyncio.Future[Any]] = []
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Begin to serve, and say so: uvicorn says it only of sockets that it has opened itself."""
         await super().startup(sockets)
-        self._log_started_message(sockets or [])
+        self._sockets = sockets or []
+        self._log_started_message(self._sockets)
 
     @property
     def _services(self) -> Services:
@@ -143,10 +147,26 @@ class _DrainingServer(uvicorn.Server):
 
     def _close(self, sig: int, frame: FrameType | None) -> None:
         self._services.temporal.shorten_deadlines(GRACE_SECONDS)
-        # Take no new connections, but read what has arrived on open ones first: they look idle, and would be closed.
+        spares = [each.dup() for each in self._sockets]
         for listener in self.servers:
             listener.close()
+        for spare in spares:
+            self._take_last_connections(spare)
+        # Read what has arrived on open connections first: they look idle, and would be closed.
         asyncio.get_running_loop().call_later(READ_SECONDS, super().handle_exit, sig, frame)
+
+    def _take_last_connections(self, listener: socket.socket) -> None:
+        """Take the connections that the kernel has made already: closing the listener resets them."""
+
+        def protocol() -> Connection:
+            return Connection(self.config, self.server_state, self.lifespan.state)
+
+        loop = asyncio.get_running_loop()
+        listener.setblocking(False)
+        with listener, suppress(BlockingIOError):
+            while True:
+                connection, _ = listener.accept()
+                self._last.append(asyncio.ensure_future(loop.connect_accepted_socket(protocol, connection)))
 
 
 @asynccontextmanager

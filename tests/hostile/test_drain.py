@@ -3,6 +3,7 @@
 import asyncio
 import os
 import signal
+import socket
 import time
 import uuid
 
@@ -11,7 +12,10 @@ import pytest
 
 from api import SECRET, assert_problem, bearer, eventually, order, own_server
 from commands import temporal_api
+from temporal_api import serving
+from temporal_api.app import create_app
 from temporal_api.dev.server import DevServer, free_port
+from temporal_api.settings import from_env
 
 pytestmark = pytest.mark.anyio
 
@@ -77,6 +81,38 @@ async def end_with_callers_of_every_kind(temporal: DevServer) -> None:
         assert [202] * WAITS == [response.status_code for response in waited]
         assert [201] * CREATES == [response.status_code for response in created]
         assert "Traceback" not in serve.output
+
+
+async def test_the_last_connections_are_served(dev_server: DevServer) -> None:
+    """A connection that the kernel has made, and nobody has taken yet when the listener closes, gets its answer."""
+    port = free_port()
+    app = create_app(from_env({"JWT_SECRET": SECRET, "TEMPORAL_ADDRESS": dev_server.address}))
+    config = serving._config(app, "127.0.0.1", port)
+    config.load()
+    server = serving._DrainingServer(app, config, 0)
+    server.lifespan = config.lifespan_class(config)
+    await server.startup(serving.listen("127.0.0.1", port))
+    callers: list[socket.socket] = []
+
+    def connect() -> None:
+        for _ in range(5):
+            caller = socket.create_connection(("127.0.0.1", port))
+            caller.sendall(b"GET /health/live HTTP/1.1\r\nHost: x\r\n\r\n")
+            caller.setblocking(False)
+            callers.append(caller)
+
+    loop = asyncio.get_running_loop()
+    running = asyncio.create_task(server.main_loop())
+    loop.call_later(0, connect)  # in the same turn of the loop as the end, before it
+    server.handle_exit(signal.SIGTERM, None)
+    await eventually(lambda: asyncio.sleep(0, len(callers) == 5))
+    answers = [await asyncio.wait_for(loop.sock_recv(caller, 1000), 30) for caller in callers]
+    await running
+    await server.shutdown()
+    for caller in callers:
+        caller.close()
+
+    assert [True] * 5 == [answer.startswith(b"HTTP/1.1 200") for answer in answers]
 
 
 async def test_readiness_goes_first(dev_server: DevServer) -> None:
