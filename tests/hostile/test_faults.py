@@ -328,8 +328,8 @@ async def test_worker_waits_for_temporal(task_queue: str) -> None:
     port = free_port()
     environ = {"TEMPORAL_ADDRESS": f"127.0.0.1:{port}", "ORDERS_TASK_QUEUE": task_queue}
     async with temporal_api("worker", **environ) as first, temporal_api("worker", **environ) as second:
-        await first.until("trying again")
-        await second.until("trying again")
+        await first.until("waiting for it")
+        await second.until("waiting for it")
         code = await first.end(signal.SIGTERM)
         async with own_server(port=port):
             await second.until(f"worker polls {task_queue}")
