@@ -1,16 +1,21 @@
 """The public pages: the root, the contract's two viewers and their scripts."""
 
+import asyncio
+import functools
 import json
 import re
+import threading
 from html import unescape
 from html.parser import HTMLParser
 from typing import Any
 
 import httpx
 import pytest
+from litestar import Litestar
 
-from api import assert_problem
-from temporal_api import __version__
+from api import assert_problem, service
+from temporal_api import __version__, openapi
+from temporal_api.controllers import pages
 from temporal_api.dev.browser import CODEC_PATH
 from temporal_api.problems import phrase
 from test_errors import failures
@@ -101,6 +106,23 @@ async def test_a_viewer_may_ask_only_this_service(http: httpx.AsyncClient, path:
     allowed = {"'none'", "'self'", "'unsafe-inline'", "data:", "blob:"}
     assert {value for values in directives.values() for value in values} <= allowed
     assert {"data:", "blob:"}.isdisjoint(directives["script-src"])
+
+
+async def test_the_contract_holds_nobody_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It takes a tenth of a second to make: not in the event loop, and once for all who ask first."""
+    makers: list[threading.Thread] = []
+
+    def make(app: Litestar) -> dict[str, Any]:
+        makers.append(threading.current_thread())
+        return openapi.contract(app)
+
+    monkeypatch.setattr(pages, "_made", functools.lru_cache(maxsize=1)(make))
+    async with service(TEMPORAL_ADDRESS="127.0.0.1:1") as api:
+        answers = await asyncio.gather(*(api.get(path) for path in ("/openapi.json", "/docs", "/redoc")))
+
+    assert [200, 200, 200] == [answer.status_code for answer in answers]
+    assert 1 == len(makers)
+    assert makers[0] is not threading.current_thread()
 
 
 async def test_redoc_takes_its_logo_from_the_service(http: httpx.AsyncClient) -> None:

@@ -39,7 +39,7 @@ def public_handlers(ui_origins: Sequence[str]) -> list[ControllerRouterHandler]:
     return [*handlers, _codec(ui_origins)] if ui_origins else handlers
 
 
-@get("/docs", include_in_schema=False, sync_to_thread=False)
+@get("/docs", include_in_schema=False, sync_to_thread=True)
 def docs(request: Request[Any, Any, Any]) -> Response[bytes]:
     """Swagger UI, authorised with the token in the address's fragment."""
     return pages.swagger_page(request, _AUTHORIZE)
