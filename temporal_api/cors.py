@@ -1,6 +1,6 @@
 """CORS: what pages of other origins may do here (the Fetch standard's CORS protocol)."""
 
-from collections.abc import Iterable
+from collections.abc import Collection
 from typing import Any
 
 from temporal_api.errors import OriginNotAllowed
@@ -17,7 +17,7 @@ Headers = list[tuple[bytes, bytes]]
 class Cors:
     """The allowed origins (ALLOWED_ORIGINS); without any there is no CORS."""
 
-    def __init__(self, origins: Iterable[str]) -> None:
+    def __init__(self, origins: Collection[str]) -> None:
         # Also where no Origin was sent: a cache would give that answer to every page.
         self.default: Headers = [(b"vary", b"Origin")] if origins else []
         """What answers carry that go to no allowed origin."""
