@@ -61,13 +61,18 @@ def inherited() -> dict[str, str]:
 @asynccontextmanager
 async def command(program: str, *arguments: str, cwd: Path | None = None, **environ: str) -> AsyncIterator[Process]:
     """`PROGRAM ARGUMENTS`, as it is installed beside the service, with these settings and no other of the service's."""
+    env = {**inherited(), "PYTHONUNBUFFERED": "1", **environ}
+    async with running_program(Path(sys.executable).with_name(program), *arguments, cwd=cwd, env=env) as process:
+        yield process
+
+
+@asynccontextmanager
+async def running_program(
+    *words: str | Path, cwd: Path | None = None, env: dict[str, str] | None = None
+) -> AsyncIterator[Process]:
+    """A program, told to end when the block ends."""
     process = await asyncio.create_subprocess_exec(
-        Path(sys.executable).with_name(program),
-        *arguments,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.STDOUT,
-        env={**inherited(), "PYTHONUNBUFFERED": "1", **environ},
-        cwd=cwd,
+        *words, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT, env=env, cwd=cwd
     )
     try:
         yield Process(process)

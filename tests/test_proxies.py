@@ -14,7 +14,7 @@ import pytest
 from temporalio.client import Client
 
 from api import assert_problem, bearer, eventually, order, service, token
-from commands import Process
+from commands import Process, running_program
 from temporal_api.dev.server import DevServer, free_port
 from temporal_api.prefix import Prefix
 from temporal_api.worker import create_worker
@@ -42,15 +42,8 @@ async def program(*words: str, cwd: Path) -> AsyncIterator[Process]:
     """A program of the machine; skips the test where it is not installed."""
     if shutil.which(words[0]) is None:
         pytest.skip(f"{words[0]} is not installed")
-    process = await asyncio.create_subprocess_exec(
-        *words, cwd=cwd, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT
-    )
-    try:
-        yield Process(process)
-    finally:
-        if process.returncode is None:
-            process.kill()
-            await process.communicate()
+    async with running_program(*words, cwd=cwd) as process:
+        yield process
 
 
 async def npm(folder: Path, *packages: str) -> None:
