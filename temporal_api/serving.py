@@ -71,6 +71,9 @@ def listen(host: str, port: int, setting: str = "PORT") -> list[socket.socket]:
         try:
             taken = sockets[0].getsockname()[1] if sockets else port
             sockets.append(socket.create_server((address, taken), family=family, backlog=2048))
+            # Else the body waits 40 ms until the client has acknowledged the head. asyncio does this only for sockets
+            # that name their protocol.
+            sockets[-1].setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, True)
         except OSError as error:
             # Of a name such as localhost, an address may not be there: one is enough.
             if failed is None or error.errno not in _NO_SUCH_ADDRESS:

@@ -484,3 +484,10 @@ async def test_two_colons_are_ipv6_and_ipv4(settings: Settings) -> None:
     async with serving(create_app(settings), "::", port), httpx.AsyncClient() as http:
         for host in ("127.0.0.1", "[::1]"):
             assert 200 == (await http.get(f"http://{host}:{port}/health/live")).status_code
+
+
+def test_a_body_does_not_wait_until_its_head_is_acknowledged() -> None:
+    """A client acknowledges after 40 ms: by so much each answer on a connection that is kept would be late."""
+    (listener,) = listen("127.0.0.1", 0)
+    with listener, socket.create_connection(listener.getsockname()), listener.accept()[0] as connection:
+        assert connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
