@@ -14,7 +14,7 @@ from pathlib import Path
 import httpx
 import msgspec
 
-from api import eventually
+from api import TLS, eventually
 from temporal_api.settings import ResourceSettings, Settings
 
 SETTINGS = {field.encode_name for field in msgspec.structs.fields(Settings)}
@@ -119,7 +119,7 @@ async def one_line(*cases: tuple[str, dict[str, str], int, str], **environ: str)
 
 async def until_ready(url: str) -> None:
     """Wait until the service at that address takes requests."""
-    async with httpx.AsyncClient(base_url=url) as client:
+    async with httpx.AsyncClient(base_url=url, verify=TLS) as client:
 
         async def ready() -> bool:
             try:
@@ -153,7 +153,7 @@ async def curl(line: str, **variables: str) -> httpx.Response:
             case _:
                 assert not url, f"{word} is new to this test"
                 url = word
-    async with httpx.AsyncClient(timeout=30) as client:
+    async with httpx.AsyncClient(timeout=30, verify=TLS) as client:
         return await client.request(method or ("POST" if data else "GET"), url, content=data, headers=headers)
 
 

@@ -17,7 +17,7 @@ from litestar.response import Stream
 from litestar.routes import HTTPRoute
 from litestar.types import Receive, Scope, Send
 
-from api import SECRET, assert_problem, bearer, eventually, order, samples, service
+from api import SECRET, TLS, assert_problem, bearer, eventually, order, samples, service
 from temporal_api.app import SCOPES, create_app
 from temporal_api.dev.server import DevServer, free_port
 from temporal_api.logs import JSONFormatter
@@ -122,7 +122,7 @@ async def app_url(dev_server: DevServer, waiting: Waiting) -> AsyncIterator[str]
 @pytest.fixture
 async def web(app_url: str) -> AsyncIterator[httpx.AsyncClient]:
     """A client of it, without a token."""
-    async with httpx.AsyncClient(base_url=app_url, timeout=30) as client:
+    async with httpx.AsyncClient(base_url=app_url, timeout=30, verify=TLS) as client:
         yield client
 
 
