@@ -3,7 +3,7 @@
 import asyncio
 import socket
 import struct
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 
 RESET = struct.pack("ii", 1, 0)
@@ -114,15 +114,25 @@ class Proxy:
 
 
 @asynccontextmanager
+async def listening(
+    accept: Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]],
+) -> AsyncIterator[str]:
+    """The address of a server that does that with each connection."""
+    server = await asyncio.start_server(accept, "127.0.0.1", 0)
+    host, port = server.sockets[0].getsockname()
+    try:
+        yield f"{host}:{port}"
+    finally:
+        server.close()
+
+
+@asynccontextmanager
 async def proxied(target: str) -> AsyncIterator[Proxy]:
     """A proxy before that address."""
     proxy = Proxy(target)
-    server = await asyncio.start_server(proxy.accept, "127.0.0.1", 0)
-    host, port = server.sockets[0].getsockname()
-    proxy.address = f"{host}:{port}"
-    try:
-        yield proxy
-    finally:
-        server.close()
-        for link in list(proxy.links):
-            link.reset()
+    async with listening(proxy.accept) as proxy.address:
+        try:
+            yield proxy
+        finally:
+            for link in list(proxy.links):
+                link.reset()

@@ -11,7 +11,7 @@ import socket
 import ssl
 import uuid
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import asynccontextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -26,6 +26,7 @@ from temporalio.worker import Worker
 
 from api import SECRET, assert_problem, eventually, order, service
 from commands import RUST, one_line, temporal_api
+from proxy import listening
 from temporal_api.app import create_app
 from temporal_api.dev.server import DevServer, free_port
 from temporal_api.serving import listen, serving
@@ -123,14 +124,11 @@ async def behind_tls(address: str, pki: Path, *trusted: Path) -> AsyncIterator[G
     """Such a proxy, with the server's certificate of `pki`."""
     gate = Gate(address, pki)
     gate.trust(*trusted)
-    server = await asyncio.start_server(gate.accept, "127.0.0.1", 0)
-    host, port = server.sockets[0].getsockname()
-    gate.address = f"{host}:{port}"
-    try:
-        yield gate
-    finally:
-        server.close()
-        gate.sever()
+    async with listening(gate.accept) as gate.address:
+        try:
+            yield gate
+        finally:
+            gate.sever()
 
 
 def mutual(pki: Path, ca: Path | None = None) -> dict[str, str]:
@@ -404,16 +402,13 @@ def test_tls_files_that_cannot_be_used(tmp_path: Path, pki: Path) -> None:
 
 async def test_an_api_key_that_temporal_refuses(with_keys: str) -> None:
     """The command ends with what Temporal says of the key, or of what the key may do, and not with the key."""
-    environ = {"TEMPORAL_ADDRESS": with_keys, "TEMPORAL_TLS": "false"}
-    cases = {"worker": "key-0", "setup": "key-1"}
-    async with AsyncExitStack() as stack:
-        commands = [temporal_api(part, TEMPORAL_API_KEY=key, **environ) for part, key in cases.items()]
-        worker, setup = [await stack.enter_async_context(each) for each in commands]
-        assert [1, 1] == [await worker.end(), await setup.end()]
-
-    assert "temporal-api: TEMPORAL_API_KEY: not accepted: API key has expired\n" == worker.output
-    denied = "TEMPORAL_NAMESPACE, TEMPORAL_API_KEY: permission denied: Request unauthorized."
-    assert f"temporal-api: {denied}\n" == setup.output
+    denied = "TEMPORAL_NAMESPACE, TEMPORAL_API_KEY: permission denied: Request unauthorized.\n"
+    await one_line(
+        ("worker", {"TEMPORAL_API_KEY": "key-0"}, 1, "TEMPORAL_API_KEY: not accepted: API key has expired\n"),
+        ("setup", {"TEMPORAL_API_KEY": "key-1"}, 1, denied),
+        TEMPORAL_ADDRESS=with_keys,
+        TEMPORAL_TLS="false",
+    )
 
 
 async def test_a_worker_whose_key_expires_says_so(settings: Settings) -> None:
@@ -442,14 +437,18 @@ async def test_serve_says_at_once_what_temporal_refuses(
 
 
 async def test_who_serves_waits_for_temporal() -> None:
-    """A Temporal that is not there is told once, in words, and Ctrl-C is a clean end."""
-    port = free_port()
-    environ = {"TEMPORAL_ADDRESS": f"127.0.0.1:{free_port()}", "JWT_SECRET": SECRET, "PORT": str(port)}
-    async with temporal_api("serve", **environ) as serve, temporal_api("worker", **environ) as worker:
+    """A Temporal that is not there is told once, in words, and Ctrl-C is a clean end; the worker is alive till then."""
+    ports = [free_port(), free_port()]
+    environ = {"TEMPORAL_ADDRESS": f"127.0.0.1:{free_port()}", "JWT_SECRET": SECRET, "PORT": str(ports[0])}
+    async with (
+        temporal_api("serve", **environ) as serve,
+        temporal_api("worker", METRICS_PORT=str(ports[1]), **environ) as worker,
+    ):
         await asyncio.gather(*(each.until("TEMPORAL_ADDRESS: nothing listens") for each in (serve, worker)))
         await asyncio.sleep(2.5)  # a second attempt of the worker, and of the probes
         async with httpx.AsyncClient() as http:
-            assert 503 == (await http.get(f"http://127.0.0.1:{port}/health/ready")).status_code
+            assert 503 == (await http.get(f"http://127.0.0.1:{ports[0]}/health/ready")).status_code
+            assert 200 == (await http.get(f"http://127.0.0.1:{ports[1]}/health/live")).status_code
         for process in (serve, worker):
             assert 0 == await process.end(signal.SIGINT), process.output
             assert 1 == process.output.count("TEMPORAL_ADDRESS"), process.output
@@ -467,10 +466,11 @@ async def test_ctrl_c_before_the_work_is_done() -> None:
             await reader.read()  # until the process ends
         writer.close()
 
-    server = await asyncio.start_server(silent, "127.0.0.1", 0)
-    host, port = server.sockets[0].getsockname()
-    environ = {"TEMPORAL_ADDRESS": f"{host}:{port}"}
-    async with server, temporal_api("setup", **environ) as setup, temporal_api("dev", "--once", **environ) as dev:
+    async with (
+        listening(silent) as address,
+        temporal_api("setup", TEMPORAL_ADDRESS=address) as setup,
+        temporal_api("dev", "--once", TEMPORAL_ADDRESS=address) as dev,
+    ):
         await eventually(lambda: asyncio.sleep(0.01, asked >= 2))
         assert [130, 130] == [await setup.end(signal.SIGINT), await dev.end(signal.SIGINT)]
     assert ["", "Stopped.\n"] == [setup.output, dev.output]

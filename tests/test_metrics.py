@@ -246,12 +246,3 @@ async def test_the_worker_has_metrics_too(dev_server: DevServer, client: Client,
 
         await eventually(completed)
         assert 0 == await process.end(signal.SIGTERM), process.output
-
-
-async def test_the_worker_lives_without_temporal() -> None:
-    """A worker that still waits for Temporal is alive, and is not to be restarted."""
-    port = free_port()
-    environ = {"TEMPORAL_ADDRESS": f"127.0.0.1:{free_port()}", "METRICS_PORT": str(port)}
-    async with temporal_api("worker", **environ) as process, httpx.AsyncClient() as probe:
-        await process.until("Temporal cannot be reached")
-        assert 200 == (await probe.get(f"http://127.0.0.1:{port}/health/live")).status_code

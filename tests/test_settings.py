@@ -558,6 +558,7 @@ async def test_the_command_line_ends_2_with_one_line() -> None:
         ("serve", {"JWT_SECRET": '"hunter2"'}, 2, "JWT_SECRET: is in quotes"),
         ("serve", {"JWT_SECRET": SECRET, "SECRET_KEY": "\n"}, 2, "SECRET_KEY: white space alone"),
         ("worker", {"TEMPORAL_CONFIG_FILE": "/hunter2"}, 2, "TEMPORAL_CONFIG_FILE: there is no such file"),
+        ("token", JWKS, 2, "JWT_SECRET: "),  # with a JWKS the issuer signs
     )
 
 
