@@ -17,7 +17,7 @@ from commands import command
 from temporal_api.dev.server import DevServer, free_port
 
 FACTORY = "temporal_api.app:create_app"
-SERVERS = [("uvicorn", "--factory", FACTORY), ("litestar", "--app", FACTORY, "run")]
+SERVERS = [("uvicorn", "--factory", FACTORY, "--no-access-log"), ("litestar", "--app", FACTORY, "run")]
 
 
 def test_the_map_names_every_module() -> None:

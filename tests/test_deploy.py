@@ -116,6 +116,7 @@ async def test_the_dashboard_is_full(dev_server: DevServer, task_queue: str, tmp
                 return False
 
         async def full() -> bool:
+            await asyncio.sleep(0.5)  # nothing is new before the next scrape
             await alice.post("/api/v1/orders", json=order())
             for query in tuple(queries):
                 expression = {"query": query.replace("$__rate_interval", "20s")}

@@ -47,8 +47,8 @@ def alive(pid: int) -> bool:
 
 
 async def eventually(condition: Callable[[], Any]) -> Any:
-    """What the condition says once it is true; a failure when that takes more than ten seconds."""
-    async with asyncio.timeout(10):
+    """What the condition says once it is true; a failure when that takes more than a minute."""
+    async with asyncio.timeout(60):
         while True:
             if value := condition():
                 return value

@@ -278,13 +278,16 @@ async def test_the_workers_log_has_one_format(anyio_backend: str) -> None:
             temporal_api("worker", LOG_FORMAT="json", **environ) as as_json,
             temporal_api("worker", LOG_FORMAT="console", **environ) as as_console,
         ):
-            workers = (as_json, as_console)
-            for worker in workers:
+
+            async def told(worker: Process) -> int:
+                await worker.until("gRPC call .* retried")
+                # At once: the longer Temporal is away, the longer the SDK takes to end.
+                return await worker.end(signal.SIGINT, seconds=120)
+
+            for worker in (as_json, as_console):
                 await worker.until("worker polls")
             os.kill(server.pid, signal.SIGKILL)
-            for worker in workers:
-                await worker.until("gRPC call .* retried")
-            assert [0, 0] == [await worker.end(signal.SIGINT) for worker in workers]
+            assert [0, 0] == await asyncio.gather(told(as_json), told(as_console))
 
     assert all({"time", "level", "logger", "message"} <= set(line) for line in lines_of(as_json))
     lines = as_console.output.splitlines()

@@ -23,6 +23,7 @@ from temporal_api.controllers.orders import ORDERS
 from temporal_api.dev import processes
 from temporal_api.dev.server import DevServer, free_port
 from temporal_api.settings import ResourceSettings, Settings, from_env
+from test_app import SERVERS
 
 pytestmark = pytest.mark.anyio
 
@@ -82,12 +83,10 @@ async def test_pasting_works(dev: Process, tmp_path: Path) -> None:
             await shell.follow(block)
 
 
-@pytest.mark.parametrize(
-    "line", re.findall(r"^\.venv/bin/(\S+ .*temporal_api\.app:create_app.*)$", README, re.MULTILINE)
-)
-async def test_other_servers_run_as_written(line: str, dev_server: DevServer) -> None:
-    """Each line serves the API; only the port is added."""
-    server, *arguments = shlex.split(line)
+async def test_other_servers_run_as_written(dev_server: DevServer) -> None:
+    """Litestar's line serves the API; only the port is added. uvicorn's is run in test_app.py, with more to do."""
+    lines = re.findall(r"^\.venv/bin/(\S+ .*temporal_api\.app:create_app.*)$", README, re.MULTILINE)
+    uvicorn, (server, *arguments) = map(shlex.split, lines)
     port = str(free_port())
     words = [Path(sys.executable).with_name(server), *arguments, "--port", port]
     environ = {**inherited(), "JWT_SECRET": SECRET, "TEMPORAL_ADDRESS": dev_server.address}
@@ -95,6 +94,7 @@ async def test_other_servers_run_as_written(line: str, dev_server: DevServer) ->
         # `--reload` makes children of its own, which end with this context too.
         async with processes.process(words, output, environ):
             await until_ready(f"http://127.0.0.1:{port}")
+    assert SERVERS[0] == tuple(uvicorn)
 
 
 def test_the_table_of_operations_is_the_contract(contract: dict[str, Any]) -> None:

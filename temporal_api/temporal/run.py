@@ -156,6 +156,7 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
                 ParentClosePolicy.Name(child.parent_close_policy).removeprefix("PARENT_CLOSE_POLICY_"),
             )
             for child in self.children
+            if child.run_id  # else it is only asked for
         ]
 
 
