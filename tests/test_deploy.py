@@ -163,10 +163,11 @@ def test_the_dashboard_is_one_of_grafana() -> None:
 def test_each_alert_names_its_panel() -> None:
     """Whoever is woken by an alert finds the panel that shows it."""
     titles = {panel["title"] for panel in json.loads(printed("dashboard"))["panels"] if panel["type"] != "row"}
-    alerts = [rule for group in yaml.safe_load(printed("alerts"))["groups"] for rule in group["rules"] if "alert" in rule]
+    rules = [rule for group in yaml.safe_load(printed("alerts"))["groups"] for rule in group["rules"]]
+    named = {rule["annotations"]["panel"] for rule in rules if "alert" in rule}
 
-    assert alerts
-    assert all(alert["annotations"]["panel"] in titles for alert in alerts)
+    assert named
+    assert named <= titles
 
 
 # --- Kubernetes ---
