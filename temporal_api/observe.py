@@ -5,7 +5,6 @@ as the caller got it: 401, 404, 405, 413 and 500 too.
 """
 
 import logging
-import random
 import re
 import time
 import zlib
@@ -31,7 +30,7 @@ from temporal_api.memory import PIECE_BYTES, Memory
 from temporal_api.metrics import Metrics
 from temporal_api.prefix import Prefix
 from temporal_api.problems import PROBLEM_JSON, encode_problem
-from temporal_api.record import Record, begin, refusal_of
+from temporal_api.record import Record, begin, new_request_id, refusal_of
 from temporal_api.requests import keep_encoded_slashes
 
 REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
@@ -40,7 +39,6 @@ GZIP_MIN_BYTES = 1000
 NO_STORE, NO_CACHE = (b"cache-control", b"no-store"), (b"cache-control", b"no-cache")
 NOSNIFF = (b"x-content-type-options", b"nosniff")
 _REFUSED = re.compile(rb"q=0(\.0*)?")
-_RANDOM = random.Random()  # noqa: S311 - an id is no secret; asking the system each time is a tenth of a read's cost
 
 log = logging.getLogger(__name__)
 access_log = logging.getLogger("temporal_api.access")
@@ -156,7 +154,7 @@ class _Answer:
                 self._cors = cors.headers.get(value, cors.default)
             elif name in tracing.HEADERS:
                 trace.append((name, value))
-        self._request_id = self._request_id or b"%032x" % _RANDOM.getrandbits(128)
+        self._request_id = self._request_id or new_request_id().encode()
         self.record = Record(self._request_id.decode(), prefix.root_path, is_head=scope["method"] == "HEAD")
         if trace:
             self.record.trace = tracing.trace_context(trace)
