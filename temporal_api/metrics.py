@@ -86,7 +86,9 @@ class Metrics:
             labels,
             registry=registry,
         )
-        self.in_progress = Gauge("http_requests_in_progress", "HTTP requests under way.", registry=registry)
+        self.in_progress = 0
+        in_progress = Gauge("http_requests_in_progress", "HTTP requests under way.", registry=registry)
+        in_progress.set_function(lambda: self.in_progress)
         Gauge("temporal_api_info", "The running version.", ("version",), registry=registry).labels(version).set(1)
         described = "What /health tells of a service. 1: it is there; 0: it is not; NaN: unknown."
         self._health = Gauge("temporal_api_health", described, ("service",), registry=registry)

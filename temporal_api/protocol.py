@@ -57,6 +57,8 @@ class _Cycle(RequestResponseCycle):
     """One request and its answer; a body that will never be whole is told to whoever reads it."""
 
     fault: errors.Problem | None = None
+    head: bytes | None = None
+    """Of the answer, until it is written; then empty."""
 
     async def receive(self) -> Any:
         """The next piece of the body. Raises Problem."""
@@ -89,7 +91,7 @@ class Connection(HttpToolsProtocol):
         self.headers = []
         # What a cycle writes to; it closes only after its caller could read what it wrote (RFC 9112 9.6).
         self._answers: Any = SimpleNamespace(
-            write=transport.write, is_closing=transport.is_closing, close=self._close_in_stages
+            write=self._write, is_closing=transport.is_closing, close=self._close_in_stages
         )
         self.server_state.add(self)
 
@@ -100,6 +102,22 @@ class Connection(HttpToolsProtocol):
         if self._answered is not None:
             self._answered.disconnected = True
             self._answered.message_event.set()
+
+    def _write(self, data: bytes) -> None:
+        """Write the head of an answer together with what follows it: a write is a system call, and few cost as much."""
+        cycle = self._answered
+        if cycle is None or not cycle.response_started or cycle.head == b"":
+            self.transport.write(data)
+        elif cycle.head is None:
+            cycle.head = data
+        else:
+            self.transport.write(cycle.head + data)
+            cycle.head = b""
+
+    def _write_head(self) -> None:
+        """Write the head of an answer that nothing follows: one to HEAD."""
+        if self._answered is not None and self._answered.head:
+            self._write(b"")
 
     @property
     def waits(self) -> bool:
@@ -274,6 +292,7 @@ class Connection(HttpToolsProtocol):
     def on_response_complete(self) -> None:
         """An answer is written: on to the next request."""
         self.server_state.total_requests += 1
+        self._write_head()
         if self._answered is not None:  # a connection may idle for long: it holds nothing of what it was asked
             self._answered.scope = self._nothing
             self._answered = None
@@ -316,6 +335,7 @@ class Connection(HttpToolsProtocol):
     def _close_in_stages(self) -> None:
         """RFC 9112 9.6: closed at once, the answer would be lost to a caller who is still sending."""
         self._reads = NOTHING
+        self._write_head()
         self._hold(b"")
         self.pipeline.clear()
         self.cycle = None  # done, or broken off

@@ -68,9 +68,12 @@ class JSONRequest(Request[Any, Any, Any]):
     @property
     def path_params(self) -> dict[str, Any]:
         """Decode what `keep_encoded_slashes` kept encoded for the router."""
+        found = super().path_params
+        if b"%" not in self.scope["raw_path"]:
+            return found
         return {
             name: value.replace("%2F", "/").replace("%25", "%") if isinstance(value, str) else value
-            for name, value in super().path_params.items()
+            for name, value in found.items()
         }
 
     async def json(self) -> Any:

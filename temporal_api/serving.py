@@ -2,6 +2,7 @@
 
 import asyncio
 import errno
+import gc
 import logging
 import os
 import signal
@@ -127,6 +128,9 @@ class _DrainingServer(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Begin to serve, and say so: uvicorn says it only of sockets that it has opened itself."""
         await super().startup(sockets)
+        # What is there now stays: the garbage collector, which holds up every request, need not look at it again.
+        gc.collect()
+        gc.freeze()
         self._sockets = sockets or []
         self._log_started_message(self._sockets)
 

@@ -23,7 +23,7 @@ Connect = Callable[[], Awaitable[Client]]
 
 
 class _Connection:
-    def __init__(self, service: WorkflowService, made_by: Connect) -> None:
+    def __init__(self, service: ServiceClient, made_by: Connect) -> None:
         self.service = service
         self.made_by = made_by
         self.under_way = 0
@@ -72,14 +72,14 @@ class Connections:
         """Make each new call on a connection that is opened in this way. The calls under way end on theirs."""
         self._connect, self._open = connect, []
 
-    async def _rpc_call(self, rpc: str, req: Message, *, resp_type: object, service: str, **options: Any) -> Message:
+    async def _rpc_call(self, rpc: str, req: Message, **options: Any) -> Message:
         now = asyncio.get_running_loop().time()
         connection = await self._with_room(now)
         if connection.unanswered_since is None:
             connection.unanswered_since = now
         connection.under_way += 1
         try:
-            call: Awaitable[Message] = getattr(connection.service, rpc)(req, **options)
+            call = connection.service._rpc_call(rpc, req, **options)
             answer = await (call if self._waits else connection.wait(call))
         except (RPCError, RuntimeError) as error:
             if not (isinstance(error, RPCError) and error.status in _UNANSWERED):
@@ -102,7 +102,7 @@ class Connections:
             if connection.under_way < CALLS_EACH:
                 return connection
         connect = self._connect
-        connection = _Connection((await connect()).workflow_service, connect)
+        connection = _Connection((await connect()).service_client, connect)
         if connect is self._connect:
             self._open.append(connection)
         return connection

@@ -2,7 +2,6 @@
 
 import logging
 import time
-import uuid
 from collections.abc import Iterable, Mapping
 from typing import Annotated
 
@@ -23,6 +22,7 @@ from temporalio.api.workflowservice.v1 import (
 from temporalio.common import RetryPolicy
 
 from temporal_api.errors import SearchAttributeUnknown, WorkflowStartError
+from temporal_api.record import new_request_id
 from temporal_api.temporal.client import Temporal
 from temporal_api.temporal.failures import start_subject
 from temporal_api.temporal.payloads import JSON_METADATA, typed_payload
@@ -128,7 +128,7 @@ class Starts:
             task_queue=TaskQueue(name=task_queue),
             input=await temporal.encode(args),
             # Temporal answers the SDK's retry of this request with the run that the first try started.
-            request_id=str(uuid.uuid4()),
+            request_id=new_request_id(),
             memo=await temporal.encode_memo(memo) if memo else None,
         )
         for duration, seconds in (

@@ -1,7 +1,6 @@
 """A workflow, or one run of it: everything that can be asked of it or done to it."""
 
 import asyncio
-import uuid
 from collections.abc import Awaitable, Callable, Iterable
 from contextlib import suppress
 from typing import Any
@@ -25,6 +24,7 @@ from temporal_api.errors import (
     WorkflowTaskFailing,
     shown,
 )
+from temporal_api.record import new_request_id
 from temporal_api.temporal.caller import caller
 from temporal_api.temporal.client import Response, Temporal
 from temporal_api.temporal.failures import detail_of, workflow_subject
@@ -110,7 +110,7 @@ class Workflow:
             **self._target,
             signal_name=name,
             input=await self.temporal.encode(args),
-            request_id=request_id or str(uuid.uuid4()),
+            request_id=request_id or new_request_id(),
         )
         await self.call_open(self.temporal.service.signal_workflow_execution, request)
 
@@ -132,7 +132,7 @@ class Workflow:
         if not (await self.describe()).is_open:
             raise self._completed()
         # Name the workflow, not the run just described: it may have gone on as another run.
-        request = api.RequestCancelWorkflowExecutionRequest(**self._target, request_id=str(uuid.uuid4()), reason=reason)
+        request = api.RequestCancelWorkflowExecutionRequest(**self._target, request_id=new_request_id(), reason=reason)
         await self.call(self.temporal.service.request_cancel_workflow_execution, request)
 
     async def terminate(self, reason: str) -> None:
@@ -161,7 +161,7 @@ class Workflow:
             workflow_id=self.id,
             run_id=self.run_id,
             reason=reason,
-            request_id=str(uuid.uuid4()),
+            request_id=new_request_id(),
         )
         with suppress(WorkflowPaused):  # it is so already
             await self.call_open(rpc, request)
@@ -179,7 +179,7 @@ class Workflow:
             **self._target,
             reason=f"{reason} (by {caller()})",
             workflow_task_finish_event_id=event_id,
-            request_id=str(uuid.uuid4()),
+            request_id=new_request_id(),
             reset_reapply_type=ResetReapplyType.RESET_REAPPLY_TYPE_ALL_ELIGIBLE,
         )
         return (await self.call(self.temporal.service.reset_workflow_execution, request)).run_id
