@@ -45,6 +45,12 @@ class _Unserved(Router):
         return []
 
 
+def _operation_id(handler: HTTPRouteHandler, method: object, path: object) -> str:
+    """The handler's name in camel case: `get_workflow` is `getWorkflow`."""
+    first, *others = handler.handler_name.split("_")
+    return first + "".join(word.title() for word in others)
+
+
 def _header(description: str, kind: OpenAPIType = OpenAPIType.STRING, *, always: bool = True) -> OpenAPIHeader:
     return OpenAPIHeader(schema=Schema(type=kind), description=description, required=always)
 
@@ -63,6 +69,7 @@ def openapi_config(resources: Iterable[Resource[Any, Any]], root_path: str) -> O
         ),
         openapi_router=_Unserved("/openapi", route_handlers=[]),
         use_handler_docstrings=True,
+        operation_id_creator=_operation_id,
         tags=[
             *(Tag(resource.plural, resource.description) for resource in resources),
             Tag("workflows", "Any workflow of the namespace, for operators."),

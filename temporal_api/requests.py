@@ -11,7 +11,6 @@ from urllib.parse import unquote
 
 import msgspec
 from litestar import Request, Response
-from litestar.openapi.datastructures import ResponseSpec
 from litestar.types import Receive, Scope, Send
 
 from temporal_api.bounds import FEW, check_entries
@@ -52,14 +51,6 @@ class JSONResponse(Response[T]):
             await send(end)
 
         return answer
-
-
-NOT_MODIFIED = ResponseSpec(None, description="Nothing has changed.", generate_examples=False)
-
-
-def unchanged(headers: Mapping[str, str]) -> JSONResponse[Any]:
-    """Answer 304 (RFC 9110 15.4.5)."""
-    return JSONResponse(None, status_code=304, headers=headers)
 
 
 class JSONRequest(Request[Any, Any, Any]):

@@ -22,9 +22,7 @@ from temporal_api.mistakes import EVENT_ID
 from temporal_api.problems import encode_problem
 from temporal_api.record import Record, record_of
 from temporal_api.requests import JSONResponse
-from temporal_api.temporal.feeds import Feeds
 from temporal_api.temporal.run import Run
-from temporal_api.temporal.workflow import Workflow
 
 T = TypeVar("T")
 
@@ -170,11 +168,6 @@ async def cancel(*tasks: asyncio.Future[Any]) -> None:
             await task
 
 
-def etag(run: Run) -> str:
-    """Make a weak ETag: two answers with the same one mean the same (RFC 9110 8.8.1)."""
-    return f'W/"{run.version}"'
-
-
 def is_known(request: APIRequest, run: Run) -> bool:
     """Whether `If-None-Match` names the run's present state, by weak comparison (RFC 9110 13.1.2)."""
     return matches(_joined(request, "If-None-Match"), run.version)
@@ -201,20 +194,6 @@ def matches(tags: str, version: str) -> bool:
     """Whether one of the tags is this version's; a proxy may have put its suffix to it."""
     found = (tag.removeprefix(version) for tag in _TAG.findall(tags) if tag.startswith(version))
     return tags.strip() == "*" or any(not suffix or _PROXY_SUFFIX.fullmatch(suffix) for suffix in found)
-
-
-async def wait_for_change(
-    request: APIRequest, waits: Waits, feeds: Feeds, workflow: Workflow, run: Run, seconds: float | None
-) -> bool:
-    """Wait until the run is no longer as the caller knows it, or the time is over; False when there was no wait.
-
-    Read the run again either way: an activity's next attempt changes it, but adds no event that could end the wait.
-    """
-    if not seconds or not run.is_open or not is_known(request, run):
-        return False
-    pinned, length = workflow.run(run.run_id), run.history_length
-    await waits.within(request, seconds, lambda: feeds.wait_for_change(pinned, length))
-    return True
 
 
 def sse(data: object, *, event: str, event_id: str | None = None) -> bytes:

@@ -54,11 +54,10 @@ class CodecController(Controller):
         "/encode",
         scope=SCOPE,
         status_code=200,
-        operation_id="encodePayloads",
         summary="Encrypt payloads",
         responses=responses(NotFound, body=True),
     )
-    async def encode(self, data: JSONBody[CodecPayloads], services: CurrentServices) -> CodecPayloads:
+    async def encode_payloads(self, data: JSONBody[CodecPayloads], services: CurrentServices) -> CodecPayloads:
         """Encrypt each payload with the first key."""
         return _json(await _codec(services).encode(_payloads(data)))
 
@@ -66,11 +65,10 @@ class CodecController(Controller):
         "/decode",
         scope=SCOPE,
         status_code=200,
-        operation_id="decodePayloads",
         summary="Decrypt payloads",
         responses=responses(NotFound, PayloadUndecodable, body=True),
     )
-    async def decode(self, data: JSONBody[CodecPayloads], services: CurrentServices) -> CodecPayloads:
+    async def decode_payloads(self, data: JSONBody[CodecPayloads], services: CurrentServices) -> CodecPayloads:
         """Decrypt each payload with the key that it names; one that is not encrypted comes back as it is."""
         return _json(await _codec(services).decode(_payloads(data)))
 

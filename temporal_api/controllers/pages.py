@@ -20,7 +20,7 @@ from temporal_api import __version__
 from temporal_api.observe import accepts_gzip
 from temporal_api.openapi import TITLE, contract
 from temporal_api.record import record_of
-from temporal_api.requests import unchanged
+from temporal_api.requests import JSONResponse
 from temporal_api.waiting import matches
 
 # The pages run the bundled scripts, which may ask only this service. No other page may frame them.
@@ -63,7 +63,7 @@ class Document:
     def answer(self, request: Request[Any, Any, Any]) -> Response[Any]:
         """The document, or 304 (RFC 9110 13.1.2)."""
         if matches(request.headers.get("if-none-match", ""), self._version):
-            return unchanged({**self._headers, "Vary": "Accept-Encoding"})
+            return JSONResponse(None, status_code=304, headers={**self._headers, "Vary": "Accept-Encoding"})
         if accepts_gzip(request.headers.get("accept-encoding", "").encode()):
             encoded = {**self._headers, "Vary": "Accept-Encoding", "Content-Encoding": "gzip"}
             return Response(self._compressed, media_type=self._media_type, headers=encoded)
@@ -94,8 +94,8 @@ class Welcome(msgspec.Struct):
     version: Annotated[str, Meta(description="The service's version.", examples=[__version__])]
 
 
-@get("/", operation_id="getRoot", summary="Name and version", tags=["health"], sync_to_thread=False)
-def root() -> Welcome:
+@get("/", summary="Name and version", tags=["health"], sync_to_thread=False)
+def get_root() -> Welcome:
     """Tell the service's name and version."""
     return Welcome(TITLE, __version__)
 
@@ -156,4 +156,4 @@ def html_page(html: bytes) -> Response[bytes]:
     return Response(html, media_type="text/html", headers={"Content-Security-Policy": _CONTENT_SECURITY_POLICY})
 
 
-HANDLERS: list[ControllerRouterHandler] = [root, openapi_json, swagger, redoc, asset]
+HANDLERS: list[ControllerRouterHandler] = [get_root, openapi_json, swagger, redoc, asset]

@@ -13,9 +13,10 @@ from temporal_api.auth import APIRequest, CurrentUser
 from temporal_api.errors import invalid
 from temporal_api.owned.resource import EXAMPLE_ID, STATUS_MEMO, Resource, StatusMemo
 from temporal_api.problems import responses
-from temporal_api.requests import NOT_MODIFIED, JSONResponse, unchanged
+from temporal_api.requests import JSONResponse
 from temporal_api.sealing import LONGEST_TOKEN
-from temporal_api.services import CurrentServices
+from temporal_api.services import NOT_MODIFIED, STATUS_HEADERS, CurrentServices
+from temporal_api.temporal.endings import Ending
 from temporal_api.temporal.events import CLOSING
 from temporal_api.temporal.feeds import Feeds
 from temporal_api.temporal.history import retry_while_away
@@ -29,13 +30,8 @@ from temporal_api.waiting import (
     Prefer,
     check_match,
     end_id,
-    etag,
-    is_known,
-    preference_applied,
-    preferred_wait,
     resume,
     sse,
-    wait_for_change,
 )
 
 # Types in the shared handlers that differ from one resource to the next: `_types` gives each controller its own.
@@ -71,8 +67,8 @@ class ResourceController(Controller):
             scope=read,
             operation_id=f"get{title}",
             summary=f"{a_name.capitalize()} as it is now",
-            headers={200: ("ETag", "Preference-Applied"), 304: ("ETag", "Preference-Applied")},
-            responses={304: NOT_MODIFIED, **responses(missing)},
+            headers=STATUS_HEADERS,
+            responses={**NOT_MODIFIED, **responses(missing)},
         )(cls.get_one)
         cls.list_all = get(  # type: ignore[assignment]
             scope=read,
@@ -110,29 +106,22 @@ class ResourceController(Controller):
         With `If-None-Match` the answer is 304 while nothing has changed. With `Prefer: wait` too, it comes as soon as
         something changes.
         """
-        seconds = preferred_wait(request, services.settings.max_wait_seconds) if if_none_match else None
         resource = self.resource
-        answer, run = await resource.read(request, services, resource_id)
-        if seconds is not None:
-            workflow = services.workflow(run.workflow_id)
-            if await wait_for_change(request, services.waits, services.feeds, workflow, run, seconds):
-                answer, run = await resource.read(request, services, resource_id)
-        headers = {"ETag": etag(run), **preference_applied(request, seconds)}
-        if if_none_match and is_known(request, run):
-            return unchanged(headers)
-        result = Raw(b"null")
-        if not run.is_open:
-            result = (await services.endings.read(services.workflow(run.workflow_id, run.run_id))).result
-        content = resource.status_response(
-            workflow_id=run.workflow_id,
-            run_id=run.run_id,
-            status=run.status,
-            result=result,
-            history_length=run.history_length,
-            execution_time_seconds=run.execution_time_seconds,
-            **{resource.name: answer},
+
+        async def tell(answer: Any, run: Run, ending: Ending | None) -> Any:
+            return resource.status_response(
+                workflow_id=run.workflow_id,
+                run_id=run.run_id,
+                status=run.status,
+                result=ending.result if ending else Raw(b"null"),
+                history_length=run.history_length,
+                execution_time_seconds=run.execution_time_seconds,
+                **{resource.name: answer},
+            )
+
+        return await services.answer_status(
+            request, if_none_match, lambda: resource.read(request, services, resource_id), tell
         )
-        return JSONResponse(content, headers=headers)
 
     async def list_all(
         self,

@@ -1,5 +1,6 @@
 """Which workflow a request means, and what the handlers of all workflows share: scopes, fields of bodies."""
 
+from collections.abc import Mapping
 from datetime import datetime
 from typing import Annotated, Any
 from urllib.parse import quote
@@ -12,10 +13,11 @@ from temporal_api.auth import APIRequest
 from temporal_api.errors import WorkflowNotFound, shown
 from temporal_api.mistakes import RUN_ID
 from temporal_api.record import record_of
+from temporal_api.requests import JSONResponse
 from temporal_api.services import CurrentServices
 from temporal_api.temporal.run import Status
 from temporal_api.temporal.workflow import MAX_ID_BYTES, Workflow, is_too_long
-from temporal_api.waiting import IfMatch, check_match
+from temporal_api.waiting import RETRY_AFTER_SECONDS, IfMatch, check_match
 
 ADMIN = "workflows:admin"
 READ = ("workflows:read", ADMIN)
@@ -23,8 +25,6 @@ WRITE = ("workflows:write", ADMIN)
 
 DOTS = (".", "..")
 NOT_DOTS = "Expected an id that a URL can carry: not . or .."
-ONE = "/workflows/{workflow_id:str}"
-"""The path of one workflow."""
 
 # Fields of bodies, with the examples that the documentation shows.
 NonEmpty = Annotated[str, Meta(min_length=1, max_length=1000)]
@@ -39,12 +39,7 @@ ArgumentList = Annotated[list[Raw], Meta(max_length=100)]
 Arguments = Annotated[ArgumentList | UnsetType, Meta(description="The arguments, each any JSON.")]
 
 PinnedRun = Annotated[
-    str,
-    QueryParameter(
-        name="run_id",
-        description="Pins one run; without it, the latest.",
-        pattern=RUN_ID,
-    ),
+    str, QueryParameter(name="run_id", description="Pins one run; without it, the latest.", pattern=RUN_ID)
 ]
 
 
@@ -56,6 +51,19 @@ def in_path(what: str) -> PathParameter:
 def location(workflow_id: str, *below: str) -> str:
     """The path of a workflow, or of something below it: absolute, percent-encoded."""
     return "/".join(("/api/v1/workflows", *(quote(part, safe="") for part in (workflow_id, *below))))
+
+
+ASK_AGAIN = {200: ("Preference-Applied",), 202: ("Location", "Preference-Applied", "Retry-After")}
+"""The headers of an operation that answers `ask_again`."""
+
+
+def ask_again(
+    pending: Any, headers: Mapping[str, str], run_id: str, workflow_id: str, *below: str
+) -> JSONResponse[Any]:
+    """Answer 202: it has not ended yet, and `Location` is where to ask again."""
+    where = location(workflow_id, *below) + (f"?run_id={run_id}" if run_id else "")
+    headers = {**headers, "Location": where, "Retry-After": RETRY_AFTER_SECONDS}
+    return JSONResponse(pending, status_code=202, headers=headers)
 
 
 def excludes(*others: str) -> dict[str, Any]:

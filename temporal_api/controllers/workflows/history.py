@@ -12,18 +12,10 @@ from litestar.params import QueryParameter
 from litestar.types import Receive, Scope, Send
 from msgspec import UNSET, Meta, UnsetType
 
-from temporal_api import deadline
+from temporal_api import deadline, errors
 from temporal_api.auth import APIRequest
-from temporal_api.controllers.workflows.addressing import ADMIN, ONE, READ, PathWorkflow
-from temporal_api.errors import (
-    InsufficientScope,
-    InvalidPageToken,
-    Problem,
-    ShuttingDown,
-    TooManyWaits,
-    WorkflowNotFound,
-    invalid,
-)
+from temporal_api.controllers.workflows.addressing import ADMIN, READ, PathWorkflow
+from temporal_api.errors import Problem, invalid
 from temporal_api.memory import PIECE_BYTES
 from temporal_api.problems import responses
 from temporal_api.record import record_of
@@ -73,14 +65,13 @@ class TemporalHistory(msgspec.Struct):
 
 
 @get(
-    f"{ONE}/history",
+    "/history",
     scope=READ,
-    operation_id="getWorkflowHistory",
     response_description="A page of its events, or the whole in Temporal's own JSON.",
     summary="A workflow's history, in pages",
-    responses=responses(WorkflowNotFound, InvalidPageToken),
+    responses=responses(errors.WorkflowNotFound, errors.InvalidPageToken),
 )
-async def get_history(
+async def get_workflow_history(
     request: APIRequest,
     workflow: PathWorkflow,
     services: CurrentServices,
@@ -101,7 +92,7 @@ async def get_history(
     temporal, bound = services.temporal, ("history", workflow.id, workflow.run_id, order)
     if form == "temporal":
         if ADMIN not in request.user.scopes:
-            raise InsufficientScope(f"format=temporal needs the scope {ADMIN}.", ADMIN)
+            raise errors.InsufficientScope(f"format=temporal needs the scope {ADMIN}.", ADMIN)
         for name in ("order", "page_size", "page_token"):
             if name in request.query_params:
                 raise invalid(name, "Expected none with format=temporal, which gives the whole history")
@@ -127,14 +118,13 @@ async def get_history(
 
 
 @get(
-    f"{ONE}/events",
+    "/events",
     scope=READ,
-    operation_id="streamWorkflowEvents",
     summary="A workflow's history, live",
     media_type="text/event-stream",
-    responses=responses(WorkflowNotFound, TooManyWaits, ShuttingDown),
+    responses=responses(errors.WorkflowNotFound, errors.TooManyWaits, errors.ShuttingDown),
 )
-async def stream_events(
+async def stream_workflow_events(
     request: APIRequest,
     workflow: PathWorkflow,
     services: CurrentServices,

@@ -11,18 +11,11 @@ from litestar.di import NamedDependency, Provide
 from litestar.params import QueryParameter, SkipValidation
 from msgspec import Meta, Raw
 
+from temporal_api import errors
 from temporal_api.auth import APIRequest, User
 from temporal_api.controllers.workflows.addressing import READ
 from temporal_api.controllers.workflows.status import RunFields
-from temporal_api.errors import (
-    FieldError,
-    InsufficientScope,
-    InvalidPageToken,
-    InvalidQuery,
-    ValidationError,
-    invalid,
-    invalid_fields,
-)
+from temporal_api.errors import FieldError, invalid, invalid_fields
 from temporal_api.problems import responses
 from temporal_api.requests import JSONResponse
 from temporal_api.sealing import LONGEST_TOKEN, NextPageToken
@@ -94,7 +87,7 @@ def provide_filters(
         try:
             if text is not None:
                 times[key] = parse_time(key, text)
-        except ValidationError as error:
+        except errors.ValidationError as error:
             mistakes += error.details["errors"]
     for begin, end in begin_and_end:
         if begin in times and end in times and times[end] <= times[begin]:
@@ -118,7 +111,7 @@ async def _compile(services: Services, user: User, filters: Filters) -> str:
     if filters.query is not None and hidden:
         scopes = [services.hidden[prefix] for prefix in hidden]
         message = f"A query of your own may find any workflow: the token needs the scope {' and '.join(scopes)}."
-        raise InsufficientScope(message, " ".join(scopes))
+        raise errors.InsufficientScope(message, " ".join(scopes))
     return await compile_query(services.temporal, filters, without_prefixes=hidden)
 
 
@@ -159,9 +152,8 @@ class WorkflowListResponse(msgspec.Struct):
 @get(
     "/workflows",
     scope=READ,
-    operation_id="listWorkflows",
     summary="List workflows",
-    responses=responses(InvalidQuery, InvalidPageToken),
+    responses=responses(errors.InvalidQuery, errors.InvalidPageToken),
     dependencies={"filters": Provide(provide_filters, sync_to_thread=False)},
 )
 async def list_workflows(
@@ -203,9 +195,8 @@ class WorkflowCountResponse(msgspec.Struct):
 @get(
     "/workflow-count",
     scope=READ,
-    operation_id="countWorkflows",
     summary="Count workflows by status",
-    responses=responses(InvalidQuery),
+    responses=responses(errors.InvalidQuery),
     dependencies={"filters": Provide(provide_filters, sync_to_thread=False)},
 )
 async def count_workflows(

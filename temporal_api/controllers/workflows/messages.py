@@ -6,7 +6,7 @@ result's bytes are the answer's.
 
 import asyncio
 import uuid
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import msgspec
 from litestar import get, post
@@ -19,9 +19,9 @@ from temporal_api.auth import APIRequest
 from temporal_api.bounds import check_entries
 from temporal_api.controllers.workflows.addressing import (
     ADMIN,
+    ASK_AGAIN,
     DOTS,
     NOT_DOTS,
-    ONE,
     READ,
     WRITE,
     Argument,
@@ -33,12 +33,12 @@ from temporal_api.controllers.workflows.addressing import (
     Target,
     WorkflowId,
     arguments,
+    ask_again,
     check_arguments,
     check_in_path,
     check_lengths,
     excludes,
     in_path,
-    location,
 )
 from temporal_api.errors import invalid, invalid_fields
 from temporal_api.idempotency import check_key, derived_id
@@ -49,7 +49,7 @@ from temporal_api.requests import JSONResponse
 from temporal_api.services import CurrentServices
 from temporal_api.temporal import updates
 from temporal_api.temporal.updates import Update
-from temporal_api.waiting import RETRY_AFTER_SECONDS, Prefer, preference_applied, preferred_wait
+from temporal_api.waiting import Prefer, preference_applied, preferred_wait
 
 _ASKED = (errors.WorkflowNotFound, errors.NoWorker, errors.WorkflowTaskFailing)
 """How asking a worker may fail."""
@@ -92,10 +92,9 @@ class SignalResponse(msgspec.Struct):
 
 
 @post(
-    f"{ONE}/signal",
+    "/signal",
     scope=WRITE,
     status_code=202,
-    operation_id="signalWorkflow",
     summary="Send a signal",
     responses=responses(errors.WorkflowNotFound, errors.WorkflowCompleted, errors.PreconditionFailed, body=True),
 )
@@ -146,10 +145,9 @@ async def _query_arguments(args: Argument) -> list[Raw]:
 
 
 @post(
-    f"{ONE}/query",
+    "/query",
     scope=READ,
     status_code=200,
-    operation_id="queryWorkflow",
     summary="Ask a workflow",
     responses=responses(*_ASKED, errors.WorkflowCompleted, errors.WorkflowPaused, errors.QueryFailed, body=True),
 )
@@ -201,15 +199,14 @@ class _Metadata(msgspec.Struct, rename="camel"):
 
 
 @get(
-    f"{ONE}/metadata",
+    "/metadata",
     scope=READ,
-    operation_id="getWorkflowMetadata",
     summary="What a workflow can be sent and asked",
     responses=responses(
         *_ASKED, errors.WorkflowCompleted, errors.WorkflowPaused, errors.QueryFailed, errors.PayloadUndecodable
     ),
 )
-async def get_metadata(workflow: PathWorkflow) -> MetadataResponse:
+async def get_workflow_metadata(workflow: PathWorkflow) -> MetadataResponse:
     """The signals, queries and updates that the workflow's code handles now, with their descriptions.
 
     A worker answers. Workers with an SDK that is too old to know say 422.
@@ -293,12 +290,11 @@ _PENDING: dict[int, ResponseSpec] = {
 
 
 @post(
-    f"{ONE}/updates",
+    "/updates",
     scope=WRITE,
     status_code=200,
-    operation_id="updateWorkflow",
     summary="Send an update",
-    headers={200: ("Preference-Applied",), 202: ("Location", "Preference-Applied", "Retry-After")},
+    headers=ASK_AGAIN,
     responses={
         **_PENDING,
         **responses(
@@ -339,21 +335,17 @@ async def update_workflow(
 
 
 # The path of before, for clients that still use it.
-update_at_old_path = post(f"{ONE}/update", scope=WRITE, status_code=200, include_in_schema=False)(update_workflow.fn)
+update_at_old_path = post("/update", scope=WRITE, status_code=200, include_in_schema=False)(update_workflow.fn)
 
 
 @get(
-    ONE + "/updates/{update_id:str}",
+    "/updates/{update_id:str}",
     scope=READ,
-    operation_id="getWorkflowUpdate",
     summary="An update's outcome",
-    headers={200: ("Preference-Applied",), 202: ("Location", "Preference-Applied", "Retry-After")},
-    responses={
-        **_PENDING,
-        **responses(*_ASKED, errors.UpdateNotFound, errors.UpdateRejected),
-    },
+    headers=ASK_AGAIN,
+    responses={**_PENDING, **responses(*_ASKED, errors.UpdateNotFound, errors.UpdateRejected)},
 )
-async def get_update(
+async def get_workflow_update(
     request: APIRequest,
     workflow: PathWorkflow,
     update_id: Annotated[str, in_path("update")],
@@ -383,7 +375,5 @@ def _answer(request: APIRequest, update: Update, preferred: float | None) -> JSO
     if update.result is not None:
         return JSONResponse(UpdateResponse(*ids, update.result), headers=headers)
     # Pinned: an update is of one run, and the next one, after a continue-as-new, does not know it.
-    headers["Location"] = f"{location(update.workflow_id, 'updates', update.update_id)}?run_id={update.run_id}"
-    headers["Retry-After"] = RETRY_AFTER_SECONDS
-    pending: Any = UpdatePendingResponse(*ids, "ACCEPTED")
-    return JSONResponse(pending, status_code=202, headers=headers)
+    pending = UpdatePendingResponse(*ids, "ACCEPTED")
+    return ask_again(pending, headers, update.run_id, update.workflow_id, "updates", update.update_id)

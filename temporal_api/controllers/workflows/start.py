@@ -233,7 +233,6 @@ class WorkflowExecutionResponse(msgspec.Struct, omit_defaults=True):
 @post(
     "/workflows",
     scope=WRITE,
-    operation_id="startWorkflow",
     summary="Start a workflow",
     headers={200: ("Location", "Preference-Applied"), 201: ("Location", "Preference-Applied", "Idempotent-Replayed")},
     responses={
