@@ -18,13 +18,13 @@ from litestar.handlers import HTTPRouteHandler
 from litestar.middleware import DefineMiddleware
 from litestar.routes import HTTPRoute
 from litestar.types import ControllerRouterHandler
-from prometheus_client import Gauge
 
-from temporal_api import __version__, caches
+from temporal_api import __version__, caches, errors
 from temporal_api.auth import USER, Authenticate, Verifier
 from temporal_api.checks import HealthCheck
-from temporal_api.controllers import explanations, pages
+from temporal_api.controllers import pages
 from temporal_api.controllers.codec import CodecController
+from temporal_api.controllers.explanations import explain
 from temporal_api.controllers.health import HealthController, live
 from temporal_api.controllers.orders import OrderController
 from temporal_api.controllers.workflows import WORKFLOWS
@@ -87,16 +87,17 @@ def create_app(
     nouns = [noun for each in resources for noun in {each.name, each.plural}]  # a set: "sheep" may be both
     if twice := {noun for noun in nouns if nouns.count(noun) > 1}:
         raise TypeError(f"two resources are called {' and '.join(sorted(twice))}")
+    problems = [*errors.EVERY, *(problem for each in resources for problem in each.problems)]
     metrics = Metrics(__version__, without=frozenset({"task_queue"}))  # callers choose it
-    requests_limit = "The most requests that may be under way, not counting waits and streams."
-    Gauge("temporal_api_requests_limit", requests_limit, registry=metrics.registry).set(settings.max_requests)
+    most_requests = "The most requests that may be under way, not counting waits and streams."
+    metrics.limit("temporal_api_requests", most_requests, settings.max_requests)
     verifier = Verifier(settings)
     spans = spans_of(settings)
     # The pages, which need no token, have their own: whoever asks for them and does not read holds up no one else.
     memory, pages_memory = Memory(settings.max_memory_bytes), Memory(settings.max_memory_bytes // 8)
     public = Router(
         "/",
-        route_handlers=[*public_handlers, *explanations.HANDLERS],
+        route_handlers=[*public_handlers, explain],
         middleware=[limits(settings.max_requests, pages_memory)],
     )
     api = Router(
@@ -121,7 +122,8 @@ def create_app(
         request_max_body_size=settings.max_body_bytes,
         exception_handlers=EXCEPTION_HANDLERS,
         openapi_config=openapi_config(resources, settings.root_path),
-        state=State({"settings": settings, "metrics": metrics}),  # for the server
+        # `settings` and `metrics` are for the server, `problems` for `/problems`.
+        state=State({"settings": settings, "metrics": metrics, "problems": problems}),
         logging_config=None,  # observe.py logs requests, problems.py logs defects
     )
     for route in app.routes:

@@ -24,7 +24,7 @@ OTHER_DESCRIPTORS = 32
 log = logging.getLogger(__name__)
 
 
-class Connections(ServerState):
+class Clients(ServerState):
     """The open connections of one server: how many, how long each may wait for its caller, and how they end."""
 
     connections: set["Connection"]  # type: ignore[assignment]

@@ -264,6 +264,8 @@ class TemporalTimeout(Problem, code="temporal_timeout", status=504):
     """Temporal did not answer in time. The request may still take effect. Check that before you send it again."""
 
 
+EVERY: list[type[Problem]] = [kind for kind in list(globals().values()) if "code" in getattr(kind, "__dict__", ())]
+"""The classes with a code of their own."""
 TEMPORAL_AWAY = (TemporalTimeout, TemporalConnectionError, TemporalOverloaded)
 """Failures of a call that may succeed when it is made again."""
 

@@ -3,7 +3,6 @@
 import asyncio
 import ctypes
 from contextlib import suppress
-from types import TracebackType
 from typing import Self
 
 from litestar.types import HTTPResponseBodyEvent, Send
@@ -81,9 +80,7 @@ class Share:
         """Begin with nothing."""
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         """Give all back."""
         if self._size:
             self.size = 0

@@ -128,16 +128,13 @@ def contract(app: Litestar) -> _JSON:
     for path, path_item in paths.items():
         if "post" in path_item:
             _link(path, path_item["post"], paths, schemas)
-    schemas["ProblemDetails"]["properties"]["error"]["enum"] = _codes(shared)
+    # Those that operations declare, and those that any request can meet.
+    declared = {code for answer in shared.values() for code in answer["content"][PROBLEM_JSON]["examples"]}
+    codes = declared.union(kind.code for kind in errors.EVERY)
+    schemas["ProblemDetails"]["properties"]["error"]["enum"] = sorted(codes)
     for part in (paths, schemas):
         _complete_types(part)
     return document
-
-
-def _codes(shared: _JSON) -> list[str]:
-    """Every code that an error can have: those that operations declare, and those that any request can meet."""
-    declared = {code for answer in shared.values() for code in answer["content"][PROBLEM_JSON]["examples"]}
-    return sorted(declared | {kind.code for kind in vars(errors).values() if hasattr(kind, "code")})
 
 
 def _body_schemas(handlers: Iterable[HTTPRouteHandler]) -> _JSON:

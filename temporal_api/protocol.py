@@ -17,7 +17,7 @@ from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from temporal_api import errors
-from temporal_api.connections import SWEEP_SECONDS, Connections
+from temporal_api.connections import SWEEP_SECONDS, Clients
 from temporal_api.record import refuse
 
 MAX_TARGET_BYTES = 8 * 1024 - len("GET  HTTP/1.1")
@@ -69,7 +69,7 @@ class _Cycle(RequestResponseCycle):
 class Connection(HttpToolsProtocol):
     """Requests off one connection, one after the other, each within its bounds."""
 
-    server_state: Connections
+    server_state: Clients
     cycle: _Cycle | None  # type: ignore[assignment]
     _answered: _Cycle | None = None
     number = 0

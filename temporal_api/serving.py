@@ -17,7 +17,7 @@ from litestar import Litestar
 from litestar.datastructures import State
 
 from temporal_api import caches
-from temporal_api.connections import Connections
+from temporal_api.connections import Clients
 from temporal_api.controllers.health import live
 from temporal_api.cors import Cors
 from temporal_api.memory import Memory
@@ -101,8 +101,8 @@ def _config(app: Litestar, host: str, port: int) -> uvicorn.Config:
     )
 
 
-def _connections(app: Litestar) -> Connections:
-    connections = Connections(app.state.settings)
+def _connections(app: Litestar) -> Clients:
+    connections = Clients(app.state.settings)
     if (metrics := app.state.get("metrics")) is not None:
         metrics.watch(
             "temporal_api_open_connections",
@@ -120,7 +120,7 @@ class _DrainingServer(uvicorn.Server):
         super().__init__(config)
         self._delay = delay_seconds
         self._state = app.state
-        self.server_state: Connections = _connections(app)
+        self.server_state: Clients = _connections(app)
         self._sockets: list[socket.socket] = []
         self._last: list[asyncio.Future[Any]] = []
 

@@ -1,14 +1,12 @@
 """`/problems`, where a problem's `type` leads: what each error means and what to do, from the errors' docstrings."""
 
 import re
-from collections.abc import Iterable
 from html import escape
 from typing import Any
 
 import msgspec
 from litestar import Request, Response, get
 from litestar.params import FromPath
-from litestar.types import ControllerRouterHandler
 
 from temporal_api.controllers.pages import FAVICON, html_page
 from temporal_api.errors import NotFound, Problem, shown
@@ -35,78 +33,44 @@ class Explanation(msgspec.Struct):
     retry_after: int
 
 
-@get("/problems", include_in_schema=False, sync_to_thread=False)
-def list_problems(request: Request[Any, Any, Any]) -> Response[bytes]:
-    """Every error: a page, or JSON for who accepts that and no page."""
-    found = _explanations(request)
-    rows = (
-        f'<tr><td>{each.status}<td><a href="{each.type}"><code>{each.error}</code></a>'
-        f"<td>{_html(each.meaning)}<td>{_html(each.what_to_do)}"
-        for each in found
-    )
-    table = f"<table><tr><th>Status<th>Error<th>What it means<th>What to do{''.join(rows)}</table>"
-    about = "<p>Every error has the same body (RFC 9457). Its <code>error</code> is one of these, and stable."
-    return _answer(request, found, "Errors", f"{about}{table}")
-
-
-@get("/problems/{code:str}", include_in_schema=False, sync_to_thread=False)
-def explain_problem(request: Request[Any, Any, Any], code: FromPath[str]) -> Response[bytes]:
-    """One error: a page, or JSON for who accepts that and no page."""
-    for each in _explanations(request):
-        if each.error == code:
-            again = f"<p>Usually <code>Retry-After: {each.retry_after}</code>, in seconds." if each.retry_after else ""
-            content = (
-                f"<p>Status {each.status} {escape(each.title)}<h2>What it means</h2><p>{_html(each.meaning)}"
-                f"<h2>What to do</h2><p>{_html(each.what_to_do)}{again}"
-                f'<p><a href="{_address(request)}">All errors</a>'
-            )
-            return _answer(request, each, code, content)
-    raise NotFound(f"There is no error {shown(code)}. {_address(request)} lists every one.")
-
-
-def _address(request: Request[Any, Any, Any]) -> str:
-    return f"{record_of(request.scope).root_path}/problems"
-
-
-def _explanations(request: Request[Any, Any, Any]) -> list[Explanation]:
-    """Every class with a code of its own, those of resources too, by status."""
-    found = {kind.code: _explanation(kind, _address(request)) for kind in _below(Problem) if "code" in vars(kind)}
-    return sorted(found.values(), key=lambda each: (each.status, each.error))
-
-
-def _below(kind: type[Problem]) -> Iterable[type[Problem]]:
-    for each in kind.__subclasses__():
-        yield each
-        yield from _below(each)
+@get(["/problems", "/problems/{code:str}"], include_in_schema=False, sync_to_thread=False)
+def explain(request: Request[Any, Any, Any], code: FromPath[str] = "") -> Response[bytes]:
+    """One error, or all by their status: a page, or JSON for who accepts that and no page."""
+    address = f"{record_of(request.scope).root_path}/problems"
+    explained = [_explanation(kind, address) for kind in request.app.state.problems if code in ("", kind.code)]
+    if not explained:
+        raise NotFound(f"There is no error {shown(code)}. {address} lists every one.")
+    explained.sort(key=lambda each: (each.status, each.error))
+    accepted = request.headers.get("accept", "")
+    if "json" in accepted and "text/html" not in accepted:
+        content = msgspec.json.encode(explained[0] if code else explained)
+        return Response(content, media_type="application/json", headers={"Vary": "Accept"})
+    answer = html_page(_page(code or "Errors", explained, address).encode())
+    answer.headers["Vary"] = "Accept"
+    return answer
 
 
 def _explanation(kind: type[Problem], address: str) -> Explanation:
     """The first sentence of the docstring is what the error means, the others are what to do."""
     meaning, _, advice = (kind.__doc__ or "").partition(". ")
-    return Explanation(
-        type=f"{address}/{kind.code}",
-        title=phrase(kind.status),
-        status=kind.status,
-        error=kind.code,
-        meaning=f"{meaning}.",
-        what_to_do=advice,
-        retry_after=kind.retry_after,
+    title = phrase(kind.status)
+    return Explanation(f"{address}/{kind.code}", title, kind.status, kind.code, f"{meaning}.", advice, kind.retry_after)
+
+
+def _page(title: str, explained: list[Explanation], address: str) -> str:
+    rows = (
+        f'<tr><td>{each.status} {each.title}<td><a href="{each.type}"><code>{each.error}</code></a>'
+        f"<td>{_html(each.meaning)}<td>{_html(each.what_to_do)}<td>{each.retry_after or ''}"
+        for each in explained
+    )
+    return (
+        "<!DOCTYPE html><html lang=en><meta charset=utf-8><meta name=viewport content=width=device-width>"
+        f"<title>{title}</title>{FAVICON}<style>{_STYLE}</style><h1>{title}</h1>"
+        f'<p>Every <a href="{address}">error</a> has the same body (RFC 9457). Its <code>error</code> is stable.'
+        "<table><tr><th>Status<th>Error<th>What it means<th>What to do<th><code>Retry-After</code>"
+        f"{''.join(rows)}</table>"
     )
 
 
 def _html(text: str) -> str:
     return _CODE.sub(r"<code>\1</code>", escape(text))
-
-
-def _answer(request: Request[Any, Any, Any], content: Any, title: str, body: str) -> Response[bytes]:
-    accepted = request.headers.get("accept", "")
-    if "json" in accepted and "text/html" not in accepted:
-        answer = Response(msgspec.json.encode(content), media_type="application/json")
-    else:
-        head = f"<meta charset=utf-8><meta name=viewport content=width=device-width><title>{title}</title>{FAVICON}"
-        answer = html_page(f"<!DOCTYPE html><html lang=en>{head}<style>{_STYLE}</style><h1>{title}</h1>{body}".encode())
-    answer.headers["Vary"] = "Accept"
-    return answer
-
-
-HANDLERS: list[ControllerRouterHandler] = [list_problems, explain_problem]

@@ -14,7 +14,7 @@ from temporal_api.errors import invalid
 from temporal_api.owned.resource import EXAMPLE_ID, STATUS_MEMO, Resource, StatusMemo
 from temporal_api.problems import responses
 from temporal_api.requests import JSONResponse
-from temporal_api.sealing import LONGEST_TOKEN
+from temporal_api.sealing import page_size, page_token
 from temporal_api.services import NOT_MODIFIED, STATUS_HEADERS, CurrentServices
 from temporal_api.temporal.endings import Ending
 from temporal_api.temporal.events import CLOSING
@@ -129,10 +129,8 @@ class ResourceController(Controller):
         user: CurrentUser,
         status: StatusFilter = None,  # type: ignore[assignment]
         owner: OwnerFilter = None,  # type: ignore[assignment]
-        page_size: Annotated[int, QueryParameter(ge=1, le=1000, description="Items a page, at most.")] = 100,
-        page_token: Annotated[
-            str, QueryParameter(max_length=LONGEST_TOKEN, description="`next_page_token` of the page before.")
-        ] = "",
+        page_size: Annotated[int, page_size("Items")] = 100,
+        page_token: Annotated[str, page_token()] = "",
     ) -> JSONResponse[ListResponse]:
         """Running ones first, newest first; then closed ones, last closed first. Eventually consistent.
 

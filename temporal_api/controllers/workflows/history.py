@@ -20,7 +20,7 @@ from temporal_api.memory import PIECE_BYTES
 from temporal_api.problems import responses
 from temporal_api.record import record_of
 from temporal_api.requests import JSONResponse
-from temporal_api.sealing import LONGEST_TOKEN, NextPageToken
+from temporal_api.sealing import NextPageToken, page_size, page_token
 from temporal_api.services import CurrentServices, Services
 from temporal_api.temporal.client import Temporal
 from temporal_api.temporal.events import (
@@ -76,10 +76,8 @@ async def get_workflow_history(
     workflow: PathWorkflow,
     services: CurrentServices,
     order: Annotated[Literal["forward", "reverse"], QueryParameter(description="From which end.")] = "forward",
-    page_size: Annotated[int, QueryParameter(ge=1, le=1000, description="Events a page, at most.")] = 100,
-    page_token: Annotated[
-        str, QueryParameter(max_length=LONGEST_TOKEN, description="`next_page_token` of the page before.")
-    ] = "",
+    page_size: Annotated[int, page_size("Events")] = 100,
+    page_token: Annotated[str, page_token()] = "",
     form: Annotated[
         Literal["json", "temporal"],
         QueryParameter(name="format", description=f"`temporal` gives a `TemporalHistory` and needs {ADMIN}."),

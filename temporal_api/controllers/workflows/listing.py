@@ -18,7 +18,7 @@ from temporal_api.controllers.workflows.status import RunFields
 from temporal_api.errors import FieldError, invalid, invalid_fields
 from temporal_api.problems import responses
 from temporal_api.requests import JSONResponse
-from temporal_api.sealing import LONGEST_TOKEN, NextPageToken
+from temporal_api.sealing import NextPageToken, page_size, page_token
 from temporal_api.services import CurrentServices, Services
 from temporal_api.temporal.payloads import raw_json
 from temporal_api.temporal.run import Run, Status
@@ -160,14 +160,8 @@ async def list_workflows(
     request: APIRequest,
     services: CurrentServices,
     filters: NamedDependency[SkipValidation[Filters]],
-    page_size: Annotated[int, QueryParameter(ge=1, le=1000, description="Runs a page, at most.")] = 100,
-    page_token: Annotated[
-        str,
-        QueryParameter(
-            max_length=LONGEST_TOKEN,
-            description="`next_page_token` of the page before; send the same filters with it.",
-        ),
-    ] = "",
+    page_size: Annotated[int, page_size("Runs")] = 100,
+    page_token: Annotated[str, page_token("; send the same filters with it")] = "",
 ) -> JSONResponse[WorkflowListResponse]:
     """Running workflows first, newest first; then closed ones, last closed first.
 

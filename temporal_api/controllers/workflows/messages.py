@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 import msgspec
 from litestar import get, post
 from litestar.openapi.datastructures import ResponseSpec
-from litestar.params import HeaderParameter, JSONBody
+from litestar.params import JSONBody
 from msgspec import UNSET, Meta, Raw, UnsetType
 
 from temporal_api import errors
@@ -41,8 +41,8 @@ from temporal_api.controllers.workflows.addressing import (
     in_path,
 )
 from temporal_api.errors import invalid, invalid_fields
-from temporal_api.idempotency import check_key, derived_id
-from temporal_api.mistakes import KEY, body_mistakes
+from temporal_api.idempotency import check_key, derived_id, key_header
+from temporal_api.mistakes import body_mistakes
 from temporal_api.problems import responses
 from temporal_api.record import record_of
 from temporal_api.requests import JSONResponse
@@ -56,11 +56,9 @@ _ASKED = (errors.WorkflowNotFound, errors.NoWorker, errors.WorkflowTaskFailing)
 
 SignalKey = Annotated[
     str | None,
-    HeaderParameter(
-        name="Idempotency-Key",
-        pattern=KEY,
-        description="The same key again, from the same caller, sends nothing to a run that has the signal, whatever "
-        "the body says. A run that a reset has begun may get it once more. 1 to 255 visible ASCII characters.",
+    key_header(
+        "The same key again, from the same caller, sends nothing to a run that has the signal, whatever the body says. "
+        "A run that a reset has begun may get it once more. 1 to 255 visible ASCII characters."
     ),
 ]
 
@@ -234,11 +232,9 @@ def _own(handlers: list[_Handler]) -> list[MessageHandler]:
 
 UpdateKey = Annotated[
     str | None,
-    HeaderParameter(
-        name="Idempotency-Key",
-        pattern=KEY,
-        description="Serves as `update_id`: the same one again gives the first outcome, whatever else the body says, "
-        "also after the workflow has closed. 1 to 255 visible ASCII characters.",
+    key_header(
+        "Serves as `update_id`: the same one again gives the first outcome, whatever else the body says, also after "
+        "the workflow has closed. 1 to 255 visible ASCII characters."
     ),
 ]
 UpdateId = Annotated[str, Meta(description="The update's id.", examples=["add-line-7"])]
