@@ -96,18 +96,13 @@ def create_app(
     # The pages, which need no token, have their own: whoever asks for them and does not read holds up no one else.
     memory, pages_memory = Memory(settings.max_memory_bytes), Memory(settings.max_memory_bytes // 8)
     public = Router(
-        "/",
-        route_handlers=[*public_handlers, explain],
-        middleware=[limits(settings.max_requests, pages_memory)],
+        "/", route_handlers=[*public_handlers, explain], middleware=[limits(settings.max_requests, pages_memory)]
     )
     api = Router(
         "/api/v1",
         route_handlers=[*RESOURCES, *CONTROLLERS],
         before_request=check_parameters,
-        middleware=[
-            limits(settings.max_requests, memory),
-            DefineMiddleware(Authenticate, verifier=verifier),
-        ],
+        middleware=[limits(settings.max_requests, memory), DefineMiddleware(Authenticate, verifier=verifier)],
         dependencies={"user": USER, "services": SERVICES},
         security=[{"bearer": []}],
     )

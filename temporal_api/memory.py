@@ -77,11 +77,9 @@ class Share:
         self._size = 0
 
     def __enter__(self) -> Self:
-        """Begin with nothing."""
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Give all back."""
         if self._size:
             self.size = 0
 

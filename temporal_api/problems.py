@@ -41,8 +41,7 @@ class ProblemDetails(msgspec.Struct):
     details: Annotated[
         dict[str, Any],
         Meta(
-            description="Values that a program can act on.",
-            extra_json_schema={"properties": {"errors": _FIELD_ERRORS}},
+            description="Values that a program can act on.", extra_json_schema={"properties": {"errors": _FIELD_ERRORS}}
         ),
     ]
     request_id: Annotated[str | None, Meta(description="The request's id, as in `X-Request-ID`.")]

@@ -105,8 +105,7 @@ async def check_parameters(request: Request[Any, Any, Any]) -> None:
     sent = [name for name, _ in request.query_params.multi_items()]
     mistakes = [
         FieldError(
-            shown(name),
-            f"There is no such parameter{there_are(name, known) if known else '; there are none here'}",
+            shown(name), f"There is no such parameter{there_are(name, known) if known else '; there are none here'}"
         )
         for name in sorted({*sent} - {*known})[:MOST]
     ]

@@ -50,13 +50,7 @@ class CodecController(Controller):
     path = "/codec"
     tags = ["codec"]  # noqa: RUF012 - Litestar's way
 
-    @post(
-        "/encode",
-        scope=SCOPE,
-        status_code=200,
-        summary="Encrypt payloads",
-        responses=responses(NotFound, body=True),
-    )
+    @post("/encode", scope=SCOPE, status_code=200, summary="Encrypt payloads", responses=responses(NotFound, body=True))
     async def encode_payloads(self, data: JSONBody[CodecPayloads], services: CurrentServices) -> CodecPayloads:
         """Encrypt each payload with the first key."""
         return _json(await _codec(services).encode(_payloads(data)))

@@ -87,11 +87,7 @@ class HealthController(Controller):
         status = HealthStatus("healthy" if healthy else "unhealthy", datetime.now(UTC), found, __version__)
         return JSONResponse(status, status_code=200 if healthy else 503)
 
-    @get(
-        "/ready",
-        summary="Readiness probe",
-        responses=_unavailable(ReadyStatus("not_ready", f"temporal {_SILENT}")),
-    )
+    @get("/ready", summary="Readiness probe", responses=_unavailable(ReadyStatus("not_ready", f"temporal {_SILENT}")))
     async def get_ready(self, request: Request[Any, Any, Any]) -> JSONResponse[ReadyStatus]:
         """200 when Temporal answers, the namespace exists, the keys that tokens are checked with have been fetched, and
         the process is not ending.

@@ -148,11 +148,7 @@ class ResourceController(Controller):
         return JSONResponse(content)
 
     async def stream(
-        self,
-        request: APIRequest,
-        resource_id: ResourceId,
-        services: CurrentServices,
-        last_event_id: LastEventId = None,
+        self, request: APIRequest, resource_id: ResourceId, services: CurrentServices, last_event_id: LastEventId = None
     ) -> EventStream[StreamedEvent]:
         """Server-sent events: `status` (`status`, `reason`) at each change, from the first one on, then `done`."""
         run_id, seen = resume(last_event_id)

@@ -153,12 +153,7 @@ class Resource(Generic[Kept, Answer]):
         return settings.resource(self.plural, self.task_queue)
 
     async def place(
-        self,
-        request: APIRequest,
-        services: Services,
-        data: msgspec.Struct,
-        kept: Kept,
-        idempotency_key: str | None,
+        self, request: APIRequest, services: Services, data: msgspec.Struct, kept: Kept, idempotency_key: str | None
     ) -> JSONResponse[Answer]:
         """Start the workflow with `data` and a new id as its argument; the same key again gets what it started."""
         user, key = request.user, check_key(request, idempotency_key)

@@ -123,10 +123,7 @@ async def get_workflow_history(
     responses=responses(errors.WorkflowNotFound, errors.TooManyWaits, errors.ShuttingDown),
 )
 async def stream_workflow_events(
-    request: APIRequest,
-    workflow: PathWorkflow,
-    services: CurrentServices,
-    last_event_id: LastEventId = None,
+    request: APIRequest, workflow: PathWorkflow, services: CurrentServices, last_event_id: LastEventId = None
 ) -> EventStream[WorkflowEvent]:
     """Server-sent events: `history`, each an `Event` as in the history, then `done` with `run_id` and `status`.
 

@@ -9,11 +9,11 @@ from msgspec import Meta
 
 from temporal_api import errors
 from temporal_api.controllers.workflows.addressing import ADMIN, WRITE, NonEmpty, RunId, Target, WorkflowId, excludes
+from temporal_api.controllers.workflows.messages import CHANGES
 from temporal_api.errors import invalid
 from temporal_api.problems import responses
 from temporal_api.temporal.history import workflow_task_end
 
-_ENDS = responses(errors.WorkflowNotFound, errors.PreconditionFailed, errors.WorkflowCompleted, body=True)
 _PAUSES = responses(
     errors.WorkflowNotFound, errors.PreconditionFailed, errors.WorkflowCompleted, errors.NotSupported, body=True
 )
@@ -31,7 +31,7 @@ class CancelResponse(msgspec.Struct):
     workflow_id: WorkflowId
 
 
-@post("/cancel", scope=WRITE, status_code=202, summary="Ask a workflow to end", responses=_ENDS)
+@post("/cancel", scope=WRITE, status_code=202, summary="Ask a workflow to end", responses=CHANGES)
 async def cancel_workflow(target: Target, data: JSONBody[CancelRequest | None] = None) -> CancelResponse:
     """Ask the workflow's code to end. It may clean up first, or go on. To end it at once, terminate it."""
     await target.cancel(data.reason if data else "")
@@ -44,7 +44,7 @@ class TerminateRequest(msgspec.Struct, forbid_unknown_fields=True):
     reason: Annotated[NonEmpty, Meta(description="Why.", examples=["runs away"])]
 
 
-@post("/terminate", scope=ADMIN, status_code=204, summary="End a workflow at once", responses=_ENDS)
+@post("/terminate", scope=ADMIN, status_code=204, summary="End a workflow at once", responses=CHANGES)
 async def terminate_workflow(target: Target, data: JSONBody[TerminateRequest]) -> None:
     """End the workflow without asking its code, which cleans nothing up."""
     await target.terminate(data.reason)
@@ -85,7 +85,6 @@ class ResetRequest(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     reason: Annotated[NonEmpty, Meta(description="Why.", examples=["fixed code"])]
 
     def __post_init__(self) -> None:
-        """Check that exactly one of the two is given."""
         if (self.to is None) == (self.event_id is None):
             raise ValueError("to: Expected either to or event_id")
 

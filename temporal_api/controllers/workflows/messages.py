@@ -4,7 +4,7 @@ JSON passes through untouched: what the caller sends as an argument is, byte for
 result's bytes are the answer's.
 """
 
-import asyncio
+import time
 import uuid
 from typing import Annotated, Literal
 
@@ -46,11 +46,14 @@ from temporal_api.mistakes import body_mistakes
 from temporal_api.problems import responses
 from temporal_api.record import record_of
 from temporal_api.requests import JSONResponse
-from temporal_api.services import CurrentServices
+from temporal_api.services import CurrentServices, Services
 from temporal_api.temporal import updates
 from temporal_api.temporal.updates import Update
+from temporal_api.temporal.workflow import Workflow
 from temporal_api.waiting import Prefer, preference_applied, preferred_wait
 
+CHANGES = responses(errors.WorkflowNotFound, errors.PreconditionFailed, errors.WorkflowCompleted, body=True)
+"""How changing a workflow may fail."""
 _ASKED = (errors.WorkflowNotFound, errors.NoWorker, errors.WorkflowTaskFailing)
 """How asking a worker may fail."""
 
@@ -73,7 +76,6 @@ class SignalRequest(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     signal_args: Annotated[Arguments, Meta(extra_json_schema=excludes("signal_input"))] = UNSET
 
     def __post_init__(self) -> None:
-        """Refuse names that Temporal does not take, and arguments given twice."""
         check_lengths(self, "signal_name")
         check_arguments(self, "signal_input", "signal_args")
 
@@ -89,18 +91,9 @@ class SignalResponse(msgspec.Struct):
     signal_name: Annotated[str, Meta(description="The signal's name.", examples=["cancel"])]
 
 
-@post(
-    "/signal",
-    scope=WRITE,
-    status_code=202,
-    summary="Send a signal",
-    responses=responses(errors.WorkflowNotFound, errors.WorkflowCompleted, errors.PreconditionFailed, body=True),
-)
+@post("/signal", scope=WRITE, status_code=202, summary="Send a signal", responses=CHANGES)
 async def signal_workflow(
-    target: Target,
-    data: JSONBody[SignalRequest],
-    request: APIRequest,
-    idempotency_key: SignalKey = None,
+    target: Target, data: JSONBody[SignalRequest], request: APIRequest, idempotency_key: SignalKey = None
 ) -> SignalResponse:
     """Send a signal. Temporal keeps it (202) until a worker handles it."""
     key = check_key(request, idempotency_key)
@@ -116,7 +109,6 @@ class QueryRequest(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     query_args: Annotated[Argument, Meta(description="Any JSON; an array of at most 100.")] = UNSET
 
     def __post_init__(self) -> None:
-        """Refuse names that Temporal does not take."""
         check_lengths(self, "query_name")
 
 
@@ -252,7 +244,6 @@ class UpdateRequest(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     ] = None
 
     def __post_init__(self) -> None:
-        """Refuse names that Temporal does not take, and arguments given twice."""
         check_lengths(self, "update_name", "update_id")
         check_in_path(self, "update_id")
         check_arguments(self, "update_input", "update_args")
@@ -317,16 +308,12 @@ async def update_workflow(
     ask for the outcome. An update that is rejected or fails is a 422.
     """
     update_id = _update_id(data, check_key(request, idempotency_key))
-    settings, waits = services.settings, services.waits
-    preferred = preferred_wait(request, settings.max_wait_seconds)
+    preferred = preferred_wait(request, services.settings.max_wait_seconds)
     record_of(request.scope).waited = bool(preferred)  # for a worker, to begin with
-    now = asyncio.get_running_loop().time
-    until = now() + (settings.rpc_timeout_seconds if preferred is None else preferred)
+    began = time.monotonic()
     update = await updates.send(target, update_id, data.update_name, data.arguments())
-    if update.result is None:
-        left = max(0, until - now())
-        done = await waits.within(request, left, lambda: updates.wait(target, update))
-        update = done or update
+    seconds = services.settings.rpc_timeout_seconds if preferred is None else preferred
+    update = await until_done(request, services, target, update, max(0, seconds + began - time.monotonic()))
     return _answer(request, update, preferred)
 
 
@@ -350,11 +337,17 @@ async def get_workflow_update(
 ) -> JSONResponse[UpdateResponse]:
     """The outcome is kept as long as the run, also after its end. A rejected update is not kept: it is a 404."""
     seconds = preferred_wait(request, services.settings.max_wait_seconds)
-    update = await updates.find(workflow, update_id)
-    if update.result is None:
-        done = await services.waits.within(request, seconds, lambda: updates.wait(workflow, update))
-        update = done or update
+    update = await until_done(request, services, workflow, await updates.find(workflow, update_id), seconds)
     return _answer(request, update, seconds)
+
+
+async def until_done(
+    request: APIRequest, services: Services, workflow: Workflow, update: Update, seconds: float | None
+) -> Update:
+    """The update once it is done, or as it is when the time is over."""
+    if update.result is not None:
+        return update
+    return await services.waits.within(request, seconds, lambda: updates.wait(workflow, update)) or update
 
 
 def _update_id(data: UpdateRequest, key: str | None) -> str:

@@ -31,7 +31,7 @@ from temporal_api.controllers.workflows.addressing import (
     excludes,
     location,
 )
-from temporal_api.controllers.workflows.messages import SignalRequest, UpdateId, UpdateRequest
+from temporal_api.controllers.workflows.messages import SignalRequest, UpdateId, UpdateRequest, until_done
 from temporal_api.errors import Problem, invalid
 from temporal_api.idempotency import REPLAYED, IdempotencyKey, check_key, check_same, derived_id, fingerprint
 from temporal_api.problems import responses
@@ -102,7 +102,6 @@ class SearchAttribute(msgspec.Struct, forbid_unknown_fields=True):
     value: Annotated[Raw, Meta(description="A value of this type.")]
 
     def __post_init__(self) -> None:
-        """Check that the value is of the type."""
         try:
             msgspec.json.decode(self.value, type=_SEARCH_TYPES[self.type])
         except msgspec.ValidationError as error:
@@ -160,8 +159,7 @@ class WorkflowExecutionRequest(msgspec.Struct, forbid_unknown_fields=True, kw_on
     start_delay_seconds: Annotated[
         Duration | None,
         Meta(
-            description="When it begins. Not with `signal` or `update`.",
-            extra_json_schema=excludes("signal", "update"),
+            description="When it begins. Not with `signal` or `update`.", extra_json_schema=excludes("signal", "update")
         ),
     ] = None
     retry_policy: Annotated[RetryPolicy | None, Meta(description="Without it a failed run is not retried.")] = None
@@ -201,7 +199,6 @@ class WorkflowExecutionRequest(msgspec.Struct, forbid_unknown_fields=True, kw_on
     ] = None
 
     def __post_init__(self) -> None:
-        """Refuse names that Temporal does not take, and fields that do not go together."""
         check_lengths(self, "workflow_type", "task_queue", "workflow_id")
         check_in_path(self, "workflow_id")
         check_arguments(self, "input_data", "args")
@@ -371,11 +368,9 @@ async def _start(
     args = data.update.arguments()
     record_of(request.scope).waited = bool(preferred)  # for a worker, to begin with
     run, update = await updates.send_with_start(workflow, start, update_id, data.update.update_name, args)
-    if update.result is None:
-        # Without a preference, as long as any call.
-        seconds = services.settings.rpc_timeout_seconds if preferred is None else preferred
-        done = await services.waits.within(request, seconds, lambda: updates.wait(workflow, update))
-        update = done or update
+    # Without a preference, as long as any call.
+    seconds = services.settings.rpc_timeout_seconds if preferred is None else preferred
+    update = await until_done(request, services, workflow, update, seconds)
     if update.result is None:
         return run, StartedUpdate(update_id, "ACCEPTED", Raw(b"null"))
     return run, StartedUpdate(update_id, "COMPLETED", update.result)
