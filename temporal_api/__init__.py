@@ -2,8 +2,7 @@
 
 The modules, in the order a request meets them:
 
-    connections   how many there may be, how long each may wait for its caller, how they end
-    protocol      HTTP/1.1 on one of them: what a caller may send, and how long that may take
+    protocol      the clients' connections: how many, and what a caller may send on one, how slowly
     observe       outermost: request id, access log, HTTP metrics, headers of every answer, gzip, HEAD
     prefix        the path below which a proxy serves the service
     cors          what pages of other origins may do

@@ -21,7 +21,8 @@ def limits(most: int, memory: Memory) -> Callable[[ASGIApp], ASGIApp]:
     def middleware(app: ASGIApp) -> ASGIApp:
         async def limited(scope: Scope, receive: Receive, send: Send) -> None:
             nonlocal under_way
-            if under_way >= most and under_way - _waits(scope) >= most:
+            # Those that only wait have a limit of their own.
+            if under_way >= most and under_way - Litestar.from_scope(scope).state.services.waits.open >= most:
                 raise Overloaded
             if memory.is_full:
                 await memory.room(1, memory.limit)
@@ -38,12 +39,6 @@ def limits(most: int, memory: Memory) -> Callable[[ASGIApp], ASGIApp]:
         return limited
 
     return middleware
-
-
-def _waits(scope: Scope) -> int:
-    """How many requests only wait: they have a limit of their own."""
-    count: int = Litestar.from_scope(scope).state.services.waits.open
-    return count
 
 
 def _counting(receive: Receive, memory: Memory, share: Share) -> Receive:

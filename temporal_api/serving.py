@@ -17,7 +17,6 @@ from litestar import Litestar
 from litestar.datastructures import State
 
 from temporal_api import caches
-from temporal_api.connections import Clients
 from temporal_api.controllers.health import live
 from temporal_api.cors import Cors
 from temporal_api.memory import Memory
@@ -25,7 +24,7 @@ from temporal_api.metrics import Metrics, metrics_route
 from temporal_api.observe import Observe
 from temporal_api.prefix import Prefix
 from temporal_api.problems import EXCEPTION_HANDLERS
-from temporal_api.protocol import Connection
+from temporal_api.protocol import Clients, Connection
 from temporal_api.requests import JSONRequest
 from temporal_api.services import Services
 from temporal_api.settings import Settings, SettingsError

@@ -6,8 +6,9 @@ Every wait and stream ends by itself when the caller leaves, its time is over or
 import asyncio
 import re
 import time
+from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import aclosing, contextmanager, suppress
 from typing import Annotated, Any, TypeVar
 
 import msgspec
@@ -79,9 +80,7 @@ LastEventId = Annotated[
 def preferred_wait(request: APIRequest, most: float) -> float | None:
     """Read how many seconds the caller prefers to wait, at most `most` (RFC 7240); None without a preference."""
     found = _WAIT.search(_joined(request, "Prefer"))
-    if found is None:
-        return None
-    return min(float(found[1]), most)
+    return min(float(found[1]), most) if found else None
 
 
 def preference_applied(request: APIRequest, seconds: float | None) -> dict[str, str]:
@@ -98,10 +97,10 @@ class Waits:
         self.open = 0
         self._limit = limit
         self._limit_per_user = limit_per_user
-        self._open_of: dict[str, int] = {}
+        self._open_of: Counter[str] = Counter()
 
     def _is_full(self, user: User) -> bool:
-        return self.open >= self._limit or self._open_of.get(user.sub, 0) >= self._limit_per_user
+        return self.open >= self._limit or self._open_of[user.sub] >= self._limit_per_user
 
     @contextmanager
     def slot(self, user: User) -> Iterator[None]:
@@ -111,7 +110,7 @@ class Waits:
         if self._is_full(user):
             raise TooManyWaits
         self.open += 1
-        self._open_of[user.sub] = self._open_of.get(user.sub, 0) + 1
+        self._open_of[user.sub] += 1
         try:
             yield
         finally:
@@ -236,10 +235,10 @@ class EventStream(Response[T]):
             with self._waits.slot(self._user), deadline.paused():  # before the headers: without a place it is a 503
                 await send({"type": "http.response.start", "status": 200, "headers": _STREAM_HEADERS})
                 if record.is_head:
-                    await events.aclose()
                     await send({"type": "http.response.body", "body": b"", "more_body": False})
                 else:
-                    await self._send_events(events, receive, send, record)
+                    async with aclosing(events):
+                        await self._send_events(events, receive, send, record)
 
         return stream
 
@@ -262,7 +261,6 @@ class EventStream(Response[T]):
             await _sent(send, _RETRY, over, more=False)
         finally:
             await cancel(over, upcoming)
-            await events.aclose()
 
 
 async def _next(events: AsyncGenerator[bytes, None], record: Record) -> bytes | None:

@@ -10,8 +10,9 @@ from litestar.params import PathParameter, QueryParameter, SkipValidation
 from msgspec import UNSET, Meta, Raw, Struct, UnsetType
 
 from temporal_api.auth import APIRequest
-from temporal_api.errors import WorkflowNotFound, shown
+from temporal_api.errors import PreconditionFailed, WorkflowCompleted, WorkflowNotFound, shown
 from temporal_api.mistakes import RUN_ID
+from temporal_api.problems import responses
 from temporal_api.record import record_of
 from temporal_api.requests import JSONResponse
 from temporal_api.services import CurrentServices
@@ -22,6 +23,8 @@ from temporal_api.waiting import RETRY_AFTER_SECONDS, IfMatch, check_match
 ADMIN = "workflows:admin"
 READ = ("workflows:read", ADMIN)
 WRITE = ("workflows:write", ADMIN)
+CHANGES = responses(WorkflowNotFound, PreconditionFailed, WorkflowCompleted, body=True)
+"""How changing a workflow may fail."""
 
 DOTS = (".", "..")
 NOT_DOTS = "Expected an id that a URL can carry: not . or .."

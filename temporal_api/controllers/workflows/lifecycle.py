@@ -8,8 +8,16 @@ from litestar.params import JSONBody
 from msgspec import Meta
 
 from temporal_api import errors
-from temporal_api.controllers.workflows.addressing import ADMIN, WRITE, NonEmpty, RunId, Target, WorkflowId, excludes
-from temporal_api.controllers.workflows.messages import CHANGES
+from temporal_api.controllers.workflows.addressing import (
+    ADMIN,
+    CHANGES,
+    WRITE,
+    NonEmpty,
+    RunId,
+    Target,
+    WorkflowId,
+    excludes,
+)
 from temporal_api.errors import invalid
 from temporal_api.problems import responses
 from temporal_api.temporal.history import workflow_task_end

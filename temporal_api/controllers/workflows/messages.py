@@ -20,6 +20,7 @@ from temporal_api.bounds import check_entries
 from temporal_api.controllers.workflows.addressing import (
     ADMIN,
     ASK_AGAIN,
+    CHANGES,
     DOTS,
     NOT_DOTS,
     READ,
@@ -52,8 +53,6 @@ from temporal_api.temporal.updates import Update
 from temporal_api.temporal.workflow import Workflow
 from temporal_api.waiting import Prefer, preference_applied, preferred_wait
 
-CHANGES = responses(errors.WorkflowNotFound, errors.PreconditionFailed, errors.WorkflowCompleted, body=True)
-"""How changing a workflow may fail."""
 _ASKED = (errors.WorkflowNotFound, errors.NoWorker, errors.WorkflowTaskFailing)
 """How asking a worker may fail."""
 
