@@ -24,9 +24,7 @@ The modules, in the order a request meets them:
     temporal      the one place that knows gRPC
     deadline      by when all of a request's calls on Temporal must have ended
     encryption    payloads, encrypted before Temporal gets them
-    limits        requests under way, and the memory that they take
-    memory        bytes of bodies and answers, counted over the process
-    caches        what Litestar would remember of a request, turned off
+    memory        requests under way, and bytes of bodies and answers, counted over the process
     waiting       Prefer: wait, ETag, server-sent events
     sealing       page tokens that open only their own listing
     checks        the answers of /health

@@ -19,7 +19,7 @@ from litestar.middleware import DefineMiddleware
 from litestar.routes import HTTPRoute
 from litestar.types import ControllerRouterHandler
 
-from temporal_api import __version__, caches, errors
+from temporal_api import __version__, errors
 from temporal_api.auth import USER, Authenticate, Verifier
 from temporal_api.checks import HealthCheck
 from temporal_api.controllers import pages
@@ -29,9 +29,8 @@ from temporal_api.controllers.health import HealthController, live
 from temporal_api.controllers.orders import OrderController
 from temporal_api.controllers.workflows import WORKFLOWS
 from temporal_api.cors import Cors
-from temporal_api.limits import limits
 from temporal_api.logs import configure_logging
-from temporal_api.memory import Memory, give_back_at_once
+from temporal_api.memory import Memory, give_back_at_once, limits, turn_off_caches
 from temporal_api.metrics import Metrics, metrics_route
 from temporal_api.mistakes import HEADERS, PARAMETERS, Parameter
 from temporal_api.observe import Observe
@@ -127,7 +126,7 @@ def create_app(
             _list_all_methods(route)
             for handler, parameters in route.route_handler_map.values():
                 _list_parameters(handler, parameters)
-    caches.turn_off(app)
+    turn_off_caches(app)
     give_back_at_once()
     app.asgi_handler = Observe(
         app.asgi_handler,

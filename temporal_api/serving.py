@@ -16,10 +16,9 @@ import uvicorn
 from litestar import Litestar
 from litestar.datastructures import State
 
-from temporal_api import caches
 from temporal_api.controllers.health import live
 from temporal_api.cors import Cors
-from temporal_api.memory import Memory
+from temporal_api.memory import Memory, turn_off_caches
 from temporal_api.metrics import Metrics, metrics_route
 from temporal_api.observe import Observe
 from temporal_api.prefix import Prefix
@@ -242,7 +241,7 @@ def _metrics_app(settings: Settings, metrics: Metrics) -> Litestar:
         state=State({"settings": settings}),
         logging_config=None,
     )
-    caches.turn_off(app)
+    turn_off_caches(app)
     memory = Memory(settings.max_memory_bytes // 8)
     app.asgi_handler = Observe(app.asgi_handler, metrics, lambda _: memory, Cors(()), Prefix("", ()))
     return app
