@@ -78,7 +78,7 @@ def create_app(
     Without settings it reads them from the environment, configures the log and handles the process's signals, so that
     any ASGI server can call it: `uvicorn --factory temporal_api.app:create_app`, `litestar --app ... run --reload`.
     """
-    under_another_server = settings is None
+    own_signals = [drain_on_signal] if settings is None else []
     if settings is None:
         settings = from_env(os.environ)
         configure_logging(settings.log_level, settings.log_format)
@@ -107,10 +107,7 @@ def create_app(
     )
     app = _Litestar(
         [public, *([] if settings.metrics_port else [metrics_route(metrics)]), HealthController, live, api],
-        lifespan=[
-            _connected(settings, metrics, verifier, memory, spans),
-            *([drain_on_signal] if under_another_server else []),
-        ],
+        lifespan=[_connected(settings, metrics, verifier, memory, spans), *own_signals],
         request_class=JSONRequest,
         response_class=JSONResponse,
         request_max_body_size=settings.max_body_bytes,
@@ -156,11 +153,9 @@ def _connected(
         async with connected(settings, metrics.runtime(), memory, spans.temporal if spans else None) as temporal:
             services = app.state.services = _services(settings, temporal, verifier)
             metrics.check_health = services.health.check
+            waits = services.waits
             metrics.watch(
-                "temporal_api_open_waits",
-                "Open waits and streams.",
-                lambda: services.waits.open,
-                settings.max_open_waits,
+                "temporal_api_open_waits", "Open waits and streams.", lambda: waits.open, settings.max_open_waits
             )
             verifier.start()
             try:

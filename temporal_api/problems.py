@@ -159,18 +159,13 @@ def responses(*problems: type[Problem] | Problem, body: bool = False) -> dict[in
     A problem that was made is its own example; of a class there is one here.
     """
     declared = sorted((*_EVERY_OPERATION, *(_EVERY_BODY if body else ()), *problems), key=lambda p: (p.status, p.code))
-    return {status: _spec(status, list(group)) for status, group in itertools.groupby(declared, key=lambda p: p.status)}
-
-
-def _spec(status: int, problems: list[type[Problem] | Problem]) -> ResponseSpec:
-    codes = ", ".join(f"`{problem.code}`" for problem in problems)
-    return ResponseSpec(
-        ProblemDetails,
-        description=f"{phrase(status)}: {codes}",
-        media_type=PROBLEM_JSON,
-        generate_examples=False,
-        examples=[_example(problem) for problem in problems],
-    )
+    specs = {}
+    for status, group in itertools.groupby(declared, key=lambda p: p.status):
+        examples = [_example(problem) for problem in group]
+        codes = ", ".join(f"`{example.id}`" for example in examples)
+        description = f"{phrase(status)}: {codes}"
+        specs[status] = ResponseSpec(ProblemDetails, False, description, PROBLEM_JSON, examples)
+    return specs
 
 
 # Which workflow and run the examples are about.

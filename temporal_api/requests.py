@@ -4,8 +4,8 @@ Litestar itself would decode without a type and convert leniently: it takes `"2"
 """
 
 import asyncio
+import functools
 from collections.abc import Mapping
-from functools import partial
 from typing import Any, TypeVar
 from urllib.parse import unquote
 
@@ -22,7 +22,7 @@ T = TypeVar("T")
 _LARGE = 100_000
 """The mistakes of a body of so many bytes are looked for in a thread: others are served meanwhile."""
 
-_DECODERS: dict[Any, msgspec.json.Decoder[Any]] = {}
+_decoder = functools.cache(msgspec.json.Decoder)
 
 
 class JSONResponse(Response[T]):
@@ -74,16 +74,13 @@ class JSONRequest(Request[Any, Any, Any]):
             raise UnsupportedMediaType(message, {"Accept-Encoding": "identity"})
         body = await self.body()
         annotation = self.route_handler.parsed_data_field.annotation  # type: ignore[union-attr]
-        decoder = _DECODERS.get(annotation)
-        if decoder is None:
-            decoder = _DECODERS[annotation] = msgspec.json.Decoder(annotation)
         try:
             body.decode()  # msgspec.Raw takes bytes that are not UTF-8
             if body.count(b",") >= FEW:
                 await check_entries(body, msgspec.inspect.type_info(annotation))
-            return decoder.decode(body)
+            return _decoder(annotation).decode(body)
         except msgspec.ValidationError:  # before DecodeError, its base
-            find = partial(body_mistakes, body, annotation)
+            find = functools.partial(body_mistakes, body, annotation)
             raise invalid_fields(find() if len(body) < _LARGE else await asyncio.to_thread(find)) from None
         except UnicodeDecodeError as error:
             raise _malformed(f"it is not UTF-8 (byte {error.start})") from None
