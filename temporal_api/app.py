@@ -24,7 +24,6 @@ from temporal_api.auth import USER, Authenticate, Verifier
 from temporal_api.checks import HealthCheck
 from temporal_api.controllers import pages
 from temporal_api.controllers.codec import CodecController
-from temporal_api.controllers.explanations import explain
 from temporal_api.controllers.health import HealthController, live
 from temporal_api.controllers.orders import OrderController
 from temporal_api.controllers.workflows import WORKFLOWS
@@ -94,9 +93,7 @@ def create_app(
     spans = spans_of(settings)
     # The pages, which need no token, have their own: whoever asks for them and does not read holds up no one else.
     memory, pages_memory = Memory(settings.max_memory_bytes), Memory(settings.max_memory_bytes // 8)
-    public = Router(
-        "/", route_handlers=[*public_handlers, explain], middleware=[limits(settings.max_requests, pages_memory)]
-    )
+    public = Router("/", route_handlers=public_handlers, middleware=[limits(settings.max_requests, pages_memory)])
     api = Router(
         "/api/v1",
         route_handlers=[*RESOURCES, *CONTROLLERS],

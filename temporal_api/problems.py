@@ -57,7 +57,7 @@ def phrase(status: int) -> str:
 
 
 def encode_problem(problem: Problem, record: Record) -> bytes:
-    """Encode the body of an error. Its `type` leads to the explanation that `controllers/explanations.py` serves."""
+    """Encode the body of an error. Its `type` leads to the explanation that `/problems` serves."""
     details = ProblemDetails(
         type=f"{record.root_path}/problems/{problem.code}",
         title=phrase(problem.status),
