@@ -7,7 +7,7 @@ from urllib.parse import quote
 
 from litestar.di import NamedDependency, Provide
 from litestar.params import PathParameter, QueryParameter, SkipValidation
-from msgspec import UNSET, Meta, Raw, Struct, UnsetType
+from msgspec import Meta, Raw, Struct
 
 from temporal_api.auth import APIRequest
 from temporal_api.errors import PreconditionFailed, WorkflowCompleted, WorkflowNotFound, shown
@@ -26,9 +26,6 @@ WRITE = ("workflows:write", ADMIN)
 CHANGES = responses(WorkflowNotFound, PreconditionFailed, WorkflowCompleted, body=True)
 """How changing a workflow may fail."""
 
-DOTS = (".", "..")
-NOT_DOTS = "Expected an id that a URL can carry: not . or .."
-
 # Fields of bodies, with the examples that the documentation shows.
 NonEmpty = Annotated[str, Meta(min_length=1, max_length=1000)]
 """An id or a name. Temporal counts its bytes: `check_lengths` does too."""
@@ -37,9 +34,6 @@ RunId = Annotated[str, Meta(description="The run's id.", examples=["019ab3c4-7d1
 StatusName = Annotated[Status, Meta(description="The run's state, in Temporal's words.", examples=["RUNNING"])]
 Result = Annotated[Raw, Meta(description="What it returned: any JSON; null while it runs.", examples=[None])]
 Time = Annotated[datetime, Meta(tz=True)]
-Argument = Raw | UnsetType
-ArgumentList = Annotated[list[Raw], Meta(max_length=100)]
-Arguments = Annotated[ArgumentList | UnsetType, Meta(description="The arguments, each any JSON.")]
 
 PinnedRun = Annotated[
     str, QueryParameter(name="run_id", description="Pins one run; without it, the latest.", pattern=RUN_ID)
@@ -79,24 +73,6 @@ def check_lengths(body: Struct, *fields: str) -> None:
     for field in fields:
         if is_too_long(getattr(body, field, None) or ""):  # none: `mistakes.py` asks about the fields that are right
             raise ValueError(f"{field}: Expected at most {MAX_ID_BYTES} bytes of UTF-8")
-
-
-def check_in_path(body: Struct, field: str) -> None:
-    """Raises ValueError, likewise, for an id that no URL carries: clients resolve dots before they send."""
-    if getattr(body, field, None) in DOTS:
-        raise ValueError(f"{field}: {NOT_DOTS}")
-
-
-def check_arguments(body: Struct, one: str, many: str) -> None:
-    """Raises ValueError, likewise, for one argument and an argument list at once."""
-    # An empty list is what some generated clients send when they have none.
-    if getattr(body, one, UNSET) is not UNSET and getattr(body, many, False):
-        raise ValueError(f"{many}: Send {one} or {many}, not both")
-
-
-def arguments(one: Argument, many: Arguments) -> list[Raw]:
-    """One argument, an argument list, or none."""
-    return many or [] if isinstance(one, UnsetType) else [one]
 
 
 def provide_workflow(

@@ -21,22 +21,14 @@ from temporal_api.controllers.workflows.addressing import (
     ADMIN,
     ASK_AGAIN,
     CHANGES,
-    DOTS,
-    NOT_DOTS,
     READ,
     WRITE,
-    Argument,
-    ArgumentList,
-    Arguments,
     NonEmpty,
     PathWorkflow,
     RunId,
     Target,
     WorkflowId,
-    arguments,
     ask_again,
-    check_arguments,
-    check_in_path,
     check_lengths,
     excludes,
     in_path,
@@ -55,6 +47,31 @@ from temporal_api.waiting import Prefer, preference_applied, preferred_wait
 
 _ASKED = (errors.WorkflowNotFound, errors.NoWorker, errors.WorkflowTaskFailing)
 """How asking a worker may fail."""
+DOTS = (".", "..")
+NOT_DOTS = "Expected an id that a URL can carry: not . or .."
+
+Argument = Raw | UnsetType
+ArgumentList = Annotated[list[Raw], Meta(max_length=100)]
+Arguments = Annotated[ArgumentList | UnsetType, Meta(description="The arguments, each any JSON.")]
+
+
+def check_in_path(body: msgspec.Struct, field: str) -> None:
+    """Raises ValueError, as `check_lengths` does, for an id that no URL carries: clients resolve dots before they send."""
+    if getattr(body, field, None) in DOTS:
+        raise ValueError(f"{field}: {NOT_DOTS}")
+
+
+def check_arguments(body: msgspec.Struct, one: str, many: str) -> None:
+    """Raises ValueError, likewise, for one argument and an argument list at once."""
+    # An empty list is what some generated clients send when they have none.
+    if getattr(body, one, UNSET) is not UNSET and getattr(body, many, False):
+        raise ValueError(f"{many}: Send {one} or {many}, not both")
+
+
+def arguments(one: Argument, many: Arguments) -> list[Raw]:
+    """One argument, an argument list, or none."""
+    return many or [] if isinstance(one, UnsetType) else [one]
+
 
 SignalKey = Annotated[
     str | None,
@@ -78,10 +95,6 @@ class SignalRequest(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
         check_lengths(self, "signal_name")
         check_arguments(self, "signal_input", "signal_args")
 
-    def arguments(self) -> list[Raw]:
-        """What is sent along."""
-        return arguments(self.signal_input, self.signal_args)
-
 
 class SignalResponse(msgspec.Struct):
     """The signal that was accepted."""
@@ -97,7 +110,7 @@ async def signal_workflow(
     """Send a signal. Temporal keeps it (202) until a worker handles it."""
     key = check_key(request, idempotency_key)
     request_id = derived_id("signals", request.user, key) if key else None
-    await target.signal(data.signal_name, data.arguments(), request_id)
+    await target.signal(data.signal_name, arguments(data.signal_input, data.signal_args), request_id)
     return SignalResponse(target.id, data.signal_name)
 
 
@@ -247,10 +260,6 @@ class UpdateRequest(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
         check_in_path(self, "update_id")
         check_arguments(self, "update_input", "update_args")
 
-    def arguments(self) -> list[Raw]:
-        """What is sent along."""
-        return arguments(self.update_input, self.update_args)
-
 
 class UpdateResponse(msgspec.Struct):
     """An update that was done, and what its handler gave back."""
@@ -310,7 +319,7 @@ async def update_workflow(
     preferred = preferred_wait(request, services.settings.max_wait_seconds)
     record_of(request.scope).waited = bool(preferred)  # for a worker, to begin with
     began = time.monotonic()
-    update = await updates.send(target, update_id, data.update_name, data.arguments())
+    update = await updates.send(target, update_id, data.update_name, arguments(data.update_input, data.update_args))
     seconds = services.settings.rpc_timeout_seconds if preferred is None else preferred
     update = await until_done(request, services, target, update, max(0, seconds + began - time.monotonic()))
     return _answer(request, update, preferred)

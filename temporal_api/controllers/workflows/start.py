@@ -16,22 +16,27 @@ from temporal_api.auth import APIRequest, User
 from temporal_api.controllers.workflows.addressing import (
     ADMIN,
     WRITE,
-    Argument,
-    Arguments,
     NonEmpty,
     Result,
     RunId,
     StatusName,
     Time,
     WorkflowId,
-    arguments,
-    check_arguments,
-    check_in_path,
     check_lengths,
     excludes,
     location,
 )
-from temporal_api.controllers.workflows.messages import SignalRequest, UpdateId, UpdateRequest, until_done
+from temporal_api.controllers.workflows.messages import (
+    Argument,
+    Arguments,
+    SignalRequest,
+    UpdateId,
+    UpdateRequest,
+    arguments,
+    check_arguments,
+    check_in_path,
+    until_done,
+)
 from temporal_api.errors import Problem, invalid
 from temporal_api.idempotency import REPLAYED, IdempotencyKey, check_key, check_same, derived_id, fingerprint
 from temporal_api.problems import responses
@@ -359,13 +364,13 @@ async def _start(
         versioning_override=data.versioning_override or None,
     )
     if data.signal is not None:
-        args = data.signal.arguments()
+        args = arguments(data.signal.signal_input, data.signal.signal_args)
         return await services.starts.signal_with_start(start, data.signal.signal_name, args), None
     if data.update is None:
         return await services.starts.start(start), None
 
     workflow, update_id = services.workflow(workflow_id), data.update.update_id or str(uuid.uuid4())
-    args = data.update.arguments()
+    args = arguments(data.update.update_input, data.update.update_args)
     record_of(request.scope).waited = bool(preferred)  # for a worker, to begin with
     run, update = await updates.send_with_start(workflow, start, update_id, data.update.update_name, args)
     # Without a preference, as long as any call.
