@@ -2,7 +2,7 @@
 
 The modules, in the order a request meets them:
 
-    protocol      the clients' connections: how many, and what a caller may send on one, how slowly
+    protocol      the clients' connections: how many there may be, what a caller may send on one, how long that may take
     observe       outermost: request id, access log, HTTP metrics, headers of every answer, gzip, HEAD
     prefix        the path below which a proxy serves the service
     cors          what pages of other origins may do
@@ -16,7 +16,7 @@ The modules, in the order a request meets them:
     requests      JSON in, decoded once, strictly; JSON out
     mistakes      every mistake of a request that has one
     bounds        counts the entries of a large body before they are made
-    services      what handlers reach: one typed bundle
+    services      what handlers reach: one typed bundle; the answer about a status
     owned         what every business resource shares
     controllers   the resources: orders, workflows, health, pages, codec
     idempotency   Idempotency-Key without a store

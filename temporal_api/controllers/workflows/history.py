@@ -99,15 +99,11 @@ async def get_workflow_history(
     else:
         cursor = services.page_tokens.unseal(page_token, *bound)
         events = list_events(workflow, cursor=cursor, size=page_size, reverse=order == "reverse")
-        pieces = _pieces(
-            temporal,
-            events,
-            event_json,
-            b'{"items":[',
-            lambda cursor: (
-                b'],"next_page_token":' + msgspec.json.encode(services.page_tokens.seal(cursor, *bound)) + b"}"
-            ),
-        )
+
+        def end(cursor: bytes) -> bytes:
+            return b'],"next_page_token":%b}' % msgspec.json.encode(services.page_tokens.seal(cursor, *bound))
+
+        pieces = _pieces(temporal, events, event_json, b'{"items":[', end)
     first, second = await anext(pieces), await anext(pieces, None)  # a failure so far is an answer of its own
     if second is None:
         whole: Any = msgspec.Raw(first)

@@ -56,7 +56,7 @@ Arguments = Annotated[ArgumentList | UnsetType, Meta(description="The arguments,
 
 
 def check_in_path(body: msgspec.Struct, field: str) -> None:
-    """Raises ValueError, as `check_lengths` does, for an id that no URL carries: clients resolve dots before they send."""
+    """Raises ValueError, as `check_lengths` does, for an id that no URL carries: clients resolve its dots."""
     if getattr(body, field, None) in DOTS:
         raise ValueError(f"{field}: {NOT_DOTS}")
 
