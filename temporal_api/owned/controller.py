@@ -56,11 +56,7 @@ class ResourceController(Controller):
         read, write = (resource.read_scope, resource.admin_scope), (resource.write_scope, resource.admin_scope)
         cls.signature_namespace = _types(resource)
         missing = resource.NotFound(f"There is no {resource.words} '{EXAMPLE_ID}'.")
-        too_late = resource.NotCancellable(
-            f"The {resource.words} can no longer be cancelled: it is {resource.completed}.",
-            workflow_id=resource.id_prefix + EXAMPLE_ID,
-            status=resource.completed,
-        )
+        too_late = resource.not_cancellable(resource.id_prefix + EXAMPLE_ID, resource.completed)
         _check_create(cls)
         cls.get_one = get(  # type: ignore[assignment]
             one,
@@ -178,8 +174,7 @@ class ResourceController(Controller):
                 return await workflow.run(run.run_id).signal("cancel", [data or resource.cancel_request()])
             except errors.WorkflowCompleted:  # it closed just now: say how
                 answer, _ = await resource.read(request, services, resource_id)
-        message = f"The {resource.words} can no longer be cancelled: it is {answer.status}."
-        raise resource.NotCancellable(message, workflow_id=workflow.id, status=answer.status)
+        raise resource.not_cancellable(workflow.id, answer.status)
 
 
 def _check_create(cls: type[ResourceController]) -> None:

@@ -148,6 +148,11 @@ class Resource(Generic[Kept, Answer]):
             responses=responses(errors.WorkflowStartError, errors.IdempotencyKeyReused, body=True),
         )
 
+    def not_cancellable(self, workflow_id: str, status: str) -> Problem:
+        """Why it is too late."""
+        message = f"The {self.words} can no longer be cancelled: it is {status}."
+        return self.NotCancellable(message, workflow_id=workflow_id, status=status)
+
     def settings(self, settings: Settings) -> ResourceSettings:
         """Its own settings: those that are set, and what it declares."""
         return settings.resource(self.plural, self.task_queue)

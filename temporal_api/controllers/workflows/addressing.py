@@ -35,10 +35,6 @@ StatusName = Annotated[Status, Meta(description="The run's state, in Temporal's 
 Result = Annotated[Raw, Meta(description="What it returned: any JSON; null while it runs.", examples=[None])]
 Time = Annotated[datetime, Meta(tz=True)]
 
-PinnedRun = Annotated[
-    str, QueryParameter(name="run_id", description="Pins one run; without it, the latest.", pattern=RUN_ID)
-]
-
 
 def in_path(what: str) -> PathParameter:
     """The id of something that the path names."""
@@ -79,7 +75,7 @@ def provide_workflow(
     request: APIRequest,
     services: CurrentServices,
     workflow_id: Annotated[str, in_path("workflow")],
-    run_id: PinnedRun = "",
+    run_id: Annotated[str, QueryParameter(description="Pins one run; without it, the latest.", pattern=RUN_ID)] = "",
 ) -> Workflow:
     """The workflow that the path names. Hide workflows that the caller may not see: answer 404."""
     record_of(request.scope).workflow_id = workflow_id
