@@ -121,7 +121,11 @@ class Metrics:
     def watch(self, name: str, description: str, value: Callable[[], float], limit: float) -> None:
         """Show a number, read at each scrape, and the most that it may be."""
         Gauge(name, description, registry=self.registry).set_function(value)
-        Gauge(f"{name}_limit", f"The most that {name} may be.", registry=self.registry).set(limit)
+        self.limit(name, f"The most that {name} may be.", limit)
+
+    def limit(self, name: str, description: str, limit: float) -> None:
+        """Show the most that a number may be."""
+        Gauge(f"{name}_limit", description, registry=self.registry).set(limit)
 
     async def measure(self) -> None:
         """Bring the registry up to date. Temporal is asked for whoever comes again, not for a single look."""

@@ -17,16 +17,14 @@ import uvicorn
 from litestar import Litestar
 from litestar.datastructures import State
 
-from temporal_api import caches
-from temporal_api.connections import Connections
 from temporal_api.controllers.health import live
 from temporal_api.cors import Cors
-from temporal_api.memory import Memory
+from temporal_api.memory import Memory, turn_off_caches
 from temporal_api.metrics import Metrics, metrics_route
 from temporal_api.observe import Observe
 from temporal_api.prefix import Prefix
 from temporal_api.problems import EXCEPTION_HANDLERS
-from temporal_api.protocol import Connection
+from temporal_api.protocol import Clients, Connection
 from temporal_api.requests import JSONRequest
 from temporal_api.services import Services
 from temporal_api.settings import Settings, SettingsError
@@ -102,8 +100,8 @@ def _config(app: Litestar, host: str, port: int) -> uvicorn.Config:
     )
 
 
-def _connections(app: Litestar) -> Connections:
-    connections = Connections(app.state.settings)
+def _connections(app: Litestar) -> Clients:
+    connections = Clients(app.state.settings)
     if (metrics := app.state.get("metrics")) is not None:
         metrics.watch(
             "temporal_api_open_connections",
@@ -121,7 +119,7 @@ class _DrainingServer(uvicorn.Server):
         super().__init__(config)
         self._delay = delay_seconds
         self._state = app.state
-        self.server_state: Connections = _connections(app)
+        self.server_state: Clients = _connections(app)
         self._sockets: list[socket.socket] = []
         self._last: list[asyncio.Future[Any]] = []
 
@@ -247,7 +245,7 @@ def _metrics_app(settings: Settings, metrics: Metrics) -> Litestar:
         state=State({"settings": settings}),
         logging_config=None,
     )
-    caches.turn_off(app)
+    turn_off_caches(app)
     memory = Memory(settings.max_memory_bytes // 8)
     app.asgi_handler = Observe(app.asgi_handler, metrics, lambda _: memory, Cors(()), Prefix("", ()))
     return app
