@@ -11,8 +11,7 @@ import threading
 import time
 import traceback
 from datetime import UTC, datetime
-from types import TracebackType
-from typing import Any, TypeAlias
+from typing import Any
 
 import msgspec
 from prometheus_client import Counter
@@ -33,8 +32,6 @@ SDK_LOGGING = LoggingConfig(
     LogForwardingConfig(logging.getLogger("temporalio"), append_target_to_name=False, prepend_target_on_message=False),
 )
 """For the SDK's runtime: what its core has to say goes to the logger `temporalio`."""
-
-_ExcInfo: TypeAlias = tuple[type[BaseException], BaseException, TracebackType | None] | tuple[None, None, None]
 
 
 def configure_logging(level: str, log_format: str) -> None:
@@ -74,7 +71,7 @@ class JSONFormatter(logging.Formatter):
                 return text.decode()
         line = {key: _cut(value) if isinstance(value, str) else value for key, value in line.items()}
         if record.exc_info:
-            line["traceback"] = "".join(_traceback(record.exc_info))
+            line["traceback"] = _traceback(record.exc_info[1])
         return json.dumps(msgspec.to_builtins(line, enc_hook=str), separators=(",", ":"))
 
 
@@ -88,8 +85,7 @@ class ConsoleFormatter(logging.Formatter):
         line = f"{clock} {record.levelname.lower():7} {_one_line(record.getMessage())} {fields}".rstrip()
         if not record.exc_info:
             return line
-        below = "".join(_traceback(record.exc_info)).splitlines()
-        return "\n  ".join([line, *map(_printable, below)])
+        return "\n  ".join([line, *map(_printable, _traceback(record.exc_info[1]).splitlines())])
 
 
 def _one_line(value: object) -> str:
@@ -109,15 +105,14 @@ def _printable(text: str) -> str:
     return text if text.isprintable() else "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
-def _traceback(exc_info: _ExcInfo) -> list[str]:
+def _traceback(error: BaseException | None) -> str:
     """Format an exception. Its text, which may be a caller's, is one line; a long traceback loses its middle."""
-    parts = [
+    text = "".join(
         part if part.lstrip(" |+").startswith('File "') else f"{_one_line(part.rstrip())}\n"
-        for part in traceback.format_exception(*exc_info)
-    ]
-    text = "".join(parts)
+        for part in traceback.format_exception(error)
+    )
     half = TRACEBACK_CHARACTERS // 2
-    return parts if len(text) <= TRACEBACK_CHARACTERS else [text[:half], "\n…\n", text[-half:]]
+    return text if len(text) <= TRACEBACK_CHARACTERS else f"{text[:half]}\n…\n{text[-half:]}"
 
 
 class QueueHandler(logging.Handler):

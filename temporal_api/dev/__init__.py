@@ -7,10 +7,8 @@ import secrets
 import sys
 import time
 import urllib.request
-from asyncio.subprocess import Process
 from collections import Counter
-from collections.abc import AsyncIterator, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager, nullcontext, suppress
+from contextlib import AsyncExitStack, nullcontext
 from functools import partial
 from typing import Any
 
@@ -18,7 +16,6 @@ from rich.console import Console
 from rich.live import Live
 from rich.style import Style
 from rich.text import Text
-from temporalio.client import WorkflowHandle
 from temporalio.runtime import Runtime, TelemetryConfig
 
 from temporal_api.app import SCOPES, SEARCH_ATTRIBUTES, create_app
@@ -26,7 +23,7 @@ from temporal_api.controllers.codec import SCOPE as CODEC_SCOPE
 from temporal_api.dev.browser import CODEC_PATH, public_handlers
 from temporal_api.dev.build import find_temporal
 from temporal_api.dev.processes import process
-from temporal_api.dev.server import dev_server, free_port
+from temporal_api.dev.server import STOP_SECONDS, dev_server, free_port
 from temporal_api.dev.tokens import sign
 from temporal_api.logs import SDK_LOGGING, configure_logging
 from temporal_api.serving import listen, serving
@@ -44,7 +41,6 @@ ORDER = {
 }
 # Each step takes as long as one needs to see it. No module of the current folder stands in for one of Python's.
 WORKER = (sys.executable, "-Pm", "temporal_api", "worker", "--pace", "0.7")
-STOP_SECONDS = 8
 # The statuses in which an order ends, and their colors.
 ENDS = {"delivered": "bold green", "cancelled": "bold red"}
 
@@ -139,7 +135,9 @@ class Dev:
         return origins
 
     async def _start_worker(self) -> None:
-        self.worker = await self.stack.enter_async_context(worker(self.environ))
+        environ = {**self.environ, "METRICS_PORT": ""}  # that port is the API's
+        started = process([*WORKER], sys.stdout.buffer, environ, stop_seconds=STOP_SECONDS)
+        self.worker = await self.stack.enter_async_context(started)
 
     def call(self, path: str, body: object = None) -> Any:
         """Call the API."""
@@ -155,7 +153,7 @@ class Dev:
         """Place an order over HTTP and show it on its way; return whether it was delivered, and charged once."""
         order = await asyncio.to_thread(self.call, "/orders", ORDER)
         timeline = Timeline(order["id"])
-        path, workflow = f"/orders/{order['id']}", self.client.get_workflow_handle(order["workflow_id"])
+        path, history = f"/orders/{order['id']}", f"/workflows/{order['workflow_id']}/history?format=temporal"
         self._show_addresses(await asyncio.to_thread(self.call, path))
         with Live(get_renderable=timeline.line, console=console) if LIVE else nullcontext():
             killed = False
@@ -166,7 +164,7 @@ class Dev:
                 order = (await asyncio.to_thread(self.call, path))["order"]
         if not crash:
             return bool(order["status"] == "delivered")
-        attempts = await attempts_of(workflow)
+        attempts = attempts_of((await asyncio.to_thread(self.call, history))["events"])
         charged, shipped = (times(attempts[name]) for name in ("charge_payment", "ship"))
         say(f"In Temporal's history, charge_payment ran {charged} and ship {shipped}.")
         return bool(killed and order["status"] == "delivered" and charged == "once")
@@ -208,8 +206,7 @@ export ORDER_ID={run["order"]["id"]}""")
         killed.kill()
         await killed.wait()
         await self._start_worker()
-        other = f"Worker {self.worker.pid} goes on in 10 s."
-        console.print(f"SIGKILL for worker {killed.pid}, after the payment. {other}")
+        console.print(f"SIGKILL for worker {killed.pid}, after the payment. Worker {self.worker.pid} goes on in 10 s.")
         return True
 
 
@@ -245,29 +242,15 @@ def free(what: str, wanted: int) -> int:
     return port
 
 
-@asynccontextmanager
-async def worker(environ: Mapping[str, str]) -> AsyncIterator[Process]:
-    """Run the sample worker in a process of its own."""
-    own = {**environ, "METRICS_PORT": ""}  # that port is the API's
-    async with process([*WORKER], sys.stdout.buffer, own) as started:
-        try:
-            yield started
-        finally:
-            with suppress(ProcessLookupError, TimeoutError):
-                started.terminate()
-                await asyncio.wait_for(started.wait(), STOP_SECONDS)
-
-
-async def attempts_of(workflow: WorkflowHandle[Any, Any]) -> Counter[str]:
+def attempts_of(events: list[dict[str, Any]]) -> Counter[str]:
     """Count how often each activity was begun, as the history tells it."""
-    names: dict[int, str] = {}
+    names: dict[str, str] = {}
     attempts = Counter[str]()
-    async for event in workflow.fetch_history_events():
-        if event.HasField("activity_task_scheduled_event_attributes"):
-            names[event.event_id] = event.activity_task_scheduled_event_attributes.activity_type.name
-        elif event.HasField("activity_task_started_event_attributes"):
-            started = event.activity_task_started_event_attributes
-            attempts[names[started.scheduled_event_id]] += started.attempt
+    for event in events:
+        if scheduled := event.get("activityTaskScheduledEventAttributes"):
+            names[event["eventId"]] = scheduled["activityType"]["name"]
+        elif started := event.get("activityTaskStartedEventAttributes"):
+            attempts[names[started["scheduledEventId"]]] += started["attempt"]
     return attempts
 
 

@@ -6,7 +6,6 @@ Ctrl-C before the worker has ended, and does not say why it could not start.
 
 import asyncio
 import os
-import signal
 import socket
 import tempfile
 import time
@@ -26,7 +25,7 @@ from temporal_api.temporal.search_attributes import add_search_attributes
 
 _READY_SECONDS = 60
 _RELEASE_SECONDS = 10
-_STOP_SECONDS = 8
+STOP_SECONDS = 8
 
 
 class DevServerError(RuntimeError):
@@ -42,13 +41,12 @@ class DevServer:
     pid: int
 
 
-def free_port(preferred: int = 0, host: str = "127.0.0.1") -> int:
+def free_port(preferred: int = 0) -> int:
     """Find a port to listen on: `preferred`, or the next one that is free; 0 finds any."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
     for port in range(preferred, 65536):
-        with suppress(OSError), socket.create_server((host, port), family=family) as listener:
+        with suppress(OSError), socket.create_server(("127.0.0.1", port)) as listener:
             return int(listener.getsockname()[1])
-    raise DevServerError(f"no free port from {preferred} up on {host}")
+    raise DevServerError(f"no free port from {preferred} up")
 
 
 @asynccontextmanager
@@ -68,8 +66,8 @@ async def dev_server(
     `ui_codec` is the address at which the UI decrypts payloads.
     """
     command: list[str | Path] = [await find_temporal(say), "server", "start-dev", "--ip", "127.0.0.1"]
-    command += ["--namespace", namespace]
-    command += ["--log-level", "error", *(["--ui-port", str(ui_port)] if ui_port else ["--headless"])]
+    command += ["--namespace", namespace, "--log-level", "error"]
+    command += ["--ui-port", str(ui_port)] if ui_port else ["--headless"]
     command += ["--ui-codec-endpoint", ui_codec] if ui_codec else []
     # Temporal 1.31 can pause workflows, and does not unless it is told to; older servers do not know the setting.
     command += ["--dynamic-config-value", "frontend.WorkflowPauseEnabled=true"]
@@ -106,15 +104,10 @@ async def _started(
     # These are the connection settings of the service, not of the server.
     env = {name: value for name, value in os.environ.items() if not name.startswith("TEMPORAL_")}
     with tempfile.TemporaryFile() as log:
-        async with process([*command, "--port", str(port)], log, env, folder=folder) as server:
+        words = [*command, "--port", str(port)]
+        async with process(words, log, env, folder=folder, stop_seconds=STOP_SECONDS) as server:
             await _ready(address, search_attributes, server, log)
-            try:
-                yield address, server.pid
-            finally:
-                with suppress(ProcessLookupError, TimeoutError):
-                    server.send_signal(signal.SIGCONT)
-                    server.terminate()
-                    await asyncio.wait_for(server.wait(), _STOP_SECONDS)
+            yield address, server.pid
 
 
 async def _ready(address: str, search_attributes: Sequence[str], server: Process, log: BinaryIO) -> None:
