@@ -42,7 +42,7 @@ from temporal_api.problems import EXCEPTION_HANDLERS, allow
 from temporal_api.requests import JSONRequest, JSONResponse, check_parameters
 from temporal_api.sealing import PageTokens
 from temporal_api.services import SERVICES, Services
-from temporal_api.serving import drain_on_signal, measuring
+from temporal_api.serving import check_metrics_port, drain_on_signal, measuring
 from temporal_api.settings import Settings, from_env
 from temporal_api.temporal.client import Temporal, connected
 from temporal_api.temporal.endings import Endings
@@ -83,6 +83,7 @@ def create_app(
     if settings is None:
         settings = from_env(os.environ)
         configure_logging(settings.log_level, settings.log_format)
+        check_metrics_port(settings)
     resources = [controller.resource for controller in RESOURCES]
     nouns = [noun for each in resources for noun in {each.name, each.plural}]  # a set: "sheep" may be both
     if twice := {noun for noun in nouns if nouns.count(noun) > 1}:
