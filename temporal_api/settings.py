@@ -297,18 +297,17 @@ def _temporal(environ: Mapping[str, str], has_file: bool, *, check_files: bool =
         raise SettingsError("TEMPORAL_CONFIG_FILE: there is no such file")
     if environ.get("TEMPORAL_TLS", "true").lower() not in ("true", "false", "1", "0"):
         raise SettingsError("TEMPORAL_TLS: expected true or false")
-    pems: list[_PEM] = []
+    sources: dict[str, DataSource | None] = {}
     try:
         profile = ClientConfigProfile.load(
             environ.get("TEMPORAL_PROFILE"), override_env_vars=environ, disable_file=not has_file
         )
-        if profile.tls:
-            tls = profile.tls
-            sources = (tls.server_root_ca_cert, tls.client_cert, tls.client_private_key)
-            pems = [_PEM(stem, source, environ) for stem, source in zip(_PEM_KINDS, sources, strict=True)]
+        if tls := profile.tls:
+            given = (tls.server_root_ca_cert, tls.client_cert, tls.client_private_key)
+            sources = {_pem_name(*pem, environ): pem[1] for pem in zip(_PEM_KINDS, given, strict=True)}
         config: dict[str, Any] = {"target_host": DEFAULT_TEMPORAL_ADDRESS, **profile.to_client_connect_config()}
     except OSError as error:
-        name = next((pem.name for pem in pems if pem.source == Path(error.filename)), "TEMPORAL_CONFIG_FILE")
+        name = next((name for name in sources if sources[name] == Path(error.filename)), "TEMPORAL_CONFIG_FILE")
         # Do not repeat the path: it may be a key that was set by mistake.
         raise SettingsError(f"{name}: cannot read the file it names: {error.strerror}") from None
     except (RuntimeError, ValueError) as error:
@@ -326,53 +325,48 @@ def _temporal(environ: Mapping[str, str], has_file: bool, *, check_files: bool =
             variable = name.upper().replace("-", "_")
             raise SettingsError(f"TEMPORAL_GRPC_META_{variable}: expected a name and a value that a header can carry")
     if isinstance(tls_config := config.get("tls"), TLSConfig):
-        _check_tls(tls_config, pems, check_files=check_files)
+        _check_tls(tls_config, [*sources], check_files=check_files)
     return config
 
 
 _PEM_KINDS = {"SERVER_CA_CERT": "CERTIFICATE", "CLIENT_CERT": "CERTIFICATE", "CLIENT_KEY": "(RSA |EC )?PRIVATE KEY"}
 
 
-class _PEM:
-    """One of the SDK's TLS settings, and the name that the operator knows it by."""
-
-    def __init__(self, stem: str, source: DataSource | None, environ: Mapping[str, str]) -> None:
-        self.kind = _PEM_KINDS[stem]
-        self.source = source
-        form = "PATH" if isinstance(source, Path) else "DATA"
-        self.name = f"TEMPORAL_TLS_{stem}_{form}"
-        if self.name not in environ:
-            self.name = f"TEMPORAL_CONFIG_FILE: tls.{stem.lower()}_{form.lower()}"
+def _pem_name(stem: str, source: DataSource | None, environ: Mapping[str, str]) -> str:
+    """The name that the operator knows one of the SDK's TLS settings by."""
+    form = "PATH" if isinstance(source, Path) else "DATA"
+    name = f"TEMPORAL_TLS_{stem}_{form}"
+    return name if name in environ else f"TEMPORAL_CONFIG_FILE: tls.{stem.lower()}_{form.lower()}"
 
 
-def _check_tls(tls: TLSConfig, pems: list[_PEM], *, check_files: bool) -> None:
+def _check_tls(tls: TLSConfig, names: list[str], *, check_files: bool) -> None:
     given = (tls.server_root_ca_cert, tls.client_cert, tls.client_private_key)
-    for pem, text in zip(pems, given, strict=True):
-        if text is not None and not re.search(f"-----BEGIN {pem.kind}-----".encode(), text):
-            what = "a certificate" if pem.kind == "CERTIFICATE" else "an unencrypted private key"
-            raise SettingsError(f"{pem.name}: expected {what} in PEM")
+    for name, kind, text in zip(names, _PEM_KINDS.values(), given, strict=True):
+        if text is not None and not re.search(f"-----BEGIN {kind}-----".encode(), text):
+            what = "a certificate" if kind == "CERTIFICATE" else "an unencrypted private key"
+            raise SettingsError(f"{name}: expected {what} in PEM")
     if tls.client_cert and not tls.client_private_key:
         raise SettingsError("TEMPORAL_TLS_CLIENT_KEY_PATH: required with a client certificate")
     if tls.client_private_key and not tls.client_cert:
         raise SettingsError("TEMPORAL_TLS_CLIENT_CERT_PATH: required with a client key")
     if check_files:
-        ca, certificate, key = pems
+        ca, certificate, key = names
         if tls.server_root_ca_cert:
             _certificate(tls.server_root_ca_cert, ca)
         if tls.client_cert and tls.client_private_key:
             own = _certificate(tls.client_cert, certificate)
             if own.not_valid_after_utc < datetime.now(UTC):
-                raise TLSFilesError(f"{certificate.name}: the certificate has expired on {own.not_valid_after_utc:%F}")
+                raise TLSFilesError(f"{certificate}: the certificate has expired on {own.not_valid_after_utc:%F}")
             try:
                 public_key = load_pem_private_key(tls.client_private_key, None).public_key()
             except (ValueError, TypeError, UnsupportedAlgorithm):
-                raise TLSFilesError(f"{key.name}: the private key is damaged, or of a kind not known here") from None
+                raise TLSFilesError(f"{key}: the private key is damaged, or of a kind not known here") from None
             if public_key != own.public_key():
-                raise TLSFilesError(f"{key.name}: is not the key of the client's certificate")
+                raise TLSFilesError(f"{key}: is not the key of the client's certificate")
 
 
-def _certificate(text: bytes, pem: _PEM) -> x509.Certificate:
+def _certificate(text: bytes, name: str) -> x509.Certificate:
     try:
         return x509.load_pem_x509_certificates(text)[0]
     except ValueError:
-        raise TLSFilesError(f"{pem.name}: the certificate is damaged") from None
+        raise TLSFilesError(f"{name}: the certificate is damaged") from None

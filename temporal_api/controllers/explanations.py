@@ -1,7 +1,6 @@
 """`/problems`, where a problem's `type` leads: what each error means and what to do, from the errors' docstrings."""
 
 import re
-from collections.abc import Iterable
 from html import escape
 from typing import Any
 
@@ -52,16 +51,15 @@ def list_problems(request: Request[Any, Any, Any]) -> Response[bytes]:
 @get("/problems/{code:str}", include_in_schema=False, sync_to_thread=False)
 def explain_problem(request: Request[Any, Any, Any], code: FromPath[str]) -> Response[bytes]:
     """One error: a page, or JSON for who accepts that and no page."""
-    for each in _explanations(request):
-        if each.error == code:
-            again = f"<p>Usually <code>Retry-After: {each.retry_after}</code>, in seconds." if each.retry_after else ""
-            content = (
-                f"<p>Status {each.status} {escape(each.title)}<h2>What it means</h2><p>{_html(each.meaning)}"
-                f"<h2>What to do</h2><p>{_html(each.what_to_do)}{again}"
-                f'<p><a href="{_address(request)}">All errors</a>'
-            )
-            return _answer(request, each, code, content)
-    raise NotFound(f"There is no error {shown(code)}. {_address(request)} lists every one.")
+    found = next((each for each in _explanations(request) if each.error == code), None)
+    if found is None:
+        raise NotFound(f"There is no error {shown(code)}. {_address(request)} lists every one.")
+    again = f"<p>Usually <code>Retry-After: {found.retry_after}</code>, in seconds." if found.retry_after else ""
+    content = (
+        f"<p>Status {found.status} {escape(found.title)}<h2>What it means</h2><p>{_html(found.meaning)}"
+        f'<h2>What to do</h2><p>{_html(found.what_to_do)}{again}<p><a href="{_address(request)}">All errors</a>'
+    )
+    return _answer(request, found, code, content)
 
 
 def _address(request: Request[Any, Any, Any]) -> str:
@@ -69,29 +67,18 @@ def _address(request: Request[Any, Any, Any]) -> str:
 
 
 def _explanations(request: Request[Any, Any, Any]) -> list[Explanation]:
-    """Every class with a code of its own, those of resources too, by status."""
-    found = {kind.code: _explanation(kind, _address(request)) for kind in _below(Problem) if "code" in vars(kind)}
+    """Every class with a code of its own, those of resources too, by status.
+
+    The first sentence of its docstring is what the error means, the others are what to do.
+    """
+    kinds, found, address = [Problem], {}, _address(request)
+    for kind in kinds:
+        kinds += kind.__subclasses__()  # the loop goes on with them
+        if "code" in vars(kind):
+            meaning, _, advice = (kind.__doc__ or "").partition(". ")
+            told = (phrase(kind.status), kind.status, kind.code, f"{meaning}.", advice, kind.retry_after)
+            found[kind.code] = Explanation(f"{address}/{kind.code}", *told)
     return sorted(found.values(), key=lambda each: (each.status, each.error))
-
-
-def _below(kind: type[Problem]) -> Iterable[type[Problem]]:
-    for each in kind.__subclasses__():
-        yield each
-        yield from _below(each)
-
-
-def _explanation(kind: type[Problem], address: str) -> Explanation:
-    """The first sentence of the docstring is what the error means, the others are what to do."""
-    meaning, _, advice = (kind.__doc__ or "").partition(". ")
-    return Explanation(
-        type=f"{address}/{kind.code}",
-        title=phrase(kind.status),
-        status=kind.status,
-        error=kind.code,
-        meaning=f"{meaning}.",
-        what_to_do=advice,
-        retry_after=kind.retry_after,
-    )
 
 
 def _html(text: str) -> str:
