@@ -29,7 +29,6 @@ from temporal_api.logs import SDK_LOGGING, configure_logging
 from temporal_api.serving import listen, serving
 from temporal_api.settings import from_env
 from temporal_api.temporal.access import connect
-from temporal_api.temporal.payloads import data_converter
 from temporal_api.temporal.search_attributes import add_search_attributes
 
 ORDER = {
@@ -83,6 +82,7 @@ class Dev:
         self.environ = environ
         self.settings = from_env(environ)
         self.stack = stack
+        self.namespace = self.settings.temporal.get("namespace", "default")
         self.ui = ""
         self.temporal_cli = "temporal"
 
@@ -100,13 +100,10 @@ class Dev:
         self.api = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
         with console.status("Starting Temporal, a worker and the API"):
             ui_origins = await self._start_temporal() if embedded else []
-            self.client = await connect(
-                self.settings.read_temporal(),
-                data_converter=data_converter(self.settings),
-                runtime=Runtime(telemetry=TelemetryConfig(logging=SDK_LOGGING)),
-            )
+            runtime = Runtime(telemetry=TelemetryConfig(logging=SDK_LOGGING))
+            client = await connect(self.settings.read_temporal(), runtime=runtime)
             await self._start_worker()
-            await add_search_attributes(self.client, SEARCH_ATTRIBUTES)
+            await add_search_attributes(client, SEARCH_ATTRIBUTES)
             app = create_app(self.settings, public_handlers(ui_origins))
             for each in held:
                 each.close()
@@ -122,7 +119,7 @@ class Dev:
         server = await self.stack.enter_async_context(
             dev_server(
                 search_attributes=SEARCH_ATTRIBUTES,
-                namespace=self.settings.temporal.get("namespace", "default"),
+                namespace=self.namespace,
                 port=port,
                 ui_port=ui_port,
                 ui_codec=self.api + CODEC_PATH if origins else "",
@@ -171,12 +168,12 @@ class Dev:
 
     def _show_addresses(self, run: Any) -> None:
         """Show what a newcomer clicks and pastes next."""
-        temporal, namespace = self.settings.temporal["target_host"], self.client.namespace
+        temporal = self.settings.temporal["target_host"]
         addresses = {"API": self.api, "Docs": f"{self.api}/docs#token={self.token}"}
         if self.ui:
             addresses["Temporal UI"] = self.ui
             workflow = f"workflows/{run['workflow_id']}/{run['run_id']}"
-            addresses["Order's run"] = f"{self.ui}/namespaces/{namespace}/{workflow}/history"
+            addresses["Order's run"] = f"{self.ui}/namespaces/{self.namespace}/{workflow}/history"
         else:
             addresses["Temporal"] = temporal
         for name, address in addresses.items():
@@ -197,7 +194,7 @@ export ORDER_ID={run["order"]["id"]}""")
             say(f"curl -s {self.api}/api/v1/orders/$ORDER_ID {bearer}")
         if encrypted:
             codec = f'--codec-endpoint {self.api}/api/v1/codec --codec-auth "Bearer $TOKEN"'
-            place = f"--address {temporal}" + (f" --namespace {namespace}" if namespace != "default" else "")
+            place = f"--address {temporal} --namespace {self.namespace}".removesuffix(" --namespace default")
             say(f"{self.temporal_cli} workflow show {place} -w order-$ORDER_ID {codec}")
         say()
 

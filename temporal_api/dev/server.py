@@ -67,12 +67,9 @@ async def dev_server(
     """
     command: list[str | Path] = [await find_temporal(say), "server", "start-dev", "--ip", "127.0.0.1"]
     command += ["--namespace", namespace, "--log-level", "error"]
-    command += ["--ui-port", str(ui_port)] if ui_port else ["--headless"]
-    command += ["--ui-codec-endpoint", ui_codec] if ui_codec else []
+    command += ["--ui-port", str(ui_port), "--ui-codec-endpoint", ui_codec] if ui_port else ["--headless"]
     # Temporal 1.31 can pause workflows, and does not unless it is told to; older servers do not know the setting.
     command += ["--dynamic-config-value", "frontend.WorkflowPauseEnabled=true"]
-    for name in search_attributes:
-        command += ["--search-attribute", f"{name}=Keyword"]
     async with AsyncExitStack() as stack:
         folder = ""
         if not db_filename:
@@ -130,7 +127,7 @@ async def _answers(address: str, search_attributes: Sequence[str]) -> None:
     while True:
         with suppress(RuntimeError, RPCError):
             client = await Client.connect(address)
-            # The server's own flag does not change the namespace of an older database.
+            # The server's own flag for them does not change the namespace of an older database.
             await add_search_attributes(client, search_attributes)
             await client.count_workflows(" AND ".join(f"{name} = ''" for name in search_attributes))
             return
