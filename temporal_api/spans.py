@@ -54,6 +54,8 @@ class Spans:
         self._tracer = self._provider.get_tracer("temporal_api", __version__)
         self.temporal = functools.partial(_TracedTemporal, self._tracer, _address(temporal_address))
         """Makes a Temporal whose calls have spans."""
+        self.of_worker = TracingInterceptor(self._tracer)
+        """The SDK's interceptor, which gives workflows and activities spans."""
 
     def of_requests(self, app: ASGIApp) -> ASGIApp:
         """Give each request a span, whose trace the app then finds in the request's headers."""
@@ -78,10 +80,6 @@ class Spans:
                     _tell(span, routed)
 
         return traced
-
-    def of_worker(self) -> TracingInterceptor:
-        """Make the SDK's interceptor, which gives workflows and activities spans."""
-        return TracingInterceptor(self._tracer)
 
     async def close(self) -> None:
         """Send what is there still, within a second."""

@@ -81,8 +81,8 @@ async def dev_server(
         deadline = time.monotonic() + _RELEASE_SECONDS
         while True:
             try:
-                server = _started(command, port or free_port(), search_attributes, folder)
-                address, pid = await stack.enter_async_context(server)
+                address = f"127.0.0.1:{port or free_port()}"
+                pid = await stack.enter_async_context(_started(command, address, search_attributes, folder))
                 break
             except DevServerError as error:
                 # Another process took the port that we chose, or a killed one has not released ours yet.
@@ -94,17 +94,16 @@ async def dev_server(
 
 @asynccontextmanager
 async def _started(
-    command: Sequence[str | Path], port: int, search_attributes: Sequence[str], folder: str
-) -> AsyncIterator[tuple[str, int]]:
-    """Start a server; give its address and process id once it is ready."""
-    address = f"127.0.0.1:{port}"
+    command: Sequence[str | Path], address: str, search_attributes: Sequence[str], folder: str
+) -> AsyncIterator[int]:
+    """Start a server; give its process id once it is ready."""
     # These are the connection settings of the service, not of the server.
     env = {name: value for name, value in os.environ.items() if not name.startswith("TEMPORAL_")}
     with tempfile.TemporaryFile() as log:
-        words = [*command, "--port", str(port)]
+        words = [*command, "--port", address.rpartition(":")[2]]
         async with process(words, log, env, folder=folder, stop_seconds=STOP_SECONDS) as server:
             await _ready(address, search_attributes, server, log)
-            yield address, server.pid
+            yield server.pid
 
 
 async def _ready(address: str, search_attributes: Sequence[str], server: Process, log: BinaryIO) -> None:

@@ -25,7 +25,7 @@ async def run_worker(settings: Settings, create: Callable[[Client], Worker]) -> 
     options = {
         "data_converter": data_converter(settings),
         "runtime": metrics.runtime(),
-        "interceptors": [spans.of_worker()] if spans else [],
+        "interceptors": [spans.of_worker] if spans else [],
     }
     async with measuring(settings, metrics):
         worker = create(await wait_for_temporal(settings, **options))
