@@ -85,52 +85,48 @@ def listen(host: str, port: int, setting: str = "PORT") -> list[socket.socket]:
     return sockets
 
 
-def _config(app: Litestar) -> uvicorn.Config:
-    settings: Settings = app.state.settings
-    return uvicorn.Config(
-        app,
-        host=settings.host,  # this and the port are only told in the log
-        port=settings.port,
-        lifespan="on",
-        http=Connection,
-        ws="none",
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        forwarded_allow_ips=settings.forwarded_allow_ips,
-        # Longer than proxies and clients keep theirs (60 s, 5 s): a server that closes first may lose a request.
-        timeout_keep_alive=75,
-        timeout_graceful_shutdown=GRACE_SECONDS + 1,
-    )
-
-
-def _connections(app: Litestar) -> Connections:
-    connections = Connections(app.state.settings)
-    if (metrics := app.state.get("metrics")) is not None:
-        name, opened = "temporal_api_open_connections", connections.connections
-        metrics.watch(name, "Open client connections.", lambda: len(opened), connections.limit)
-    return connections
-
-
-class _DrainingServer(uvicorn.Server):
-    """On a signal it is not ready, waits and streams end, then the listener closes and requests under way finish."""
+class _Server(uvicorn.Server):
+    """A uvicorn whose connections are bounded."""
 
     def __init__(self, app: Litestar) -> None:
-        super().__init__(_config(app))
-        self._state = app.state
-        self.server_state: Connections = _connections(app)
-        self._sockets: list[socket.socket] = []
-        self._last: list[asyncio.Future[Any]] = []
+        settings: Settings = app.state.settings
+        config = uvicorn.Config(
+            app,
+            host=settings.host,  # this and the port are only told in the log
+            port=settings.port,
+            lifespan="on",
+            http=Connection,
+            ws="none",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            forwarded_allow_ips=settings.forwarded_allow_ips,
+            # Longer than proxies and clients keep theirs (60 s, 5 s): a server that closes first may lose a request.
+            timeout_keep_alive=75,
+            timeout_graceful_shutdown=GRACE_SECONDS + 1,
+        )
+        super().__init__(config)
+        self.server_state: Connections = Connections(settings)
+        self.app_state = app.state
+        if (metrics := app.state.get("metrics")) is not None:
+            name, opened = "temporal_api_open_connections", self.server_state.connections
+            metrics.watch(name, "Open client connections.", lambda: len(opened), self.server_state.limit)
+
+
+class _DrainingServer(_Server):
+    """On a signal it is not ready, waits and streams end, then the listener closes and requests under way finish."""
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Begin to serve, and say so: uvicorn says it only of sockets that it has opened itself."""
         await super().startup(sockets)
-        self._sockets = sockets or []
-        self._log_started_message(self._sockets)
+        if self.started:
+            self._sockets = sockets or []
+            self._last: list[asyncio.Future[Any]] = []
+            self._log_started_message(self._sockets)
 
     @property
     def _services(self) -> Services:
-        services: Services = self._state.services
+        services: Services = self.app_state.services
         return services
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
@@ -144,24 +140,21 @@ class _DrainingServer(uvicorn.Server):
         loop.call_later(self._services.settings.shutdown_delay_seconds, self._close, sig, frame)
 
     def _close(self, sig: int, frame: FrameType | None) -> None:
+        loop = asyncio.get_running_loop()
         self._services.temporal.shorten_deadlines(GRACE_SECONDS)
         spares = [each.dup() for each in self._sockets]
         for listener in self.servers:
             listener.close()
-        for spare in spares:
-            self._take_last_connections(spare)
-        # Read what has arrived on open connections first: they look idle, and would be closed.
-        asyncio.get_running_loop().call_later(READ_SECONDS, super().handle_exit, sig, frame)
-
-    def _take_last_connections(self, listener: socket.socket) -> None:
-        """Take the connections that the kernel has made already: closing the listener resets them."""
+        # Take the connections that the kernel has made already: to close its last listener would reset them.
         protocol = partial(Connection, self.config, self.server_state, self.lifespan.state)
-        loop = asyncio.get_running_loop()
-        listener.setblocking(False)
-        with listener, suppress(BlockingIOError):
-            while True:
-                connection, _ = listener.accept()
-                self._last.append(asyncio.ensure_future(loop.connect_accepted_socket(protocol, connection)))
+        for spare in spares:
+            spare.setblocking(False)
+            with spare, suppress(BlockingIOError):
+                while True:
+                    connection, _ = spare.accept()
+                    self._last.append(asyncio.ensure_future(loop.connect_accepted_socket(protocol, connection)))
+        # Read what has arrived on open connections first: they look idle, and would be closed.
+        loop.call_later(READ_SECONDS, super().handle_exit, sig, frame)
 
 
 @asynccontextmanager
@@ -197,11 +190,9 @@ async def drain_on_signal(app: Litestar) -> AsyncIterator[None]:
 async def serving(app: Litestar, host: str, port: int, setting: str = "PORT") -> AsyncIterator[None]:
     """Serve the app while the block runs, and leave signals alone. Raises what `listen` raises."""
     sockets = listen(host, port, setting)
-    config = _config(app)
-    config.load()
-    server = uvicorn.Server(config)
-    server.server_state = _connections(app)
-    server.lifespan = config.lifespan_class(config)
+    server = _Server(app)
+    server.config.load()
+    server.lifespan = server.config.lifespan_class(server.config)
     try:
         await server.startup(sockets)
     except SystemExit:
