@@ -10,6 +10,7 @@ import select
 import threading
 import time
 import traceback
+from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any
 
@@ -44,10 +45,9 @@ def configure_logging(level: str, log_format: str) -> None:
     handler.setFormatter(JSONFormatter() if log_format == "json" else ConsoleFormatter())
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
     logging.captureWarnings(True)
-    logging.getLogger("httpx").setLevel("WARNING")
     # While Temporal is away, these have something to say about each request.
     for name in ("temporalio", "temporal_api.temporal.failures"):
-        logging.getLogger(name).addFilter(_REPEATS)
+        logging.getLogger(name).addFilter(_is_new)
 
 
 class JSONFormatter(logging.Formatter):
@@ -188,29 +188,20 @@ def _write(content: bytes) -> None:
 def _write_now(line: str) -> None:
     """Write a line after the thread has ended, if that does not block: a pipe that is ready takes PIPE_BUF bytes."""
     content = f"{line}\n".encode()
-    try:
+    with suppress(OSError):
         if len(content) <= select.PIPE_BUF and select.select([], [STDOUT], [], 0)[1]:
             os.write(STDOUT, content)
-    except OSError:
-        pass
 
 
-class _Repeats(logging.Filter):
-    """Lets one record a second pass, of each logger or each module of the SDK's core; the same words once a minute."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._passed: dict[str, tuple[float, str]] = {}
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        """Whether the record passes."""
-        source = getattr(getattr(record, "temporal_log", None), "target", record.name)
-        now, message = time.monotonic(), record.getMessage()
-        passed_at, passed = self._passed.get(source, (float("-inf"), ""))
-        if now - passed_at < (60 if message == passed else 1):
-            return False
-        self._passed[source] = now, message
-        return True
+_passed: dict[str, tuple[float, str]] = {}
 
 
-_REPEATS = _Repeats()
+def _is_new(record: logging.LogRecord) -> bool:
+    """Let one record a second pass, of each logger or each module of the SDK's core; the same words once a minute."""
+    source = getattr(getattr(record, "temporal_log", None), "target", record.name)
+    now, message = time.monotonic(), record.getMessage()
+    passed_at, passed = _passed.get(source, (float("-inf"), ""))
+    if now - passed_at < (60 if message == passed else 1):
+        return False
+    _passed[source] = now, message
+    return True
