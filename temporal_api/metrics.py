@@ -129,36 +129,29 @@ class _SDKMetrics(Collector):
     def __init__(self, without: frozenset[str]) -> None:
         self.buffer = sdk.MetricBuffer(16_384, duration_format=sdk.MetricBufferDurationFormat.MILLISECONDS)
         self._without = without
-        self._families: dict[str, tuple[BufferedMetric, list[_Series]]] = {}
-        self._series: dict[tuple[object, ...], _Series] = {}
+        self._families: dict[str, tuple[BufferedMetric, dict[tuple[object, ...], _Series]]] = {}
 
     def drain(self) -> None:
-        """Read the buffer, which empties it."""
+        """Read the buffer, which empties it. Where there are too many labels, those that are new share a series."""
         for update in self.buffer.retrieve_updates():
             metric, labels = update.metric, update.attributes
             if not self._without.isdisjoint(labels):
                 labels = {name: value for name, value in labels.items() if name not in self._without}
-            series = self._series.get((metric.name, *labels.items())) or self._add(metric, labels)
+            _, family = self._families.get(metric.name) or self._families.setdefault(metric.name, (metric, {}))
+            series = family.get(tuple(labels.items()))
+            if series is None:
+                if len(family) >= MOST_SERIES:
+                    labels = dict.fromkeys(labels, OTHER)
+                series = family.setdefault(tuple(labels.items()), _Series(metric, labels))
             series.record(update.value)
-
-    def _add(self, metric: BufferedMetric, labels: Mapping[str, object]) -> "_Series":
-        """Find the place for labels that are new: where there are too many, one for them all."""
-        _, family = self._families.setdefault(metric.name, (metric, []))
-        if len(family) >= MOST_SERIES:
-            labels = dict.fromkeys(labels, OTHER)
-        key = (metric.name, *labels.items())
-        if key not in self._series:
-            self._series[key] = _Series(metric, labels)
-            family.append(self._series[key])
-        return self._series[key]
 
     def collect(self) -> Iterator[Metric]:
         """Give each metric that the SDK has measured so far."""
-        for metric, all_series in self._families.values():
-            family = Metric(metric.name, metric.description or metric.name, _KINDS.get(metric.kind, "histogram"))
-            for series in all_series:
-                family.samples += series.samples()
-            yield family
+        for metric, family in self._families.values():
+            told = Metric(metric.name, metric.description or metric.name, _KINDS.get(metric.kind, "histogram"))
+            for series in family.values():
+                told.samples += series.samples()
+            yield told
 
 
 class _Series:
