@@ -22,8 +22,6 @@ from msgspec import Meta, field
 from temporalio.envconfig import ClientConfigProfile, DataSource
 from temporalio.service import TLSConfig
 
-DEFAULT_TEMPORAL_ADDRESS = "localhost:7233"
-
 HMAC_ALGORITHMS = ("HS256", "HS384", "HS512")
 ASYMMETRIC_ALGORITHMS = (
     *("RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA", "Ed25519"),
@@ -104,10 +102,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, rename=str.upper):
     max_memory_bytes: Annotated[int, Meta(ge=1024)] = 256 * 1024 * 1024
     temporal: dict[str, Any] = field(name="", default_factory=dict)
     """Arguments of the SDK's `Client.connect`; no environment variable has an empty name."""
-    temporal_variables: dict[str, str] = field(name="  ", default_factory=dict)
-    """The variables that those were read from."""
-    temporal_file: bool = field(name="   ", default=True)
-    """Whether the SDK looks for its profile file."""
+    temporal_source: tuple[dict[str, str], bool] = field(name="  ", default=({}, True))
+    """The variables that those were read from, and whether the SDK looks for its profile file."""
     resources: dict[str, ResourceSettings] = field(name=" ", default_factory=dict)
     """The settings of business resources, by the resource's plural."""
 
@@ -118,7 +114,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, rename=str.upper):
 
     def read_temporal(self) -> dict[str, Any]:
         """Read `temporal` again, since its files may change, and look into the certificates. Raises SettingsError."""
-        return _temporal(self.temporal_variables, self.temporal_file, check_files=True)
+        return _temporal(*self.temporal_source, check_files=True)
 
     @property
     def issuers(self) -> dict[str, str]:
@@ -159,9 +155,7 @@ _EXPECTED = {
 def from_env(environ: Mapping[str, str], *, keys_needed: bool = True) -> Settings:
     """Read the settings; an empty variable counts as unset, white space around a value as not there.
 
-    Only what checks no tokens can do without their keys.
-
-    Raises SettingsError.
+    Only what checks no tokens can do without their keys. Raises SettingsError.
     """
     # The SDK looks for its profile file below the home folder; a service account may have none.
     has_file = any(environ.get(name) for name in ("TEMPORAL_CONFIG_FILE", "HOME", "XDG_CONFIG_HOME"))
@@ -180,17 +174,20 @@ def from_env(environ: Mapping[str, str], *, keys_needed: bool = True) -> Setting
     for name in ("LOG_LEVEL", "LOG_FORMAT"):
         if name in values:
             values[name] = values[name].lower()
-    variables = {name: value for name, value in environ.items() if name.startswith("TEMPORAL_")}
+    source = {name: value for name, value in environ.items() if name.startswith("TEMPORAL_")}, has_file
     settings = msgspec.structs.replace(
         _converted(values, Settings),
-        temporal=_temporal(variables, has_file),
-        temporal_variables=variables,
-        temporal_file=has_file,
+        temporal=_temporal(*source),
+        temporal_source=source,
         resources=_resources(environ),
     )
     if len(dict(settings.encryption_keys)) < len(settings.payload_encryption_keys):
         raise SettingsError("PAYLOAD_ENCRYPTION_KEYS: two keys have the same id; give each its own")
-    _check_forwarded_allow_ips(settings.forwarded_allow_ips)
+    try:
+        for item in settings.forwarded_allow_ips.split(",") if settings.forwarded_allow_ips != "*" else ():
+            ipaddress.ip_network(item.strip())
+    except ValueError:  # uvicorn would take it for a name, which no client has
+        raise SettingsError("FORWARDED_ALLOW_IPS: expected addresses and networks, comma-separated, or *") from None
     if (collector := settings.otel_exporter_otlp_endpoint) and not is_http_address(collector):
         raise SettingsError("OTEL_EXPORTER_OTLP_ENDPOINT: expected an http or https address, such as http://host:4318")
     for name in ("jwt_secret", "jwt_secret_previous", "secret_key"):
@@ -217,15 +214,6 @@ def _resources(environ: Mapping[str, str]) -> dict[str, ResourceSettings]:
         if match := _RESOURCE_VARIABLE.fullmatch(variable):
             found.setdefault(match["resource"], {})[match["name"]] = value
     return {name.lower(): _converted(values, ResourceSettings, f"{name}_") for name, values in found.items()}
-
-
-def _check_forwarded_allow_ips(value: str) -> None:
-    """Refuse what uvicorn would take for a name, which no client has."""
-    try:
-        for item in value.split(",") if value != "*" else ():
-            ipaddress.ip_network(item.strip())
-    except ValueError:
-        raise SettingsError("FORWARDED_ALLOW_IPS: expected addresses and networks, comma-separated, or *") from None
 
 
 def _unwrapped(name: str, value: str) -> str:
@@ -305,7 +293,7 @@ def _temporal(environ: Mapping[str, str], has_file: bool, *, check_files: bool =
         if tls := profile.tls:
             given = (tls.server_root_ca_cert, tls.client_cert, tls.client_private_key)
             sources = {_pem_name(*pem, environ): pem[1] for pem in zip(_PEM_KINDS, given, strict=True)}
-        config: dict[str, Any] = {"target_host": DEFAULT_TEMPORAL_ADDRESS, **profile.to_client_connect_config()}
+        config: dict[str, Any] = {"target_host": "localhost:7233", **profile.to_client_connect_config()}
     except OSError as error:
         name = next((name for name in sources if sources[name] == Path(error.filename)), "TEMPORAL_CONFIG_FILE")
         # Do not repeat the path: it may be a key that was set by mistake.
