@@ -78,6 +78,7 @@ def create_app(
 
     Without settings it reads them from the environment, configures the log and handles the process's signals, so that
     any ASGI server can call it: `uvicorn --factory temporal_api.app:create_app`, `litestar --app ... run --reload`.
+    It then raises what `check_metrics_port` does, too.
     """
     under_another_server = settings is None
     if settings is None:
