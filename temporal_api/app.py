@@ -40,7 +40,7 @@ from temporal_api.problems import EXCEPTION_HANDLERS, allow
 from temporal_api.requests import JSONRequest, JSONResponse, check_parameters
 from temporal_api.sealing import PageTokens
 from temporal_api.services import SERVICES, Services
-from temporal_api.serving import drain_on_signal, measuring
+from temporal_api.serving import check_metrics_port, drain_on_signal, measuring
 from temporal_api.settings import Settings, from_env
 from temporal_api.temporal.client import Temporal, connected
 from temporal_api.temporal.endings import Endings
@@ -76,11 +76,13 @@ def create_app(
 
     Without settings it reads them from the environment, configures the log and handles the process's signals, so that
     any ASGI server can call it: `uvicorn --factory temporal_api.app:create_app`, `litestar --app ... run --reload`.
+    It then raises what `check_metrics_port` does, too.
     """
     own_signals = [drain_on_signal] if settings is None else []
     if settings is None:
         settings = from_env(os.environ)
         configure_logging(settings.log_level, settings.log_format)
+        check_metrics_port(settings)
     resources = [controller.resource for controller in RESOURCES]
     nouns = [noun for each in resources for noun in {each.name, each.plural}]  # a set: "sheep" may be both
     if twice := {noun for noun in nouns if nouns.count(noun) > 1}:

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import datetime
 import ipaddress
+import logging
 import os
 import shutil
 import signal
@@ -416,16 +417,23 @@ async def test_an_api_key_that_temporal_refuses(with_keys: str) -> None:
     assert f"temporal-api: {denied}\n" == setup.output
 
 
-async def test_a_worker_whose_key_expires_says_so(settings: Settings) -> None:
-    """The SDK ends it at the next poll, and says only that it has failed."""
+async def test_a_worker_whose_key_expires_says_so(settings: Settings, caplog: pytest.LogCaptureFixture) -> None:
+    """The SDK ends it at the next poll, and says only that it has failed: that traceback is left out, no other."""
+    log = logging.getLogger("temporalio.worker._worker")
 
     async def run() -> None:
         status = 'Status { code: Unauthenticated, message: "API key has expired", metadata: MetadataMap { .. } }'
-        raise RuntimeError("Workflow worker failed") from RuntimeError(f"Poll failure: Unhandled grpc error: {status}")
+        log.error("Worker failed", exc_info=RuntimeError("Workflow worker failed"))
+        try:
+            raise RuntimeError("Workflow worker failed") from RuntimeError(f"Poll failure: Unhandled grpc: {status}")
+        except RuntimeError as error:
+            log.error("Worker failed", exc_info=error)  # as the SDK does
+            raise
 
     worker: Any = SimpleNamespace(run=run)
     with pytest.raises(access.AccessDeniedError, match=r"^TEMPORAL_API_KEY: not accepted: API key has expired$"):
         await run_worker(settings, lambda client: worker)
+    assert ["Worker failed"] == [record.message for record in caplog.records if record.name == log.name]
 
 
 async def test_serve_says_at_once_what_temporal_refuses(

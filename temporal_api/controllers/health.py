@@ -15,13 +15,11 @@ from temporal_api.services import services_of
 
 _SILENT = "unhealthy: no answer in time"
 
-Healthy = Literal["healthy", "unhealthy"]
-
 
 class HealthStatus(msgspec.Struct):
     """What this service found when it asked."""
 
-    status: Annotated[Healthy, Meta(description="`healthy` with 200, `unhealthy` with 503.")]
+    status: Annotated[Literal["healthy", "unhealthy"], Meta(description="`healthy` with 200, `unhealthy` with 503.")]
     timestamp: Annotated[datetime, Meta(tz=True, description="When.", examples=["2026-01-31T12:00:00.123456Z"])]
     services: Annotated[
         dict[str, str],
