@@ -33,14 +33,15 @@ _OPTIONS: Options = {
     "enforce_minimum_key_length": True,
 }
 _UNVERIFIED: Options = {**_OPTIONS, "verify_signature": False, "verify_exp": True, "verify_nbf": True}
-_UNREADABLE = "its claims cannot be read; exp, nbf and iat are numbers in a JSON object"
-_REASONS = {
-    InvalidSubjectError: "its sub claim is not a string",
-    jwt.ImmatureSignatureError: "it is not valid yet",
-    **dict.fromkeys(
-        (jwt.DecodeError, jwt.InvalidIssuedAtError, ValueError, OverflowError, RecursionError), _UNREADABLE
+_REASONS = (
+    (InvalidSubjectError, "its sub claim is not a string"),
+    (jwt.ImmatureSignatureError, "it is not valid yet"),
+    (
+        (jwt.DecodeError, jwt.InvalidIssuedAtError, ValueError, OverflowError, RecursionError),
+        "its claims cannot be read; exp, nbf and iat are numbers in a JSON object",
     ),
-}
+    (Exception, "it cannot be verified"),
+)
 
 
 class User(msgspec.Struct, frozen=True):
@@ -128,7 +129,7 @@ class Verifier:
             found = f"alg is {shown(header['alg'])}, kid is {shown(header.get('kid'))}"
             raise self._refusals.invalid("its signature is not that of a trusted key", found) from None
         except (jwt.PyJWTError, ValueError, TypeError, OverflowError, RecursionError) as error:
-            why = next((why for kind, why in _REASONS.items() if isinstance(error, kind)), "it cannot be verified")
+            why = next(why for kinds, why in _REASONS if isinstance(error, kinds))
             raise self._refusals.invalid(why, shown(str(error))) from None
         name = self._name(claims)
         self._check_audience(claims)

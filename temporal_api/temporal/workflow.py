@@ -16,15 +16,8 @@ from temporalio.api.query.v1 import WorkflowQuery
 from temporalio.api.workflowservice import v1 as api
 from temporalio.service import RPCError
 
-from temporal_api.errors import (
-    NoWorker,
-    Problem,
-    WorkflowCompleted,
-    WorkflowNotFound,
-    WorkflowPaused,
-    WorkflowTaskFailing,
-    shown,
-)
+from temporal_api import errors
+from temporal_api.errors import Problem, WorkflowCompleted, WorkflowNotFound, shown
 from temporal_api.temporal.caller import caller
 from temporal_api.temporal.client import Response, Temporal
 from temporal_api.temporal.failures import detail_of, workflow_subject
@@ -123,7 +116,7 @@ class Workflow:
         )
         response = await self.call(self.fail_without_worker(self.temporal.waits.query_workflow), request)
         if response.HasField("query_rejected"):  # without a condition of ours, Temporal rejects for this only
-            raise WorkflowPaused(source="temporal", **self.subject.details)
+            raise errors.WorkflowPaused(source="temporal", **self.subject.details)
         return await self.temporal.result(response.query_result.payloads)
 
     async def cancel(self, reason: str) -> None:
@@ -149,21 +142,11 @@ class Workflow:
         """Let its code go on. Raises WorkflowCompleted, NotSupported."""
         await self._pause(self.temporal.service.unpause_workflow_execution, api.UnpauseWorkflowExecutionRequest, reason)
 
-    async def _pause(
-        self,
-        rpc: Callable[..., Awaitable[Message]],
-        kind: type[api.PauseWorkflowExecutionRequest | api.UnpauseWorkflowExecutionRequest],
-        reason: str,
-    ) -> None:
+    async def _pause(self, rpc: Callable[..., Awaitable[Message]], kind: type[Message], reason: str) -> None:
         await self.describe()  # one of Temporal's own is not there
-        request = kind(
-            namespace=self.temporal.namespace,
-            workflow_id=self.id,
-            run_id=self.run_id,
-            reason=reason,
-            request_id=str(uuid.uuid4()),
-        )
-        with suppress(WorkflowPaused):  # it is so already
+        target = {"namespace": self.temporal.namespace, "workflow_id": self.id, "run_id": self.run_id}
+        request = kind(**target, reason=reason, request_id=str(uuid.uuid4()))
+        with suppress(errors.WorkflowPaused):  # it is so already
             await self.call_open(rpc, request)
 
     async def delete(self) -> None:
@@ -248,36 +231,29 @@ class Workflow:
         try:
             run = await self.describe()
             if not await self._workers.poll(run.task_queue):
-                return NoWorker(
-                    f"No worker polls the task queue {run.task_queue!r}; start one, or try again.",
-                    source="gateway",
-                    task_queue=run.task_queue,
-                    **self.subject.details,
-                )
+                told = f"No worker polls the task queue {run.task_queue!r}; start one, or try again."
+                details = {**self.subject.details, "task_queue": run.task_queue}
+                return errors.NoWorker(told, source="gateway", **details)
             return await self._task_failing(run)
         except Problem:  # the call itself reports what is wrong with Temporal
             return None
-        return None
 
     async def _why_not_ready(self) -> Problem:
         """Why Temporal refuses to ask the workflow at all."""
         run = await self.describe()
         if not run.is_open:
             return self._completed(f"The workflow {self.id!r} was closed before a worker could answer for it.")
-        return await self._task_failing(run) or WorkflowTaskFailing(source="gateway", **self.subject.details)
+        return await self._task_failing(run) or errors.WorkflowTaskFailing(source="gateway", **self.subject.details)
 
     async def _task_failing(self, run: Run) -> Problem | None:
         task = await self.pending_workflow_task(run)
         if task is None:
             return None
+        details = {**self.subject.details, "run_id": run.run_id}
         if task.failure is None:
-            return WorkflowTaskFailing(source="gateway", **self.subject.details)
-        return WorkflowTaskFailing(
-            f"The workflow cannot answer: its code fails again and again: {task.failure.message}",
-            source="workflow",
-            failure=task.failure,
-            **{**self.subject.details, "run_id": run.run_id},
-        )
+            return errors.WorkflowTaskFailing(source="gateway", **details)
+        told = f"The workflow cannot answer: its code fails again and again: {task.failure.message}"
+        return errors.WorkflowTaskFailing(told, source="workflow", failure=task.failure, **details)
 
     async def pending_workflow_task(self, run: Run) -> PendingWorkflowTask | None:
         """The workflow task that the run's code fails again and again; None when its code is not to blame.
