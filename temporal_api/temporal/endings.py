@@ -54,7 +54,7 @@ class Endings:
 async def _closing_event(run: Workflow) -> HistoryEvent:
     token = b""
     while True:
-        page = await retry_while_away(functools.partial(run.read_page, token=token, wait=True, closing_only=True))
+        page = await retry_while_away(run.read_page, token=token, wait=True, closing_only=True)
         if page.events and page.events[-1].event_type in CLOSING:
             return page.events[-1]
         token = page.token

@@ -1,7 +1,6 @@
 """Histories as they grow: one long poll a run, shared by all who watch it in this process."""
 
 import asyncio
-import functools
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 
@@ -66,7 +65,7 @@ class Feeds:
         watchers = self._watchers.setdefault(key, set())
         watchers.add(watcher)
         try:
-            with self._polls.join(key, functools.partial(_poll, run, length, watchers)):
+            with self._polls.join(key, lambda: _poll(run, length, watchers)):
                 async for page in watcher.read(run):
                     for some in in_parts([event for event in page if event.event_id > seen]):
                         seen = some[-1].event_id
@@ -90,7 +89,7 @@ async def _poll(run: Workflow, after: int, watchers: set[_Watcher]) -> None:
     token, batches, closed = b"", FIRST_BATCHES, False
     try:
         while True:
-            page = await retry_while_away(functools.partial(run.read_page, token=token, batches=batches, wait=True))
+            page = await retry_while_away(run.read_page, token=token, batches=batches, wait=True)
             batches = fitting(batches, page)
             fresh = [event for event in page.events if event.event_id > after]
             if fresh:

@@ -4,7 +4,6 @@ Temporal may lose an update that it has only admitted: a caller hears of success
 """
 
 import asyncio
-import functools
 from collections.abc import Awaitable, Callable, Iterable
 from contextlib import suppress
 from typing import Any, TypeVar
@@ -47,15 +46,13 @@ async def send(workflow: Workflow, update_id: str, name: str, args: Iterable[obj
     rpc = workflow.fail_without_worker(_until_accepted(workflow.temporal.waits.update_workflow_execution))
     try:
         response = await workflow.call_open(rpc, await _request(workflow, update_id, name, args))
-    except (errors.Unavailable, errors.TemporalTimeout) as problem:
-        hint = "The update may still happen: sent again with the same update_id, it happens once."
-        raise problem.adding(hint, update_id=update_id) from problem.__cause__
-    except errors.WorkflowPaused as problem:
-        with suppress(UpdateNotFound):  # accepted before the pause, it has its outcome, or will have it
-            return await find(workflow, update_id)
-        raise problem.adding(update_id=update_id) from problem.__cause__
     except Problem as problem:
-        raise problem.adding(update_id=update_id) from problem.__cause__
+        if isinstance(problem, errors.WorkflowPaused):
+            with suppress(UpdateNotFound):  # accepted before the pause, it has its outcome, or will have it
+                return await find(workflow, update_id)
+        is_open = isinstance(problem, errors.Unavailable | errors.TemporalTimeout)
+        hint = "The update may still happen: sent again with the same update_id, it happens once." if is_open else ""
+        raise problem.adding(hint, update_id=update_id) from problem.__cause__
     return await _update(workflow, update_id, response)
 
 
@@ -106,7 +103,7 @@ async def wait(workflow: Workflow, update: Update) -> Update:
     run = workflow.run(update.run_id)
     rpc, request = run.temporal.waits.poll_workflow_execution_update, _poll(run, update.update_id, DONE)
     while update.result is None:
-        response = await retry_while_away(functools.partial(run.call, rpc, request, LONG_POLL_SECONDS))
+        response = await retry_while_away(run.call, rpc, request, LONG_POLL_SECONDS)
         update = await _update(run, update.update_id, response)
     return update
 
