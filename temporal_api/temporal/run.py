@@ -1,15 +1,12 @@
 """A run's state as Temporal tells it, in plain Python values."""
 
-from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from typing import Annotated, Any, Literal
 
 import msgspec
-from google.protobuf.timestamp_pb2 import Timestamp
 from msgspec import Meta
-from temporalio.api.common.v1 import Memo, Payload
 from temporalio.api.enums.v1 import ParentClosePolicy, PendingActivityState, WorkflowExecutionStatus
-from temporalio.api.workflow.v1 import PendingActivityInfo, PendingChildExecutionInfo, WorkflowExecutionInfo
+from temporalio.api.workflow.v1 import WorkflowExecutionInfo
 from temporalio.api.workflowservice.v1 import DescribeWorkflowExecutionResponse
 
 from temporal_api.temporal.client import Temporal
@@ -22,6 +19,7 @@ DIVISION = "TemporalNamespaceDivision"
 """The search attribute that most of them have."""
 Status = Literal["RUNNING", "COMPLETED", "FAILED", "CANCELED", "TERMINATED", "CONTINUED_AS_NEW", "TIMED_OUT", "PAUSED"]
 """Temporal's names of the states of a run."""
+_NOT_DESCRIBED = DescribeWorkflowExecutionResponse()
 RUN_STATUS: dict[int, Any] = {
     value: name.removeprefix("WORKFLOW_EXECUTION_STATUS_") for name, value in WorkflowExecutionStatus.items()
 }
@@ -69,34 +67,35 @@ class PendingChild(msgspec.Struct):
     ]
 
 
-class Run(msgspec.Struct, frozen=True, kw_only=True):
-    """One run. Memo and search attributes are as Temporal keeps them."""
+class Run:
+    """One run, as a list tells it or a description. Memo and search attributes are as Temporal keeps them."""
 
-    workflow_id: str
-    run_id: str
-    workflow_type: str
-    task_queue: str
-    status: Status
-    is_open: bool
-    """Whether it may still change; a paused one (newer servers) may."""
-    version: str
-    """What changes whenever the run does."""
-    history_length: int
-    history_bytes: int
-    parent_workflow_id: str | None
-    memo: Memo
-    search_attributes: Mapping[str, Payload]
-    started: Timestamp
-    closed: Timestamp | None
-    """None while it is open; a list may know that it has ended, and not when."""
+    def __init__(self, info: WorkflowExecutionInfo, described: DescribeWorkflowExecutionResponse = _NOT_DESCRIBED) -> None:
+        self.workflow_id = info.execution.workflow_id
+        self.run_id = info.execution.run_id
+        self.workflow_type = info.type.name
+        self.task_queue = info.task_queue
+        self.status: Status = RUN_STATUS[info.status]
+        self.is_open = self.status in ("RUNNING", "PAUSED")
+        """Whether it may still change; a paused one (newer servers) may."""
+        self.version = f"{self.run_id}-{info.state_transition_count}"
+        """What changes whenever the run does."""
+        self.history_length = info.history_length
+        self.history_bytes = info.history_size_bytes
+        self.parent_workflow_id = info.parent_execution.workflow_id or None
+        self.memo = info.memo
+        self.search_attributes = info.search_attributes.indexed_fields
+        self._started = info.start_time
+        # None while it is open; a list may know that it has ended, and not when.
+        self._closed = info.close_time if not self.is_open and info.HasField("close_time") else None
 
-    # What only describing a run tells.
-    reset_run_id: str
-    """The run that a reset has begun in its place; empty when there is none."""
-    task_attempt: int
-    """How often its pending workflow task was tried."""
-    activities: Iterable[PendingActivityInfo]
-    children: Iterable[PendingChildExecutionInfo]
+        # What only describing a run tells.
+        self.reset_run_id = described.workflow_extended_info.reset_run_id
+        """The run that a reset has begun in its place; empty when there is none."""
+        self.task_attempt = described.pending_workflow_task.attempt
+        """How often its pending workflow task was tried."""
+        self._activities = described.pending_activities
+        self._children = described.pending_children
 
     @property
     def is_temporals_own(self) -> bool:
@@ -115,17 +114,17 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def start_time(self) -> datetime:
         """When it was started, in UTC."""
-        return self.started.ToDatetime(tzinfo=UTC)
+        return self._started.ToDatetime(tzinfo=UTC)
 
     @property
     def close_time(self) -> datetime | None:
         """When it closed, in UTC."""
-        return self.closed.ToDatetime(tzinfo=UTC) if self.closed else None
+        return self._closed.ToDatetime(tzinfo=UTC) if self._closed else None
 
     @property
     def execution_time_seconds(self) -> float | None:
         """How long it took, to the microsecond."""
-        return (self.closed.ToMicroseconds() - self.started.ToMicroseconds()) / 1e6 if self.closed else None
+        return (self._closed.ToMicroseconds() - self._started.ToMicroseconds()) / 1e6 if self._closed else None
 
     async def pending_activities(self, temporal: Temporal) -> list[PendingActivity]:
         """The activities that it waits for."""
@@ -143,7 +142,7 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
                 activity.last_worker_identity or None,
                 await temporal.failure(activity.last_failure) if activity.HasField("last_failure") else None,
             )
-            for activity in self.activities
+            for activity in self._activities
         ]
 
     def pending_children(self) -> list[PendingChild]:
@@ -155,31 +154,5 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
                 child.workflow_type_name,
                 ParentClosePolicy.Name(child.parent_close_policy).removeprefix("PARENT_CLOSE_POLICY_"),
             )
-            for child in self.children
+            for child in self._children
         ]
-
-
-def read_run(info: WorkflowExecutionInfo, described: DescribeWorkflowExecutionResponse | None = None) -> Run:
-    """A run of a list, or one that was described."""
-    status: Status = RUN_STATUS[info.status]
-    is_open = status in ("RUNNING", "PAUSED")
-    return Run(
-        workflow_id=info.execution.workflow_id,
-        run_id=info.execution.run_id,
-        workflow_type=info.type.name,
-        task_queue=info.task_queue,
-        status=status,
-        is_open=is_open,
-        version=f"{info.execution.run_id}-{info.state_transition_count}",
-        history_length=info.history_length,
-        history_bytes=info.history_size_bytes,
-        parent_workflow_id=info.parent_execution.workflow_id or None,
-        memo=info.memo,
-        search_attributes=info.search_attributes.indexed_fields,
-        started=info.start_time,
-        closed=info.close_time if not is_open and info.HasField("close_time") else None,
-        reset_run_id=described.workflow_extended_info.reset_run_id if described else "",
-        task_attempt=described.pending_workflow_task.attempt if described else 0,
-        activities=described.pending_activities if described else (),
-        children=described.pending_children if described else (),
-    )

@@ -23,7 +23,7 @@ from temporalio.api.workflowservice import v1 as api
 from temporal_api.errors import FieldError, InvalidQuery, ValidationError, invalid, shown
 from temporal_api.temporal.client import Temporal
 from temporal_api.temporal.failures import Subject
-from temporal_api.temporal.run import DIVISION, RUN_STATUS, TEMPORALS_OWN, Run, Status, read_run
+from temporal_api.temporal.run import DIVISION, RUN_STATUS, TEMPORALS_OWN, Run, Status
 
 
 class Filters(msgspec.Struct, frozen=True, kw_only=True):
@@ -93,7 +93,7 @@ async def list_runs(temporal: Temporal, query: str, size: int, token: bytes) -> 
         namespace=temporal.namespace, query=query, page_size=size, next_page_token=token
     )
     page = await temporal.call(temporal.service.list_workflow_executions, request, _QUERY)
-    runs = [read_run(info) for info in page.executions]
+    runs = [Run(info) for info in page.executions]
     # A caller's own query, with a parenthesis too many, gets round the terms that leave these out.
     return [run for run in runs if not run.is_temporals_own], page.next_page_token
 

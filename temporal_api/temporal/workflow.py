@@ -21,7 +21,7 @@ from temporal_api.errors import Problem, WorkflowCompleted, WorkflowNotFound, sh
 from temporal_api.temporal.caller import caller
 from temporal_api.temporal.client import Response, Temporal
 from temporal_api.temporal.failures import detail_of, workflow_subject
-from temporal_api.temporal.run import TEMPORALS_OWN, PendingWorkflowTask, Run, read_run
+from temporal_api.temporal.run import TEMPORALS_OWN, PendingWorkflowTask, Run
 from temporal_api.temporal.workers import Workers
 
 # How long a query or an update goes unanswered before we look for the reason, and how often we look again.
@@ -88,7 +88,7 @@ class Workflow:
         """Ask for its state now."""
         request = api.DescribeWorkflowExecutionRequest(namespace=self.temporal.namespace, execution=self.execution)
         described = await self.call(self.temporal.service.describe_workflow_execution, request)
-        run = read_run(described.workflow_execution_info, described)
+        run = Run(described.workflow_execution_info, described)
         if run.is_temporals_own:
             raise WorkflowNotFound(f"There is no {self.subject.name}.", **self.subject.details)
         return run
