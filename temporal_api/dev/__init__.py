@@ -31,9 +31,8 @@ from temporal_api.dev.tokens import sign
 from temporal_api.logs import SDK_LOGGING, configure_logging
 from temporal_api.serving import listen, serving
 from temporal_api.settings import from_env
-from temporal_api.temporal.access import connect
+from temporal_api.temporal.access import add_search_attributes, connect
 from temporal_api.temporal.payloads import data_converter
-from temporal_api.temporal.search_attributes import add_search_attributes
 
 ORDER = {
     "customer_id": "cust_123",

@@ -1,11 +1,13 @@
-"""Access to Temporal: connections that are tried at once, that follow files, and in words why there is none."""
+"""Access to Temporal: tried at once, following files, in words why there is none; and what a namespace needs."""
 
 import asyncio
 import logging
 import re
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Iterable, Mapping
 from typing import Any
 
+from temporalio.api.enums.v1 import IndexedValueType
+from temporalio.api.operatorservice.v1 import AddSearchAttributesRequest, ListSearchAttributesRequest
 from temporalio.api.workflowservice.v1 import DescribeNamespaceRequest
 from temporalio.client import Client
 from temporalio.service import RPCError, TLSConfig
@@ -127,3 +129,15 @@ async def renewals(settings: Settings, **options: Any) -> AsyncIterator[tuple[di
 def _given(config: Mapping[str, Any]) -> set[str]:
     tls = config.get("tls")
     return {name for name, value in {**config, **(vars(tls) if isinstance(tls, TLSConfig) else {})}.items() if value}
+
+
+async def add_search_attributes(client: Client, names: Iterable[str]) -> list[str]:
+    """Add the keyword search attributes of these names to the client's namespace; return those that were missing."""
+    request = ListSearchAttributesRequest(namespace=client.namespace)
+    known = (await client.operator_service.list_search_attributes(request)).custom_attributes
+    missing = [name for name in names if name not in known]
+    if missing:
+        keywords = dict.fromkeys(missing, IndexedValueType.INDEXED_VALUE_TYPE_KEYWORD)
+        add = AddSearchAttributesRequest(namespace=client.namespace, search_attributes=keywords)
+        await client.operator_service.add_search_attributes(add)
+    return missing

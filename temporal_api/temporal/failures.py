@@ -104,8 +104,11 @@ def _is_cut_off(error: RPCError) -> bool:
     return error.status in _OF_CALLS_CUT_OFF and _CUT_OFF.search(error.message.lower()) is not None
 
 
-def problem_of(error: RPCError, subject: Subject = NOTHING) -> Problem:
-    """A failed call as the caller is told of it."""
+def problem_of(error: RPCError | RuntimeError, subject: Subject = NOTHING) -> Problem:
+    """A failed call as the caller is told of it; a RuntimeError is a connection that could not be made at all."""
+    if isinstance(error, RuntimeError):
+        log.warning("Temporal cannot be reached: %s", cause(error))
+        return errors.TemporalConnectionError(source="gateway", **subject.details)
     error = _decisive(error)
     details: dict[str, Any] = {"source": "temporal", **subject.details}
     text = error.message.lower()
@@ -149,12 +152,6 @@ def problem_of(error: RPCError, subject: Subject = NOTHING) -> Problem:
     elif kind is errors.TemporalConnectionError:
         log.warning("Temporal cannot be reached: %s", cause(error))
     return kind(**details)
-
-
-def unreachable(error: RuntimeError, subject: Subject) -> Problem:
-    """A connection that could not be made at all."""
-    log.warning("Temporal cannot be reached: %s", cause(error))
-    return errors.TemporalConnectionError(source="gateway", **subject.details)
 
 
 def _decisive(error: RPCError) -> RPCError:

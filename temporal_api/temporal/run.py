@@ -19,7 +19,7 @@ DIVISION = "TemporalNamespaceDivision"
 """The search attribute that most of them have."""
 Status = Literal["RUNNING", "COMPLETED", "FAILED", "CANCELED", "TERMINATED", "CONTINUED_AS_NEW", "TIMED_OUT", "PAUSED"]
 """Temporal's names of the states of a run."""
-_NOT_DESCRIBED = DescribeWorkflowExecutionResponse()
+_LISTED = DescribeWorkflowExecutionResponse()
 RUN_STATUS: dict[int, Any] = {
     value: name.removeprefix("WORKFLOW_EXECUTION_STATUS_") for name, value in WorkflowExecutionStatus.items()
 }
@@ -70,7 +70,9 @@ class PendingChild(msgspec.Struct):
 class Run:
     """One run, as a list tells it or a description. Memo and search attributes are as Temporal keeps them."""
 
-    def __init__(self, info: WorkflowExecutionInfo, described: DescribeWorkflowExecutionResponse = _NOT_DESCRIBED) -> None:
+    def __init__(
+        self, info: WorkflowExecutionInfo, described: DescribeWorkflowExecutionResponse = _LISTED
+    ) -> None:
         self.workflow_id = info.execution.workflow_id
         self.run_id = info.execution.run_id
         self.workflow_type = info.type.name
