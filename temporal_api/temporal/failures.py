@@ -7,7 +7,6 @@ from typing import Annotated, Any, TypeVar
 
 import msgspec
 from google.protobuf.message import Message
-from msgspec import Meta
 from temporalio.api.common.v1 import Payload
 from temporalio.api.errordetails import v1 as errordetails
 from temporalio.api.failure.v1 import Failure, MultiOperationExecutionAborted
@@ -16,6 +15,7 @@ from temporalio.service import RPCStatusCode as Code
 
 from temporal_api import errors
 from temporal_api.errors import Problem, shown
+from temporal_api.fields import about
 from temporal_api.temporal.access import AccessDeniedError, cause
 
 Detail = TypeVar("Detail", bound=Message)
@@ -26,10 +26,10 @@ log = logging.getLogger(__name__)
 class FailureInfo(msgspec.Struct, omit_defaults=True):
     """Why a run failed: Temporal's failure without its stack trace."""
 
-    type: Annotated[str, Meta(description="Its kind; of an application's own failure, its type.")]
-    message: Annotated[str, Meta(description="What its code said.")]
-    details: Annotated[list[msgspec.Raw], Meta(description="What its code added: any JSON.")] = []
-    cause: Annotated["FailureInfo | None", Meta(description="The failure that led to it.")] = None
+    type: Annotated[str, about("Its kind; of an application's own failure, its type.")]
+    message: Annotated[str, about("What its code said.")]
+    details: Annotated[list[msgspec.Raw], about("What its code added: any JSON.")] = []
+    cause: Annotated["FailureInfo | None", about("The failure that led to it.")] = None
 
 
 class Subject(msgspec.Struct, frozen=True):

@@ -9,6 +9,7 @@ from temporalio.api.enums.v1 import ParentClosePolicy, PendingActivityState, Wor
 from temporalio.api.workflow.v1 import WorkflowExecutionInfo
 from temporalio.api.workflowservice.v1 import DescribeWorkflowExecutionResponse
 
+from temporal_api.fields import about
 from temporal_api.temporal.client import Temporal
 from temporal_api.temporal.failures import FailureInfo
 from temporal_api.temporal.payloads import raw_json
@@ -28,51 +29,41 @@ RUN_STATUS: dict[int, Any] = {
 class PendingActivity(msgspec.Struct):
     """An activity that is scheduled, running or waiting for its next attempt."""
 
-    activity_id: Annotated[str, Meta(description="Its id in the workflow.", examples=["1"])]
-    activity_type: Annotated[str, Meta(description="Its name in its worker.", examples=["render_pdf"])]
-    state: Annotated[str, Meta(description="Its state, in Temporal's words.", examples=["STARTED"])]
-    attempt: Annotated[int, Meta(description="Which attempt it is.", examples=[1])]
-    maximum_attempts: Annotated[int, Meta(description="0 means without end.", examples=[0])]
+    activity_id: Annotated[str, about("Its id in the workflow.", "1")]
+    activity_type: Annotated[str, about("Its name in its worker.", "render_pdf")]
+    state: Annotated[str, about("Its state, in Temporal's words.", "STARTED")]
+    attempt: Annotated[int, about("Which attempt it is.", 1)]
+    maximum_attempts: Annotated[int, about("0 means without end.", 0)]
     next_attempt_time: Annotated[
-        Annotated[datetime, Meta(tz=True)] | None,
-        Meta(description="Null unless it waits for its next attempt.", examples=[None]),
+        Annotated[datetime, Meta(tz=True)] | None, about("Null unless it waits for its next attempt.", None)
     ]
-    heartbeat_details: Annotated[
-        list[msgspec.Raw], Meta(description="What its last heartbeat told.", examples=[[{"page": 7}]])
-    ]
-    last_worker_identity: Annotated[
-        str | None, Meta(description="The worker that had its last attempt.", examples=["4711@worker-1"])
-    ]
-    last_failure: Annotated[FailureInfo | None, Meta(description="Why its last attempt failed.", examples=[None])]
+    heartbeat_details: Annotated[list[msgspec.Raw], about("What its last heartbeat told.", [{"page": 7}])]
+    last_worker_identity: Annotated[str | None, about("The worker that had its last attempt.", "4711@worker-1")]
+    last_failure: Annotated[FailureInfo | None, about("Why its last attempt failed.", None)]
 
 
 class PendingWorkflowTask(msgspec.Struct):
     """A workflow task that the workflow's code fails again and again, until the code is fixed."""
 
-    attempt: Annotated[int, Meta(description="Which attempt it is.", examples=[7])]
+    attempt: Annotated[int, about("Which attempt it is.", 7)]
     failure: Annotated[
-        FailureInfo | None,
-        Meta(description="Why the last one failed.", examples=[{"type": "KeyError", "message": "'invoice'"}]),
+        FailureInfo | None, about("Why the last one failed.", {"type": "KeyError", "message": "'invoice'"})
     ]
 
 
 class PendingChild(msgspec.Struct):
     """A child workflow that is open."""
 
-    workflow_id: Annotated[str, Meta(description="The child's id.", examples=["invoice-2041-reminder"])]
-    run_id: Annotated[str, Meta(description="The run's id.", examples=["019ab3c4-9c11-7e0b-9f3e-5d0c1b2a3f4e"])]
-    workflow_type: Annotated[str, Meta(description="Its name in its worker.", examples=["remind"])]
-    parent_close_policy: Annotated[
-        str, Meta(description="What happens to it when its parent closes.", examples=["TERMINATE"])
-    ]
+    workflow_id: Annotated[str, about("The child's id.", "invoice-2041-reminder")]
+    run_id: Annotated[str, about("The run's id.", "019ab3c4-9c11-7e0b-9f3e-5d0c1b2a3f4e")]
+    workflow_type: Annotated[str, about("Its name in its worker.", "remind")]
+    parent_close_policy: Annotated[str, about("What happens to it when its parent closes.", "TERMINATE")]
 
 
 class Run:
     """One run, as a list tells it or a description. Memo and search attributes are as Temporal keeps them."""
 
-    def __init__(
-        self, info: WorkflowExecutionInfo, described: DescribeWorkflowExecutionResponse = _LISTED
-    ) -> None:
+    def __init__(self, info: WorkflowExecutionInfo, described: DescribeWorkflowExecutionResponse = _LISTED) -> None:
         self.workflow_id = info.execution.workflow_id
         self.run_id = info.execution.run_id
         self.workflow_type = info.type.name

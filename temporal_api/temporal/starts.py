@@ -18,6 +18,7 @@ from temporalio.api.workflowservice import v1 as api
 from temporalio.common import RetryPolicy
 
 from temporal_api.errors import SearchAttributeUnknown, WorkflowStartError
+from temporal_api.fields import about
 from temporal_api.temporal.client import Temporal
 from temporal_api.temporal.failures import start_subject
 from temporal_api.temporal.payloads import JSON_METADATA, typed_payload
@@ -40,31 +41,25 @@ class Started(msgspec.Struct, frozen=True):
 class Priority(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     """What is dispatched first: a lower `priority_key`; among the same, each `fairness_key` by its weight."""
 
-    priority_key: Annotated[
-        Annotated[int, Meta(ge=1, le=1000)] | None, Meta(description="A lower one goes first.", examples=[1])
-    ] = None
-    fairness_key: Annotated[
-        str, Meta(max_length=64, description="Whose it is: keys get turns.", examples=["tenant-7"])
-    ] = ""
+    priority_key: Annotated[Annotated[int, Meta(ge=1, le=1000)] | None, about("A lower one goes first.", 1)] = None
+    fairness_key: Annotated[str, about("Whose it is: keys get turns.", "tenant-7", max_length=64)] = ""
     fairness_weight: Annotated[
-        Annotated[float, Meta(ge=0.001, le=1000)] | None, Meta(description="Its key's share of the turns.")
+        Annotated[float, Meta(ge=0.001, le=1000)] | None, about("Its key's share of the turns.")
     ] = None
 
 
 class WorkerVersion(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     """A version of a worker deployment."""
 
-    deployment_name: Annotated[
-        str, Meta(min_length=1, max_length=1000, description="The deployment.", examples=["invoices"])
-    ]
-    build_id: Annotated[str, Meta(min_length=1, max_length=1000, description="Its version.", examples=["2.1"])]
+    deployment_name: Annotated[str, about("The deployment.", "invoices", min_length=1, max_length=1000)]
+    build_id: Annotated[str, about("Its version.", "2.1", min_length=1, max_length=1000)]
 
 
 class VersioningOverride(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     """Which version of the workers runs it, whatever its code says: `pinned` one, or always the current one."""
 
-    pinned: Annotated[WorkerVersion | None, Meta(description="This version.")] = None
-    auto_upgrade: Annotated[bool, Meta(description="The current version, at every time.")] = False
+    pinned: Annotated[WorkerVersion | None, about("This version.")] = None
+    auto_upgrade: Annotated[bool, about("The current version, at every time.")] = False
 
     def __post_init__(self) -> None:
         """Check that exactly one of the two is given."""
