@@ -104,17 +104,12 @@ async def _value(temporal: Temporal, field: FieldDescriptor, value: Any) -> Any:
     return await _one(temporal, field, value)
 
 
-async def _payload(temporal: Temporal, payload: Payload) -> msgspec.Raw:
-    (decoded,) = await temporal.decode([payload])
-    return raw_json(decoded)
-
-
 async def _one(temporal: Temporal, field: FieldDescriptor, value: Any) -> Any:
     match value:
         case Payload():
-            return await _payload(temporal, value)
+            return raw_json(*await temporal.decode([value]))
         case Payloads():
-            return await _list(value.payloads, lambda payload: _payload(temporal, payload))
+            return await _list(value.payloads, lambda payload: _one(temporal, field, payload))
         case Failure():
             return await temporal.failure(value)
         case Timestamp():
