@@ -3,7 +3,7 @@
 import logging
 import time
 
-from temporal_api.errors import InvalidToken
+from temporal_api import errors
 
 EVERY_SECONDS = 1.0
 """However many tokens are refused, the log has one line for each reason in this time."""
@@ -18,10 +18,10 @@ class Refusals:
         self._told: dict[str, tuple[float, int]] = {}
         """When a line was written, and how many like it were not since then."""
 
-    def invalid(self, why: str, found: str) -> InvalidToken:
+    def invalid(self, why: str, found: str) -> errors.InvalidToken:
         """A 401 for the caller. `found` may hold what the token says, and goes to the log alone."""
         self.note(f"a token was refused: {why}", found)
-        return InvalidToken(f"The token is not accepted: {why}.")
+        return errors.InvalidToken(f"The token is not accepted: {why}.")
 
     def note(self, what: str, found: str) -> None:
         """Write a line, unless that one was written a moment ago; then count it."""
@@ -35,6 +35,5 @@ class Refusals:
 
 
 def shown(value: object) -> str:
-    """What a token says, fit for a log: in one line of ASCII, and not for ever."""
-    text = ascii(value)
-    return text if len(text) <= 200 else text[:200] + "..."
+    """What a token says, fit for a log: in one line, and not for ever."""
+    return errors.shown(ascii(value))

@@ -26,12 +26,7 @@ TOKEN_MAX_CHARS = 16_384
 SUBJECT_MAX_CHARS = 255
 
 # Issuer and audience are checked here, by rules that PyJWT does not have.
-_OPTIONS: Options = {
-    "require": ["exp", "sub"],
-    "verify_aud": False,
-    "verify_iss": False,
-    "enforce_minimum_key_length": True,
-}
+_OPTIONS: Options = {"require": ["exp", "sub"], "verify_aud": False, "enforce_minimum_key_length": True}
 _UNVERIFIED: Options = {**_OPTIONS, "verify_signature": False, "verify_exp": True, "verify_nbf": True}
 _REASONS = (
     (InvalidSubjectError, "its sub claim is not a string"),

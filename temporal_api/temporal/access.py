@@ -58,14 +58,14 @@ class AccessDeniedError(AccessError):
 
 def cause(error: Exception, at: str = "this address") -> AccessError:
     """Say in one line why there is no connection, from what the SDK raised."""
-    text = str(error)
+    said = text = str(error) or "TimedOut"  # asyncio's TimeoutError says nothing
     code = error.status.name.title().replace("_", "") if isinstance(error, RPCError) else ""
     if found := _STATUS.search(text):
         code, text = found[1], found[2]
     text = " ".join(text.split())[:300]
     if code in _REFUSALS and (code != "NotFound" or "amespace" in text):
         return AccessDeniedError(f"{_REFUSALS[code]}: {text}")
-    told = next((told for pattern, told in _CAUSES.items() if re.search(pattern, str(error))), None)
+    told = next((told for pattern, told in _CAUSES.items() if re.search(pattern, said)), None)
     told = told or f"TEMPORAL_ADDRESS: {text if '::' not in text else 'no connection to {at} can be made'}"
     return AccessError(told.replace("{at}", at))
 
@@ -78,9 +78,7 @@ async def connect(config: Mapping[str, Any], **options: Any) -> Client:
             request = DescribeNamespaceRequest(namespace=client.namespace)
             await client.workflow_service.describe_namespace(request)
             return client
-    except TimeoutError:
-        raise cause(TimeoutError("TimedOut"), config["target_host"]) from None
-    except (RPCError, RuntimeError) as error:
+    except (TimeoutError, RPCError, RuntimeError) as error:
         raise cause(error, config["target_host"]) from None
 
 

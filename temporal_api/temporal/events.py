@@ -99,7 +99,7 @@ async def _value(temporal: Temporal, field: FieldDescriptor, value: Any) -> Any:
     if kind is not None and kind.GetOptions().map_entry:
         of = kind.fields_by_name["value"]
         return {key: await _one(temporal, of, value[key]) for key in value if not key.startswith(OWN_MEMO)}
-    if isinstance(value, Iterable) and not isinstance(value, str | bytes | Message):
+    if field.is_repeated:
         return await _list(value, lambda item: _one(temporal, field, item))
     return await _one(temporal, field, value)
 

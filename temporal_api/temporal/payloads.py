@@ -17,13 +17,8 @@ OWN_MEMO = "temporal_api."
 """What this service's own memo keys begin with. Callers neither set nor see them."""
 
 
-class JSONPayloadConverter(temporalio.converter.EncodingPayloadConverter):
+class JSONPayloadConverter(temporalio.converter.JSONPlainPayloadConverter):
     """JSON by msgspec: structs and Decimals as they are, `msgspec.Raw` byte for byte in both directions."""
-
-    @property
-    def encoding(self) -> str:
-        """Temporal's name of plain JSON."""
-        return "json/plain"
 
     def to_payload(self, value: object) -> Payload | None:
         """Encode any value that msgspec can."""
