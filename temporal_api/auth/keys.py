@@ -153,8 +153,6 @@ def _base64(text: str) -> bytes:
 def _from_pem(label: str, content: str) -> object:
     if label.endswith("PRIVATE KEY"):
         raise ValueError(f"{label} in PEM, a private key; {_PUBLIC_HALF}")
-    if label not in ("PUBLIC KEY", "RSA PUBLIC KEY", "CERTIFICATE", "X509 CERTIFICATE"):
-        raise ValueError(f"{label} in PEM; expected PUBLIC KEY or CERTIFICATE")
     try:
         der = _base64(content)
     except binascii.Error:

@@ -13,7 +13,6 @@ from jwt.types import Options
 from temporal_api.auth.jwks import JWKS
 from temporal_api.auth.keys import Key, accepted_algorithms, public_keys
 from temporal_api.auth.refusals import Refusals, shown
-from temporal_api.auth.scopes import scopes_of
 from temporal_api.errors import ExpiredToken, Problem
 from temporal_api.settings import Settings
 
@@ -203,12 +202,15 @@ class Verifier:
             raise self._refusals.invalid(why, told)
 
     def _scopes(self, claims: dict[str, Any]) -> frozenset[str]:
-        scopes = scopes_of(claims, self._settings)
+        """The scopes of all the claims that JWT_SCOPES_CLAIM names, without their prefix."""
+        paths, prefixes = self._settings.jwt_scopes_claim, self._settings.jwt_scopes_prefix
+        said = {scope for path in paths for scope in _texts(_reached(claims, path.split(".")))}
+        if prefixes:
+            said = {scope.removeprefix(prefix) for scope in said for prefix in prefixes if scope.startswith(prefix)}
+        scopes = frozenset(said - {""})
         if not scopes:  # no refusal yet, but one by every handler
-            expected = ", ".join(self._settings.jwt_scopes_claim)
-            prefixes = ", ".join(self._settings.jwt_scopes_prefix) or "none"
-            found = f"JWT_SCOPES_CLAIM has {expected}, JWT_SCOPES_PREFIX {prefixes}, its claims are {shown([*claims])}"
-            self._refusals.note("a token has no scopes", found)
+            expected = f"JWT_SCOPES_CLAIM has {', '.join(paths)}, JWT_SCOPES_PREFIX {', '.join(prefixes) or 'none'}"
+            self._refusals.note("a token has no scopes", f"{expected}, its claims are {shown([*claims])}")
         return scopes
 
     def _name(self, claims: dict[str, Any]) -> str:
@@ -241,3 +243,23 @@ def _found(jwks: JWKS, kid: str | None) -> str:
 
 def _bytes(token: str, user: User) -> int:
     return len(token) + TOKEN_BYTES + SCOPE_BYTES * len(user.scopes)
+
+
+def _reached(value: Any, names: list[str]) -> Any:
+    """What the names lead to. A name may itself hold dots (a Keycloak client's id): the longest is tried first."""
+    if not names:
+        return value
+    if not isinstance(value, dict):
+        return None
+    for end in range(len(names), 0, -1):
+        found = _reached(value.get(".".join(names[:end])), names[end:])
+        if found is not None:
+            return found
+    return None
+
+
+def _texts(value: Any) -> list[str]:
+    """A string holds scopes with spaces between them, a list one in each place; anything else grants nothing."""
+    if isinstance(value, str):
+        return value.split()
+    return [scope for scope in value if isinstance(scope, str)] if isinstance(value, list) else []

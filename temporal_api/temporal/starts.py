@@ -7,9 +7,9 @@ from collections.abc import Iterable, Mapping
 from typing import Annotated
 
 import msgspec
-import temporalio.api.common.v1 as common
 from msgspec import Meta, Raw
-from temporalio.api.common.v1 import Payload, SearchAttributes, WorkflowType
+from temporalio.api.common import v1 as common
+from temporalio.api.common.v1 import Payload
 from temporalio.api.deployment.v1 import WorkerDeploymentVersion
 from temporalio.api.enums.v1 import WorkflowIdConflictPolicy, WorkflowIdReusePolicy
 from temporalio.api.taskqueue.v1 import TaskQueue
@@ -113,7 +113,7 @@ class Starts:
         request = api.StartWorkflowExecutionRequest(
             namespace=temporal.namespace,
             workflow_id=workflow_id,
-            workflow_type=WorkflowType(name=workflow_type),
+            workflow_type=common.WorkflowType(name=workflow_type),
             task_queue=TaskQueue(name=task_queue),
             input=await temporal.encode(args),
             # Temporal answers the SDK's retry of this request with the run that the first try started.
@@ -121,7 +121,7 @@ class Starts:
             memo=await temporal.encode_memo(memo) if memo else None,
             workflow_id_reuse_policy=WorkflowIdReusePolicy.Value(reuse),
             workflow_id_conflict_policy=WorkflowIdConflictPolicy.Value(conflict),
-            search_attributes=SearchAttributes(indexed_fields=search_attributes) if search_attributes else None,
+            search_attributes=common.SearchAttributes(indexed_fields=search_attributes) if search_attributes else None,
             priority=common.Priority(**msgspec.structs.asdict(priority)) if priority else None,
         )
         for duration, seconds in (
