@@ -59,10 +59,7 @@ class JWKS:
                 await asyncio.sleep(self._next_at - time.monotonic())
 
     async def keys(self, kid: str | None) -> list[Key]:
-        """The keys that a token with this key id may be checked with; none when the issuer, just asked, has none.
-
-        Raises AuthUnavailable when it cannot be asked, or was asked a moment ago.
-        """
+        """The keys of that id, if the issuer has any. Raises AuthUnavailable when it cannot be asked now."""
         found = self._find(kid)
         fresh = time.monotonic() - self._fetched_at < REFRESH_SECONDS
         if fresh and (found or (kid is None and self.known)):

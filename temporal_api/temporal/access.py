@@ -97,10 +97,7 @@ async def wait_for_temporal(settings: Settings, **options: Any) -> Client:
 
 
 async def renewals(settings: Settings, **options: Any) -> AsyncIterator[tuple[dict[str, Any], Client]]:
-    """Each time that a certificate or key in a file has changed: the settings to connect with, and a client that has.
-
-    Until the new ones work, all stays as it is, and the reason is told once.
-    """
+    """When files have changed: what to connect with, and a client that has. Until they work, all stays as it is."""
     used, told = settings.temporal, ""
     while True:
         await asyncio.sleep(REREAD_SECONDS)

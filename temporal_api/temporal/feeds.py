@@ -57,10 +57,7 @@ class Feeds:
         self._watchers: dict[tuple[str, str], set[_Watcher]] = {}
 
     async def events(self, run: Workflow, seen: int, length: int) -> AsyncGenerator[list[HistoryEvent], None]:
-        """The run's events after `seen`, some at a time, up to the one that closes it.
-
-        `length` is that of its history now.
-        """
+        """The run's events after `seen`, some at a time, until it is closed; `length` is that of its history now."""
         key, watcher = (run.id, run.run_id), _Watcher()
         watchers = self._watchers.setdefault(key, set())
         watchers.add(watcher)

@@ -75,10 +75,7 @@ class _Cursor(msgspec.Struct, array_like=True):
 
 
 async def list_events(workflow: Workflow, *, cursor: bytes, size: int, reverse: bool) -> Listing:
-    """At most `size` events from the cursor on, as they are read.
-
-    What Temporal gives beyond `size` is left to the next page, which reads it again.
-    """
+    """At most `size` events from the cursor on, as they are read; the next page reads what is left again."""
     if cursor:
         at = msgspec.msgpack.decode(cursor, type=_Cursor)
     else:  # all pages are of one run, also when another one begins meanwhile
@@ -111,10 +108,7 @@ async def workflow_task_end(run: Workflow, *, last: bool) -> int | None:
 
 
 async def until_unpaused(run: Workflow, length: int | None = None) -> None:
-    """Come back when the run is no longer paused, or when its history is longer than `length`.
-
-    On a paused run Temporal (1.31) ends a long poll at once, as on a closed one: we must look now and then.
-    """
+    """Come back when it is not paused (Temporal 1.31 then ends long polls at once) or longer than `length`."""
     pause = RETRY_SECONDS
     while True:
         await asyncio.sleep(pause)

@@ -103,10 +103,7 @@ class Starts:
         headers: Mapping[str, Raw] = {},
         versioning_override: VersioningOverride | None = None,
     ) -> api.StartWorkflowExecutionRequest:
-        """Build the request of a start. The id policies are Temporal's names without their prefix.
-
-        Raises WorkflowStartError for a version of the workers that is not there.
-        """
+        """Build a start. The id policies are Temporal's names without their prefix. Raises WorkflowStartError."""
         temporal = self._temporal
         reuse = f"WORKFLOW_ID_REUSE_POLICY_{id_reuse_policy or 'UNSPECIFIED'}"
         conflict = f"WORKFLOW_ID_CONFLICT_POLICY_{id_conflict_policy or 'UNSPECIFIED'}"
@@ -157,10 +154,7 @@ class Starts:
     async def start(
         self, request: api.StartWorkflowExecutionRequest, search_attributes: Mapping[str, str] = {}
     ) -> Started:
-        """Start a workflow. Raises WorkflowAlreadyExists, WorkflowStartError, ...
-
-        `search_attributes` are keywords; they are left out while the namespace lacks them.
-        """
+        """Start it, without keywords that the namespace lacks. Raises WorkflowAlreadyExists, WorkflowStartError, ..."""
         names = tuple(search_attributes)
         if names and time.monotonic() >= self._unindexed_until.get(names, 0):
             for name, value in search_attributes.items():

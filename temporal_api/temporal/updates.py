@@ -39,10 +39,7 @@ class Update(msgspec.Struct, frozen=True):
 
 
 async def send(workflow: Workflow, update_id: str, name: str, args: Iterable[object]) -> Update:
-    """Send an update until a worker has accepted it. An id runs once, and keeps its first outcome.
-
-    Raises WorkflowCompleted, UpdateRejected, NoWorker, WorkflowTaskFailing, TemporalTimeout, ... with the update's id.
-    """
+    """Send an update until a worker has accepted it; an id runs once. What it raises tells the update's id."""
     rpc = workflow.fail_without_worker(_until_accepted(workflow.temporal.waits.update_workflow_execution))
     try:
         response = await workflow.call_open(rpc, await _request(workflow, update_id, name, args))
@@ -59,10 +56,7 @@ async def send(workflow: Workflow, update_id: str, name: str, args: Iterable[obj
 async def send_with_start(
     workflow: Workflow, start: api.StartWorkflowExecutionRequest, update_id: str, name: str, args: Iterable[object]
 ) -> tuple[Started, Update]:
-    """Start the workflow unless it runs, and send it the update, in one call (Temporal's update-with-start).
-
-    Raises Problem as the two do; a rejected update leaves the workflow started.
-    """
+    """Start the workflow unless it runs, and send it the update, in one call. A rejected update leaves it started."""
     temporal = workflow.temporal
     operation = api.ExecuteMultiOperationRequest.Operation
     update = operation(update_workflow=await _request(workflow, update_id, name, args))

@@ -202,10 +202,7 @@ class Workflow:
     # --- nobody there to answer ---
 
     def fail_without_worker(self, rpc: Callable[..., Awaitable[Response]]) -> Callable[..., Awaitable[Response]]:
-        """Give up the call as soon as we know that no worker will answer; Temporal itself would keep waiting.
-
-        The call raises NoWorker, WorkflowTaskFailing, or WorkflowCompleted (before it could be asked).
-        """
+        """Let the call raise NoWorker, WorkflowTaskFailing or WorkflowCompleted where Temporal would wait for nobody."""
 
         async def answer(request: Message, **options: Any) -> Response:
             asking = asyncio.ensure_future(rpc(request, **options))
@@ -256,10 +253,7 @@ class Workflow:
         return errors.WorkflowTaskFailing(told, source="workflow", failure=task.failure, **details)
 
     async def pending_workflow_task(self, run: Run) -> PendingWorkflowTask | None:
-        """The workflow task that the run's code fails again and again; None when its code is not to blame.
-
-        `failure` is None when it is no longer among the recent events.
-        """
+        """The task that its code fails again and again, if there is one; `failure` is None unless it is recent."""
         if run.task_attempt <= 1:
             return None
         for event in (await self.run(run.run_id).read_page(batches=RECENT_BATCHES, reverse=True)).events:
