@@ -31,6 +31,7 @@ from temporal_api.temporal.failures import NOTHING, FailureInfo, Subject, failur
 from temporal_api.temporal.payloads import OWN_MEMO, data_converter, raw_json
 
 Response = TypeVar("Response", bound=Message)
+RPC = Callable[..., Awaitable[Response]]
 Value = TypeVar("Value")
 
 log = logging.getLogger(__name__)
@@ -81,7 +82,7 @@ async def connected(
         following.cancel()
 
 
-async def _attempt(rpc: Callable[..., Awaitable[Response]], request: Message, now: float, ending_at: float) -> Response:
+async def _attempt(rpc: RPC[Response], request: Message, now: float, ending_at: float) -> Response:
     """Call again after a passing failure; only once, and soon, when Temporal is at its limit or has no namespace."""
     # Stop in time, so that "cannot be reached" is not reported as "did not answer".
     last_at, pause, timeout = (now + ending_at) / 2, 0.1, timedelta(seconds=max(0, ending_at - now))
@@ -132,11 +133,7 @@ class Temporal:
         self._ending_at = float("inf")
 
     async def call(
-        self,
-        rpc: Callable[..., Awaitable[Response]],
-        request: Message,
-        subject: Subject = NOTHING,
-        seconds: float | None = None,
+        self, rpc: RPC[Response], request: Message, subject: Subject = NOTHING, seconds: float | None = None
     ) -> Response:
         """Make one call, retries included, within `seconds`; without them, by the request's deadline.
 

@@ -4,7 +4,7 @@ Temporal may lose an update that it has only admitted: a caller hears of success
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Iterable
 from contextlib import suppress
 from typing import Any, TypeVar
 
@@ -15,6 +15,7 @@ from temporalio.api.workflowservice import v1 as api
 
 from temporal_api import errors
 from temporal_api.errors import Problem, UpdateNotFound
+from temporal_api.temporal.client import RPC
 from temporal_api.temporal.failures import start_subject
 from temporal_api.temporal.history import retry_while_away
 from temporal_api.temporal.starts import Started
@@ -110,7 +111,7 @@ def _poll(workflow: Workflow, update_id: str, stage: Stage.ValueType) -> api.Pol
     )
 
 
-def _until_accepted(rpc: Callable[..., Awaitable[Answer]]) -> Callable[..., Awaitable[Answer]]:
+def _until_accepted(rpc: RPC[Answer]) -> RPC[Answer]:
     async def accepted(request: object, **options: Any) -> Answer:
         while True:
             answer = await rpc(request, **options)

@@ -2,7 +2,7 @@
 
 import asyncio
 import uuid
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Iterable
 from contextlib import suppress
 from typing import Any
 
@@ -19,7 +19,7 @@ from temporalio.service import RPCError
 from temporal_api import errors
 from temporal_api.errors import Problem, WorkflowCompleted, WorkflowNotFound, shown
 from temporal_api.temporal.caller import caller
-from temporal_api.temporal.client import Response, Temporal
+from temporal_api.temporal.client import RPC, Response, Temporal
 from temporal_api.temporal.failures import detail_of, workflow_subject
 from temporal_api.temporal.run import TEMPORALS_OWN, PendingWorkflowTask, Run
 from temporal_api.temporal.workers import Workers
@@ -63,19 +63,18 @@ class Workflow:
         self.subject = workflow_subject(workflow_id, run_id)
         self.execution = WorkflowExecution(workflow_id=workflow_id, run_id=run_id)
         self._workers = workers
+        self._source: dict[str, Any] = {"namespace": temporal.namespace, "execution": self.execution}
         self._target: dict[str, Any] = {"namespace": temporal.namespace, "workflow_execution": self.execution}
 
     def run(self, run_id: str) -> "Workflow":
         """One run of this workflow."""
         return Workflow(self.temporal, self._workers, self.id, run_id)
 
-    async def call(
-        self, rpc: Callable[..., Awaitable[Response]], request: Message, seconds: float | None = None
-    ) -> Response:
+    async def call(self, rpc: RPC[Response], request: Message, seconds: float | None = None) -> Response:
         """Make a call about this workflow."""
         return await self.temporal.call(rpc, request, self.subject, seconds)
 
-    async def call_open(self, rpc: Callable[..., Awaitable[Response]], request: Message) -> Response:
+    async def call_open(self, rpc: RPC[Response], request: Message) -> Response:
         """Make a call that only an open workflow takes. Raises WorkflowCompleted."""
         try:
             return await self.call(rpc, request)
@@ -86,7 +85,7 @@ class Workflow:
 
     async def describe(self) -> Run:
         """Ask for its state now."""
-        request = api.DescribeWorkflowExecutionRequest(namespace=self.temporal.namespace, execution=self.execution)
+        request = api.DescribeWorkflowExecutionRequest(**self._source)
         described = await self.call(self.temporal.service.describe_workflow_execution, request)
         run = Run(described.workflow_execution_info, described)
         if run.is_temporals_own:
@@ -109,11 +108,8 @@ class Workflow:
 
     async def query(self, name: str, args: Iterable[object]) -> msgspec.Raw:
         """Ask a worker. Raises QueryFailed, NoWorker, WorkflowTaskFailing, WorkflowPaused, ..."""
-        request = api.QueryWorkflowRequest(
-            namespace=self.temporal.namespace,
-            execution=self.execution,
-            query=WorkflowQuery(query_type=name, query_args=await self.temporal.encode(args)),
-        )
+        query = WorkflowQuery(query_type=name, query_args=await self.temporal.encode(args))
+        request = api.QueryWorkflowRequest(**self._source, query=query)
         response = await self.call(self.fail_without_worker(self.temporal.waits.query_workflow), request)
         if response.HasField("query_rejected"):  # without a condition of ours, Temporal rejects for this only
             raise errors.WorkflowPaused(source="temporal", **self.subject.details)
@@ -142,7 +138,7 @@ class Workflow:
         """Let its code go on. Raises WorkflowCompleted, NotSupported."""
         await self._pause(self.temporal.service.unpause_workflow_execution, api.UnpauseWorkflowExecutionRequest, reason)
 
-    async def _pause(self, rpc: Callable[..., Awaitable[Message]], kind: type[Message], reason: str) -> None:
+    async def _pause(self, rpc: RPC[Message], kind: type[Message], reason: str) -> None:
         await self.describe()  # one of Temporal's own is not there
         target = {"namespace": self.temporal.namespace, "workflow_id": self.id, "run_id": self.run_id}
         request = kind(**target, reason=reason, request_id=str(uuid.uuid4()))
@@ -177,12 +173,7 @@ class Workflow:
         closing_only: bool = False,
     ) -> Page:
         """One page of its history. With `wait`, the last page comes when something happens (Temporal's long poll)."""
-        which: dict[str, Any] = {
-            "namespace": self.temporal.namespace,
-            "execution": self.execution,
-            "maximum_page_size": batches,
-            "next_page_token": token,
-        }
+        which = {**self._source, "maximum_page_size": batches, "next_page_token": token}
         answer: api.GetWorkflowExecutionHistoryResponse | api.GetWorkflowExecutionHistoryReverseResponse
         if reverse:
             backward = api.GetWorkflowExecutionHistoryReverseRequest(**which)
@@ -201,8 +192,8 @@ class Workflow:
 
     # --- nobody there to answer ---
 
-    def fail_without_worker(self, rpc: Callable[..., Awaitable[Response]]) -> Callable[..., Awaitable[Response]]:
-        """Let the call raise NoWorker, WorkflowTaskFailing or WorkflowCompleted where Temporal would wait for nobody."""
+    def fail_without_worker(self, rpc: RPC[Response]) -> RPC[Response]:
+        """Make it raise NoWorker, WorkflowTaskFailing or WorkflowCompleted, where Temporal would wait for nobody."""
 
         async def answer(request: Message, **options: Any) -> Response:
             asking = asyncio.ensure_future(rpc(request, **options))

@@ -16,7 +16,7 @@ from temporal_api.tracing import spans_of
 
 
 async def run_worker(settings: Settings, create: Callable[[Client], Worker]) -> None:
-    """Run a worker, from when Temporal is there; it follows certificates and keys in files. Raises AccessDeniedError."""
+    """Run a worker once Temporal is there; it follows certificates and keys in files. Raises AccessDeniedError."""
     metrics, spans = Metrics(__version__), spans_of(settings)
     options = {
         "data_converter": data_converter(settings),
