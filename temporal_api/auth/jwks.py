@@ -53,10 +53,8 @@ class JWKS:
 
     async def _until_known(self) -> None:
         while not self.known:
-            if (fetching := self._fetch()) is not None:
-                await asyncio.shield(fetching)  # whose end others wait for
-            else:
-                await asyncio.sleep(self._next_at - time.monotonic())
+            fetching = self._fetch()
+            await (asyncio.shield(fetching) if fetching else asyncio.sleep(self._next_at - time.monotonic()))
 
     async def keys(self, kid: str | None) -> list[Key]:
         """The keys of that id, if the issuer has any. Raises AuthUnavailable when it cannot be asked now."""
