@@ -98,12 +98,8 @@ class Workflow:
 
     async def signal(self, name: str, args: Iterable[object], request_id: str | None = None) -> None:
         """Send a signal; a run gets those with the same request id once. Raises WorkflowCompleted."""
-        request = api.SignalWorkflowExecutionRequest(
-            **self._target,
-            signal_name=name,
-            input=await self.temporal.encode(args),
-            request_id=request_id or str(uuid.uuid4()),
-        )
+        which = {**self._target, "request_id": request_id or str(uuid.uuid4())}
+        request = api.SignalWorkflowExecutionRequest(**which, signal_name=name, input=await self.temporal.encode(args))
         await self.call_open(self.temporal.service.signal_workflow_execution, request)
 
     async def query(self, name: str, args: Iterable[object]) -> msgspec.Raw:
