@@ -195,7 +195,7 @@ class Verifier:
         names = ("aud",) if "aud" in claims else ("client_id", "azp")  # AWS Cognito, for one, has no aud
         found = [claims[name] for name in names if name in claims]
         if isinstance(claims.get("aud"), list):
-            (found,) = found
+            found = claims["aud"]
         if not all(isinstance(name, str) for name in found) or not set(found) & set(expected):
             why = "it is meant for another audience" if found else "it has no aud claim"
             told = f"{' or '.join(names)} is {shown(found)}, JWT_AUDIENCE has {', '.join(map(shown, expected))}"

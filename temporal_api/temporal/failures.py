@@ -116,7 +116,7 @@ def problem_of(error: RPCError | RuntimeError, subject: Subject = NOTHING) -> Pr
         case Code.INVALID_ARGUMENT | Code.RESOURCE_EXHAUSTED if _is_too_large(text):
             return errors.PayloadTooLarge("The data is larger than Temporal takes.", **details)
         case Code.INVALID_ARGUMENT if detail_of(error, errordetails.QueryFailedFailure) is not None:
-            # Temporal (1.29) passes on no more than that of an encrypted failure.
+            # All that Temporal (1.29) passes on of an encrypted failure is "Encoded failure".
             hidden = "The workflow refused the query. The reason is encrypted: only the worker's log tells it."
             why = hidden if error.message == "Encoded failure" else error.message
             return errors.QueryFailed(why, **{**details, "source": "workflow"})
