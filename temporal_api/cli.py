@@ -89,8 +89,7 @@ def worker(pace: float) -> None:
 def setup() -> None:
     """Add the search attributes of the resources to the namespace. Safe to repeat."""
     from temporal_api.app import SEARCH_ATTRIBUTES
-    from temporal_api.temporal.access import connect
-    from temporal_api.temporal.search_attributes import add_search_attributes
+    from temporal_api.temporal.access import add_search_attributes, connect
 
     settings = from_env(os.environ, keys_needed=False)
 

@@ -28,8 +28,7 @@ from temporal_api.dev.tokens import sign
 from temporal_api.logs import SDK_LOGGING, configure_logging
 from temporal_api.serving import listen, serving
 from temporal_api.settings import from_env
-from temporal_api.temporal.access import connect
-from temporal_api.temporal.search_attributes import add_search_attributes
+from temporal_api.temporal.access import add_search_attributes, connect
 
 ORDER = {
     "customer_id": "cust_123",

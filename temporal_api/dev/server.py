@@ -21,7 +21,7 @@ from temporalio.service import RPCError
 
 from temporal_api.dev.build import Say, find_temporal, say_to_stderr
 from temporal_api.dev.processes import last_lines, process
-from temporal_api.temporal.search_attributes import add_search_attributes
+from temporal_api.temporal.access import add_search_attributes
 
 _READY_SECONDS = 60
 _RELEASE_SECONDS = 10

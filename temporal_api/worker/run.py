@@ -17,10 +17,7 @@ from temporal_api.tracing import spans_of
 
 
 async def run_worker(settings: Settings, create: Callable[[Client], Worker]) -> None:
-    """Run a worker until cancelled, from when Temporal is there. It follows the certificates and API key in files.
-
-    Raises AccessDeniedError when Temporal refuses it, from the start or later.
-    """
+    """Run a worker once Temporal is there; it follows certificates and keys in files. Raises AccessDeniedError."""
     metrics, spans = Metrics(__version__), spans_of(settings)
     options = {
         "data_converter": data_converter(settings),
