@@ -1,6 +1,6 @@
 """Keys that tokens are checked with: what each may be used for, and JWT_PUBLIC_KEY in every form it comes in."""
 
-import binascii
+import codecs
 import logging
 import os.path
 import re
@@ -125,14 +125,16 @@ def _loaded(value: str) -> list[object]:
         raise ValueError(f"cannot read the file it names: {error.strerror}") from None
     keys = _read(data) or ([_from_der(data, "a file of DER")] if data[:1] == b"\x30" else None)
     if keys is None:
-        raise ValueError(f"a file, but it holds {_form(data.decode('latin-1').strip())}; expected {_EXPECTED}")
+        raise ValueError(f"a file, but it holds {_form(data.decode(errors='replace').strip())}; expected {_EXPECTED}")
     return keys
 
 
 def _read(data: bytes) -> list[object] | None:
     """The keys in PEM, or in base64 of a PEM or of DER; None for what is neither."""
+    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):  # as some shells write files
+        data = data.decode("utf-16", "replace").encode()
     if b"-----BEGIN" in data:
-        text = re.sub(r"\\+n", "\n", re.sub(r"\\+r", "", data.decode("latin-1")))  # escaped, maybe twice
+        text = re.sub(r"\\+n", "\n", re.sub(r"\\+r", "", data.decode(errors="replace")))  # escaped, maybe twice
         blocks = _PEM.findall(text)
         if not blocks or text.count("-----BEGIN") != len(blocks):
             raise ValueError("PEM with a block that does not end")
@@ -159,7 +161,7 @@ def _from_pem(label: str, content: str) -> object:
         raise ValueError(f"{label} in PEM; expected PUBLIC KEY or CERTIFICATE")
     try:
         der = _base64(content)
-    except binascii.Error:
+    except ValueError:
         raise ValueError(f"{label} in PEM, but what it holds is not base64") from None
     return _from_der(der, f"{label} in PEM")
 
@@ -194,6 +196,8 @@ def _is_private(der: bytes) -> bool:
 
 def _form(text: str) -> str:
     """What somebody took for a key, so that they see their mistake; never the text itself."""
+    if not text:
+        return "nothing"
     if text.startswith(("http://", "https://")):
         return "an address, which JWT_JWKS_URL takes"
     if text.startswith("{"):

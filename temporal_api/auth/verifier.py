@@ -207,12 +207,11 @@ class Verifier:
         expected = self._settings.jwt_audience
         if not expected:  # without an audience of our own, a token's is not ours to judge
             return
-        if "aud" in claims:
-            said = claims["aud"]
+        if (said := claims.get("aud")) is not None:
             found = said if isinstance(said, list) else [said]
             told = f"aud is {shown(said)}"
         else:  # AWS Cognito's, for one
-            found = [claims[name] for name in ("client_id", "azp") if name in claims]
+            found = [claims[name] for name in ("client_id", "azp") if claims.get(name) is not None]
             told = f"no aud, client_id or azp is {shown(found)}"
         strings = [name for name in found if isinstance(name, str)]
         if len(strings) < len(found) or not set(strings) & set(expected):
