@@ -230,17 +230,7 @@ def _check_forwarded_allow_ips(value: str) -> None:
 
 _UNSEEN = "\ufeff\u200b\u200c\u200d\u200e\u200f\u2060"
 """A byte order mark, and what web pages put between letters."""
-_QUOTES = (
-    '""',
-    "''",
-    "``",
-    "\u201c\u201d",
-    "\u2018\u2019",
-    "\u201e\u201c",
-    "\u201a\u2018",
-    "\u00ab\u00bb",
-    "\u00bb\u00ab",
-)
+_QUOTES = ('""', "''", "``", "\u201c\u201d", "\u2018\u2019", "\u201e\u201c", "\u201a\u2018", "\u00ab\u00bb")
 
 
 def _unwrapped(name: str, value: str) -> str:

@@ -169,7 +169,7 @@ def test_a_setting_is_read(name: str, text: str, value: object) -> None:
 def test_every_resource_has_settings(plural: str) -> None:
     """Each business resource has a task queue and a timeout of its own, with the same defaults."""
     prefix = plural.upper()
-    environ = {f"{prefix}_TASK_QUEUE": "queue one", f"{prefix}_EXECUTION_TIMEOUT_SECONDS": "1"}
+    environ = {f"{prefix}_TASK_QUEUE": " queue one\r\n", f"{prefix}_EXECUTION_TIMEOUT_SECONDS": "1"}
 
     assert ResourceSettings("declared", 7200) == read().resource(plural, "declared")
     assert ResourceSettings(plural, 7200) == read().resource(plural)
@@ -186,7 +186,7 @@ def test_an_empty_variable_counts_as_unset() -> None:
 OTHER_QUOTES = ("\u201c\u201d", "\u2018\u2019", "\u201e\u201c", "\u201a\u2018", "\u00ab\u00bb", "``")
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [*NAMES, "ORDERS_TASK_QUEUE"])
 def test_a_value_is_taken_out_of_its_wrapping(name: str) -> None:
     """White space around it is no part of it; alone, or with quotes that stayed on, it stops the start."""
     for blank in (" ", "\n", "\t \r\n", "\u00a0", "\ufeff", "\u200b\n"):
