@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cryptography.hazmat.primitives.asymmetric import ec, rsa, x25519
+from cryptography.hazmat.primitives.asymmetric import ec, ed448, rsa, x25519
 from cryptography.hazmat.primitives.serialization import (
     BestAvailableEncryption,
     Encoding,
@@ -177,6 +177,7 @@ UNFIT: dict[str, tuple[Callable[[], str], str]] = {
     "RSA of 1024 bits": (lambda: public(rsa.generate_private_key(65537, 1024)), "2048 bits or more"),  # noqa: S505
     "a weak one beside": (lambda: pem("RSA") + pem("weak RSA"), "2048 bits or more"),
     "secp256k1": (lambda: public(ec.generate_private_key(ec.SECP256K1())), KINDS),
+    "Ed448": (lambda: public(ed448.Ed448PrivateKey.generate()), KINDS),
     "X25519": (lambda: public(x25519.X25519PrivateKey.generate()), KINDS),
 }
 
