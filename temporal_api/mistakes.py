@@ -214,6 +214,9 @@ def parameter_mistakes(request: Request[Any, Any, Any]) -> list[FieldError]:
         known: Mapping[str, Parameter] = request.route_handler.opt.get(where, {})
         for name, parameter in known.items():
             if sent := values.getall(name, []):
+                if name == "Idempotency-Key" and len(sent) > 1:
+                    mistakes.append(FieldError(name, "Expected it once"))
+                    continue
                 try:
                     msgspec.convert(sent if parameter.repeatable else sent[-1], parameter.type, strict=False)
                 except msgspec.ValidationError as error:

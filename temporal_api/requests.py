@@ -4,6 +4,7 @@ Litestar itself would decode without a type and convert leniently: it takes `"2"
 """
 
 import asyncio
+import codecs
 import functools
 from collections.abc import Mapping
 from typing import Any, TypeVar
@@ -22,6 +23,7 @@ T = TypeVar("T")
 _LARGE = 100_000
 """The mistakes of a body of so many bytes are looked for in a thread: others are served meanwhile."""
 
+_GZIP = b"\x1f\x8b"
 _decoder = functools.cache(msgspec.json.Decoder)
 
 
@@ -72,7 +74,8 @@ class JSONRequest(Request[Any, Any, Any]):
         kind = self.headers.get("content-type", "").partition(";")[0].strip().lower()
         if kind != "application/json" and not (kind.startswith("application/") and kind.endswith("+json")):
             raise UnsupportedMediaType
-        if any(coding.strip().lower() != "identity" for coding in self.headers.getall("content-encoding", ())):
+        codings = ",".join(self.headers.getall("content-encoding", ())).lower().split(",")
+        if any(coding.strip() not in ("", "identity") for coding in codings):
             message = "Send the body as it is: no Content-Encoding is understood here."
             raise UnsupportedMediaType(message, {"Accept-Encoding": "identity"})
         body = await self.body()
@@ -86,10 +89,13 @@ class JSONRequest(Request[Any, Any, Any]):
             find = functools.partial(body_mistakes, body, annotation)
             raise invalid_fields(find() if len(body) < _LARGE else await asyncio.to_thread(find)) from None
         except UnicodeDecodeError as error:
-            raise _malformed(f"it is not UTF-8 (byte {error.start})") from None
+            compressed = "it is compressed, and has no Content-Encoding that says so"
+            raise _malformed(compressed if body[:2] == _GZIP else f"it is not UTF-8 (byte {error.start})") from None
         except RecursionError:
             raise _malformed("it is nested too deeply") from None
         except msgspec.DecodeError as error:
+            if body.startswith(codecs.BOM_UTF8):
+                raise _malformed("it begins with a byte order mark (BOM); leave that out") from None
             raise _malformed(str(error).removeprefix("JSON is malformed: ")) from None
 
 

@@ -216,16 +216,21 @@ def _resources(environ: Mapping[str, str]) -> dict[str, ResourceSettings]:
     return {name.lower(): _converted(values, ResourceSettings, f"{name}_") for name, values in found.items()}
 
 
+_UNSEEN = "\ufeff\u200b\u200c\u200d\u200e\u200f\u2060"
+"""A byte order mark, and what web pages put between letters."""
+_QUOTES = ('""', "''", "``", "\u201c\u201d", "\u2018\u2019", "\u201e\u201c", "\u201a\u2018", "\u00ab\u00bb")
+
+
 def _unwrapped(name: str, value: str) -> str:
-    """The value without the white space that files and shells leave around it."""
+    """The value without what files, shells and copying leave around it."""
     try:
         value.encode()
     except UnicodeEncodeError:
         raise SettingsError(f"{name}: expected text in UTF-8") from None
-    value = value.strip()
+    value = value.strip().strip(_UNSEEN).strip()
     if not value:
         raise SettingsError(f"{name}: white space alone; leave it empty, or unset")
-    if len(value) > 1 and value[0] + value[-1] in ('""', "''", "\u201c\u201d", "\u2018\u2019"):
+    if len(value) > 1 and value[0] + value[-1] in _QUOTES:
         raise SettingsError(f"{name}: is in quotes, which would be part of it; leave them out")
     return value
 
@@ -275,7 +280,7 @@ def is_http_address(url: str) -> bool:
     return bool(plain and parts.scheme in ("http", "https") and parts.hostname)
 
 
-_ADDRESS = re.compile(r"(?:[^\s/:@?#%\[\]]+|\[[0-9A-Fa-f:.]+\]):([0-9]{1,5})")
+_ADDRESS = re.compile(r"(?:[^\s/:@?#%\[\]\"'`]+|\[[0-9A-Fa-f:.]+\]):([0-9]{1,5})")
 
 
 def _temporal(environ: Mapping[str, str], has_file: bool, *, check_files: bool = False) -> dict[str, Any]:

@@ -36,8 +36,6 @@ from temporal_api.tracing import HEADERS, trace_context
 CLOSE_SECONDS = 1
 """How long the end of the process waits for a collector that does not answer."""
 
-# They would be most of what a tracing backend keeps.
-_PROBES = re.compile(r"/(health|metrics)(/|$)")
 _PROPAGATOR = TraceContextTextMapPropagator()
 _HOST = re.compile(r"(\[[^\]]+\]|[^:]+)(?::([0-9]{1,5}))?")
 
@@ -45,13 +43,15 @@ _HOST = re.compile(r"(\[[^\]]+\]|[^:]+)(?::([0-9]{1,5}))?")
 class Spans:
     """Makes spans and sends them."""
 
-    def __init__(self, endpoint: str, temporal_address: str) -> None:
+    def __init__(self, endpoint: str, temporal_address: str, root_path: str) -> None:
         resource = Resource.create({"service.name": "temporal-api", "service.version": __version__})
         resource = resource.merge(OTELResourceDetector().detect())
         self._provider = TracerProvider(resource=resource, shutdown_on_exit=False)
         exporter = OTLPSpanExporter(endpoint=f"{endpoint.rstrip('/')}/v1/traces")
         self._provider.add_span_processor(BatchSpanProcessor(exporter))
         self._tracer = self._provider.get_tracer("temporal_api", __version__)
+        # They would be most of what a tracing backend keeps.
+        self._probes = re.compile(rf"({re.escape(root_path)})?/(health|metrics)(/|$)")
         self.temporal = functools.partial(_TracedTemporal, self._tracer, _address(temporal_address))
         """Makes a Temporal whose calls have spans."""
         self.of_worker = TracingInterceptor(self._tracer)
@@ -62,7 +62,7 @@ class Spans:
 
         async def traced(scope: Scope, receive: Receive, send: Send) -> None:
             told = trace_context(header for header in scope.get("headers", ()) if header[0] in HEADERS)
-            if scope["type"] != ScopeType.HTTP or ("traceparent" not in told and _PROBES.match(scope["path"])):
+            if scope["type"] != ScopeType.HTTP or ("traceparent" not in told and self._probes.match(scope["path"])):
                 await app(scope, receive, send)
                 return
             with self._tracer.start_as_current_span(

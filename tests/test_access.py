@@ -345,7 +345,10 @@ async def test_a_command_that_cannot_begin_ends_with_one_line(dev_server: DevSer
             ("serve", {"PORT": busy, "HOST": "0.0.0.0"}, 1, f"PORT: cannot listen on 0.0.0.0 port {busy}: Address"),  # noqa: S104
             *((part, metrics, 1, "METRICS_PORT: cannot listen on 127.0.0.1") for part in ("serve", "worker", "dev")),
             ("serve", mixed, 1, "TEMPORAL_TLS_CLIENT_KEY_PATH: is not the key"),
-            *((part, nobody, 1, "TEMPORAL_NAMESPACE: Namespace nobody is not found") for part in ("setup", "worker")),
+            *(
+                (part, nobody, 1, "TEMPORAL_NAMESPACE: Namespace nobody is not found")
+                for part in ("setup", "worker", "dev")
+            ),
             ("dev", nowhere, 1, "TEMPORAL_ADDRESS: nothing listens at 127"),
             JWT_SECRET=SECRET,
         )

@@ -180,11 +180,11 @@ async def test_an_outage_is_told_in_few_words(anyio_backend: str) -> None:
 
 async def test_probes_are_told_at_debug_only(dev_server: DevServer) -> None:
     """LOG_LEVEL=debug has a line for each probe and scrape; nobody else is bothered with them."""
-    probes = ["/health", "/health/ready", "/health/live", "/metrics"]
+    probes = ["/health", "/health/ready", "/health/live", "/metrics", "/temporal/health/live", "/temporal/metrics"]
     levels = {}
     for level in ("debug", "info"):
-        async with serve(dev_server.address, LOG_LEVEL=level) as (process, client):
-            assert [200] * 4 == [(await client.get(path)).status_code for path in probes]
+        async with serve(dev_server.address, LOG_LEVEL=level, ROOT_PATH="/temporal") as (process, client):
+            assert [200] * 6 == [(await client.get(path)).status_code for path in probes]
             assert 0 == await process.end(signal.SIGTERM)
         levels[level] = [(x["level"], x["path"]) for x in lines_of(process) if x["logger"] == "temporal_api.access"]
 

@@ -1,6 +1,6 @@
 """Keys that tokens are checked with: what each may be used for, and JWT_PUBLIC_KEY in every form it comes in."""
 
-import binascii
+import codecs
 import logging
 import os.path
 import re
@@ -88,6 +88,7 @@ def from_jwk(jwk: Any, accepted: frozenset[str]) -> Key | None:
 _EXPECTED = "public keys or certificates in PEM, or as base64, or a readable file with them"
 _PUBLIC_HALF = "expected its public half, which `openssl pkey -pubout` tells"
 _FORMS = {
+    r"\Z": "nothing",
     "https?://": "an address, which JWT_JWKS_URL takes",
     "{": "JSON; a JWK is read from an address only, by JWT_JWKS_URL",
     "ssh-|ecdsa-": "a key in the form of OpenSSH, which `ssh-keygen -e -m PKCS8` turns into PEM",
@@ -122,15 +123,17 @@ def _loaded(value: str) -> list[object]:
     if keys is None and is_file and data[:1] == b"\x30":
         return [_from_der(data, "a file of DER")]
     if keys is None:
-        seen = f"a file, but it holds {_form(data.decode('latin-1').strip())}" if is_file else _form(value)
+        seen = f"a file, but it holds {_form(data.decode(errors='replace').strip())}" if is_file else _form(value)
         raise ValueError(f"{seen}; expected {_EXPECTED}")
     return keys
 
 
 def _read(data: bytes) -> list[object] | None:
     """The keys in PEM, or in base64 of a PEM or of DER; None for what is neither."""
+    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):  # as some shells write files
+        data = data.decode("utf-16", "replace").encode()
     if b"-----BEGIN" in data:
-        text = re.sub(r"\\+n", "\n", re.sub(r"\\+r", "", data.decode("latin-1")))  # escaped, maybe twice
+        text = re.sub(r"\\+n", "\n", re.sub(r"\\+r", "", data.decode(errors="replace")))  # escaped, maybe twice
         blocks = _PEM.findall(text)
         if not blocks or text.count("-----BEGIN") != len(blocks):
             raise ValueError("PEM with a block that does not end")
@@ -155,7 +158,7 @@ def _from_pem(label: str, content: str) -> object:
         raise ValueError(f"{label} in PEM, a private key; {_PUBLIC_HALF}")
     try:
         der = _base64(content)
-    except binascii.Error:
+    except ValueError:
         raise ValueError(f"{label} in PEM, but what it holds is not base64") from None
     return _from_der(der, f"{label} in PEM")
 

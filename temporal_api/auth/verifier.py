@@ -192,8 +192,8 @@ class Verifier:
         expected = self._settings.jwt_audience
         if not expected:  # without an audience of our own, a token's is not ours to judge
             return
-        names = ("aud",) if "aud" in claims else ("client_id", "azp")  # AWS Cognito, for one, has no aud
-        found = [claims[name] for name in names if name in claims]
+        names = ("aud",) if claims.get("aud") is not None else ("client_id", "azp")  # AWS Cognito, for one, has no aud
+        found = [claims[name] for name in names if claims.get(name) is not None]
         if isinstance(claims.get("aud"), list):
             found = claims["aud"]
         if not all(isinstance(name, str) for name in found) or not set(found) & set(expected):

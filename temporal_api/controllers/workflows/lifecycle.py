@@ -16,6 +16,7 @@ from temporal_api.controllers.workflows.addressing import (
     RunId,
     Target,
     WorkflowId,
+    check_lengths,
     excludes,
 )
 from temporal_api.errors import invalid
@@ -62,6 +63,10 @@ class PauseRequest(msgspec.Struct, forbid_unknown_fields=True):
     """Why the workflow is paused, or goes on, for its history."""
 
     reason: Annotated[str, Meta(max_length=1000, description="Why.", examples=["the bank is closed"])] = ""
+
+    def __post_init__(self) -> None:
+        """Refuse a reason that Temporal does not take: this one it keeps where ids and names are kept."""
+        check_lengths(self, "reason")
 
 
 @post("/pause", scope=ADMIN, status_code=204, summary="Pause a workflow", responses=_PAUSES)
