@@ -2,8 +2,7 @@
 
 The modules, in the order a request meets them:
 
-    connections   how many there may be, how long each may wait for its caller, how they end
-    protocol      HTTP/1.1 on one of them: what a caller may send, and how long that may take
+    protocol      the clients' connections: how many there may be, what a caller may send on one, how long that may take
     observe       outermost: request id, access log, HTTP metrics, headers of every answer, gzip, HEAD
     prefix        the path below which a proxy serves the service
     cors          what pages of other origins may do
@@ -17,7 +16,7 @@ The modules, in the order a request meets them:
     requests      JSON in, decoded once, strictly; JSON out
     mistakes      every mistake of a request that has one
     bounds        counts the entries of a large body before they are made
-    services      what handlers reach: one typed bundle
+    services      what handlers reach: one typed bundle; the answer about a status
     owned         what every business resource shares
     controllers   the resources: orders, workflows, health, pages, codec
     idempotency   Idempotency-Key without a store
@@ -25,15 +24,14 @@ The modules, in the order a request meets them:
     temporal      the one place that knows gRPC
     deadline      by when all of a request's calls on Temporal must have ended
     encryption    payloads, encrypted before Temporal gets them
-    limits        requests under way, and the memory that they take
-    memory        bytes of bodies and answers, counted over the process
-    caches        what Litestar would remember of a request, turned off
+    memory        requests under way, and bytes of bodies and answers, counted over the process
     waiting       Prefer: wait, ETag, server-sent events
     sealing       page tokens that open only their own listing
     checks        the answers of /health
     errors        one class for each failure
     problems      how failures are answered
     openapi       the contract document
+    fields        what it says of a field
 
 Beside them: settings (read once, refused when unsafe), cli (`temporal-api`), serving (uvicorn that drains), worker (the
 sample Temporal worker), deploy (what `temporal-api print` prints), dev (`temporal-api dev`, which finds or builds a

@@ -18,20 +18,18 @@ from litestar.handlers import HTTPRouteHandler
 from litestar.middleware import DefineMiddleware
 from litestar.routes import HTTPRoute
 from litestar.types import ControllerRouterHandler
-from prometheus_client import Gauge
 
-from temporal_api import __version__, caches
+from temporal_api import __version__, errors
 from temporal_api.auth import USER, Authenticate, Verifier
 from temporal_api.checks import HealthCheck
-from temporal_api.controllers import explanations, pages
+from temporal_api.controllers import pages
 from temporal_api.controllers.codec import CodecController
 from temporal_api.controllers.health import HealthController, live
 from temporal_api.controllers.orders import OrderController
 from temporal_api.controllers.workflows import WORKFLOWS
 from temporal_api.cors import Cors
-from temporal_api.limits import limits
 from temporal_api.logs import configure_logging
-from temporal_api.memory import Memory, give_back_at_once
+from temporal_api.memory import Memory, give_back_at_once, limits, turn_off_caches
 from temporal_api.metrics import Metrics, metrics_route
 from temporal_api.mistakes import HEADERS, PARAMETERS, Parameter
 from temporal_api.observe import Observe
@@ -42,7 +40,7 @@ from temporal_api.problems import EXCEPTION_HANDLERS, allow
 from temporal_api.requests import JSONRequest, JSONResponse, check_parameters
 from temporal_api.sealing import PageTokens
 from temporal_api.services import SERVICES, Services
-from temporal_api.serving import drain_on_signal, measuring
+from temporal_api.serving import check_metrics_port, drain_on_signal, measuring
 from temporal_api.settings import Settings, from_env
 from temporal_api.temporal.client import Temporal, connected
 from temporal_api.temporal.endings import Endings
@@ -78,50 +76,44 @@ def create_app(
 
     Without settings it reads them from the environment, configures the log and handles the process's signals, so that
     any ASGI server can call it: `uvicorn --factory temporal_api.app:create_app`, `litestar --app ... run --reload`.
+    It then raises what `check_metrics_port` does, too.
     """
-    under_another_server = settings is None
+    own_signals = [drain_on_signal] if settings is None else []
     if settings is None:
         settings = from_env(os.environ)
         configure_logging(settings.log_level, settings.log_format)
+        check_metrics_port(settings)
     resources = [controller.resource for controller in RESOURCES]
     nouns = [noun for each in resources for noun in {each.name, each.plural}]  # a set: "sheep" may be both
     if twice := {noun for noun in nouns if nouns.count(noun) > 1}:
         raise TypeError(f"two resources are called {' and '.join(sorted(twice))}")
+    problems = [*errors.EVERY, *(problem for each in resources for problem in each.problems)]
     metrics = Metrics(__version__, without=frozenset({"task_queue"}))  # callers choose it
-    requests_limit = "The most requests that may be under way, not counting waits and streams."
-    Gauge("temporal_api_requests_limit", requests_limit, registry=metrics.registry).set(settings.max_requests)
+    most_requests = "The most requests that may be under way, not counting waits and streams."
+    metrics.limit("temporal_api_requests", most_requests, settings.max_requests)
     verifier = Verifier(settings)
     spans = spans_of(settings)
     # The pages, which need no token, have their own: whoever asks for them and does not read holds up no one else.
     memory, pages_memory = Memory(settings.max_memory_bytes), Memory(settings.max_memory_bytes // 8)
-    public = Router(
-        "/",
-        route_handlers=[*public_handlers, *explanations.HANDLERS],
-        middleware=[limits(settings.max_requests, pages_memory)],
-    )
+    public = Router("/", route_handlers=public_handlers, middleware=[limits(settings.max_requests, pages_memory)])
     api = Router(
         "/api/v1",
         route_handlers=[*RESOURCES, *CONTROLLERS],
         before_request=check_parameters,
-        middleware=[
-            limits(settings.max_requests, memory),
-            DefineMiddleware(Authenticate, verifier=verifier),
-        ],
+        middleware=[limits(settings.max_requests, memory), DefineMiddleware(Authenticate, verifier=verifier)],
         dependencies={"user": USER, "services": SERVICES},
         security=[{"bearer": []}],
     )
     app = _Litestar(
         [public, *([] if settings.metrics_port else [metrics_route(metrics)]), HealthController, live, api],
-        lifespan=[
-            _connected(settings, metrics, verifier, memory, spans),
-            *([drain_on_signal] if under_another_server else []),
-        ],
+        lifespan=[_connected(settings, metrics, verifier, memory, spans), *own_signals],
         request_class=JSONRequest,
         response_class=JSONResponse,
         request_max_body_size=settings.max_body_bytes,
         exception_handlers=EXCEPTION_HANDLERS,
         openapi_config=openapi_config(resources, settings.root_path),
-        state=State({"settings": settings, "metrics": metrics}),  # for the server
+        # `settings` and `metrics` are for the server, `problems` for `/problems`.
+        state=State({"settings": settings, "metrics": metrics, "problems": problems}),
         logging_config=None,  # observe.py logs requests, problems.py logs defects
     )
     for route in app.routes:
@@ -130,7 +122,7 @@ def create_app(
             _list_all_methods(route)
             for handler, parameters in route.route_handler_map.values():
                 _list_parameters(handler, parameters)
-    caches.turn_off(app)
+    turn_off_caches(app)
     give_back_at_once()
     app.asgi_handler = Observe(
         app.asgi_handler,
@@ -160,11 +152,9 @@ def _connected(
         async with connected(settings, metrics.runtime(), memory, spans.temporal if spans else None) as temporal:
             services = app.state.services = _services(settings, temporal, verifier)
             metrics.check_health = services.health.check
+            waits = services.waits
             metrics.watch(
-                "temporal_api_open_waits",
-                "Open waits and streams.",
-                lambda: services.waits.open,
-                settings.max_open_waits,
+                "temporal_api_open_waits", "Open waits and streams.", lambda: waits.open, settings.max_open_waits
             )
             verifier.start()
             try:

@@ -13,7 +13,7 @@ import signal
 import sys
 from collections.abc import Coroutine
 from importlib.resources import files
-from typing import Any, NoReturn
+from typing import Any
 
 import click
 from temporalio.service import RPCError
@@ -30,23 +30,17 @@ def main() -> None:
     """Run the command line. A wrong setting ends with one line and exit code 2, what else goes wrong with 1."""
     try:
         cli()
-    except TLSFilesError as error:
-        _end(1, str(error))
-    except SettingsError as error:
-        _end(2, str(error))
-    except RPCError as error:
-        from temporal_api.temporal.access import cause
+    except (SettingsError, RPCError, OSError, RuntimeError) as error:
+        told = str(error)
+        if isinstance(error, RPCError):
+            from temporal_api.temporal.access import cause
 
-        _end(1, str(cause(error)))
-    except OSError as error:
-        _end(1, f"{error.strerror}: {error.filename}" if error.filename else str(error))
-    except RuntimeError as error:
-        _end(1, str(error))
-
-
-def _end(code: int, message: str) -> NoReturn:
-    click.echo(f"temporal-api: {message.partition(chr(10))[0]}", err=True)
-    sys.exit(code)
+            told = str(cause(error))
+        elif isinstance(error, OSError) and error.filename:
+            told = f"{error.strerror}: {error.filename}"
+        click.echo(f"temporal-api: {told.partition(chr(10))[0]}", err=True)
+        wrong_setting = isinstance(error, SettingsError) and not isinstance(error, TLSFilesError)
+        sys.exit(2 if wrong_setting else 1)
 
 
 @click.group()
@@ -65,7 +59,7 @@ def serve() -> None:
     settings = from_env(os.environ)
     settings.read_temporal()
     configure_logging(settings.log_level, settings.log_format)
-    serving.serve(create_app(settings), settings.host, settings.port, settings.shutdown_delay_seconds)
+    serving.serve(create_app(settings))
 
 
 @cli.command()
@@ -95,8 +89,7 @@ def worker(pace: float) -> None:
 def setup() -> None:
     """Add the search attributes of the resources to the namespace. Safe to repeat."""
     from temporal_api.app import SEARCH_ATTRIBUTES
-    from temporal_api.temporal.access import connect
-    from temporal_api.temporal.search_attributes import add_search_attributes
+    from temporal_api.temporal.access import add_search_attributes, connect
 
     settings = from_env(os.environ, keys_needed=False)
 

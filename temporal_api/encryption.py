@@ -45,16 +45,12 @@ class EncryptionCodec(PayloadCodec):
         if payload.metadata.get("encoding") != ENCODING:
             return payload
         key_id = payload.metadata.get("encryption-key-id", b"")
-        cipher = self._ciphers.get(key_id)
-        if cipher is None:
-            raise _undecodable(f"the key {key_id.decode(errors='replace')!r} is not among this service's")
+        is_known = key_id in self._ciphers
         # Earlier versions of this service authenticated the key's id too, as additional data.
-        for additional in (None, key_id):
+        for additional in (None, key_id) if is_known else ():
             with suppress(InvalidTag, ValueError, DecodeError):
-                data = cipher.decrypt(payload.data[:_NONCE_BYTES], payload.data[_NONCE_BYTES:], additional)
-                return Payload.FromString(data)
-        raise _undecodable("it was not encrypted with the key that it names")
-
-
-def _undecodable(why: str) -> PayloadUndecodable:
-    return PayloadUndecodable(f"What Temporal keeps here cannot be decrypted: {why}.")
+                nonce, encrypted = payload.data[:_NONCE_BYTES], payload.data[_NONCE_BYTES:]
+                return Payload.FromString(self._ciphers[key_id].decrypt(nonce, encrypted, additional))
+        unknown = f"the key {key_id.decode(errors='replace')!r} is not among this service's"
+        why = "it was not encrypted with the key that it names" if is_known else unknown
+        raise PayloadUndecodable(f"What Temporal keeps here cannot be decrypted: {why}.")

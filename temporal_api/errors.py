@@ -38,12 +38,9 @@ class Problem(Exception):
     """Seconds until the caller may try again (RFC 9110 10.2.3); 0: trying again does not help."""
 
     def __init_subclass__(cls, code: str = "", status: int = 0, retry_after: int = 0) -> None:
-        if code:
-            cls.code = code
-        if status:
-            cls.status = status
-        if retry_after:
-            cls.retry_after = retry_after
+        for name, value in (("code", code), ("status", status), ("retry_after", retry_after)):
+            if value:
+                setattr(cls, name, value)
 
     def __init__(self, message: str | None = None, headers: Mapping[str, str] | None = None, **details: Any) -> None:
         """`message` defaults to the class's docstring; `details` are values that a program can act on."""
@@ -264,6 +261,8 @@ class TemporalTimeout(Problem, code="temporal_timeout", status=504):
     """Temporal did not answer in time. The request may still take effect. Check that before you send it again."""
 
 
+EVERY: list[type[Problem]] = [kind for kind in list(globals().values()) if "code" in getattr(kind, "__dict__", ())]
+"""The classes with a code of their own."""
 TEMPORAL_AWAY = (TemporalTimeout, TemporalConnectionError, TemporalOverloaded)
 """Failures of a call that may succeed when it is made again."""
 

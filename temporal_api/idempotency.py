@@ -23,13 +23,18 @@ REPLAYED = {"Idempotent-Replayed": "true"}
 
 _ANY = msgspec.json.Decoder(float_hook=Decimal)
 _CANONICAL = msgspec.json.Encoder(order="sorted", decimal_format="number")
+
+
+def key_header(what_it_does: str) -> HeaderParameter:
+    """The header with a key, whatever it does in an operation."""
+    return HeaderParameter(name="Idempotency-Key", pattern=KEY, description=what_it_does)
+
+
 IdempotencyKey = Annotated[
     str | None,
-    HeaderParameter(
-        name="Idempotency-Key",
-        pattern=KEY,
-        description="The same key and body, from the same caller: the same answer, started once. 1 to 255 visible "
-        "ASCII characters; good for as long as Temporal keeps the run.",
+    key_header(
+        "The same key and body, from the same caller: the same answer, started once. 1 to 255 visible ASCII "
+        "characters; good for as long as Temporal keeps the run."
     ),
 ]
 

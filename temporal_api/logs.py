@@ -10,9 +10,9 @@ import select
 import threading
 import time
 import traceback
+from contextlib import suppress
 from datetime import UTC, datetime
-from types import TracebackType
-from typing import Any, TypeAlias
+from typing import Any
 
 import msgspec
 from prometheus_client import Counter
@@ -34,8 +34,6 @@ SDK_LOGGING = LoggingConfig(
 )
 """For the SDK's runtime: what its core has to say goes to the logger `temporalio`."""
 
-_ExcInfo: TypeAlias = tuple[type[BaseException], BaseException, TracebackType | None] | tuple[None, None, None]
-
 
 def configure_logging(level: str, log_format: str) -> None:
     """Send every logger of the process, and Python's warnings, to standard output in one format."""
@@ -47,10 +45,9 @@ def configure_logging(level: str, log_format: str) -> None:
     handler.setFormatter(JSONFormatter() if log_format == "json" else ConsoleFormatter())
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
     logging.captureWarnings(True)
-    logging.getLogger("httpx").setLevel("WARNING")
     # While Temporal is away, these have something to say about each request.
     for name in ("temporalio", "temporal_api.temporal.failures"):
-        logging.getLogger(name).addFilter(_REPEATS)
+        logging.getLogger(name).addFilter(_is_new)
 
 
 class JSONFormatter(logging.Formatter):
@@ -74,7 +71,7 @@ class JSONFormatter(logging.Formatter):
                 return text.decode()
         line = {key: _cut(value) if isinstance(value, str) else value for key, value in line.items()}
         if record.exc_info:
-            line["traceback"] = "".join(_traceback(record.exc_info))
+            line["traceback"] = _traceback(record.exc_info[1])
         return json.dumps(msgspec.to_builtins(line, enc_hook=str), separators=(",", ":"))
 
 
@@ -88,8 +85,7 @@ class ConsoleFormatter(logging.Formatter):
         line = f"{clock} {record.levelname.lower():7} {_one_line(record.getMessage())} {fields}".rstrip()
         if not record.exc_info:
             return line
-        below = "".join(_traceback(record.exc_info)).splitlines()
-        return "\n  ".join([line, *map(_printable, below)])
+        return "\n  ".join([line, *map(_printable, _traceback(record.exc_info[1]).splitlines())])
 
 
 def _one_line(value: object) -> str:
@@ -109,15 +105,14 @@ def _printable(text: str) -> str:
     return text if text.isprintable() else "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
-def _traceback(exc_info: _ExcInfo) -> list[str]:
+def _traceback(error: BaseException | None) -> str:
     """Format an exception. Its text, which may be a caller's, is one line; a long traceback loses its middle."""
-    parts = [
+    text = "".join(
         part if part.lstrip(" |+").startswith('File "') else f"{_one_line(part.rstrip())}\n"
-        for part in traceback.format_exception(*exc_info)
-    ]
-    text = "".join(parts)
+        for part in traceback.format_exception(error)
+    )
     half = TRACEBACK_CHARACTERS // 2
-    return parts if len(text) <= TRACEBACK_CHARACTERS else [text[:half], "\n…\n", text[-half:]]
+    return text if len(text) <= TRACEBACK_CHARACTERS else f"{text[:half]}\n…\n{text[-half:]}"
 
 
 class QueueHandler(logging.Handler):
@@ -193,29 +188,20 @@ def _write(content: bytes) -> None:
 def _write_now(line: str) -> None:
     """Write a line after the thread has ended, if that does not block: a pipe that is ready takes PIPE_BUF bytes."""
     content = f"{line}\n".encode()
-    try:
+    with suppress(OSError):
         if len(content) <= select.PIPE_BUF and select.select([], [STDOUT], [], 0)[1]:
             os.write(STDOUT, content)
-    except OSError:
-        pass
 
 
-class _Repeats(logging.Filter):
-    """Lets one record a second pass, of each logger or each module of the SDK's core; the same words once a minute."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._passed: dict[str, tuple[float, str]] = {}
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        """Whether the record passes."""
-        source = getattr(getattr(record, "temporal_log", None), "target", record.name)
-        now, message = time.monotonic(), record.getMessage()
-        passed_at, passed = self._passed.get(source, (float("-inf"), ""))
-        if now - passed_at < (60 if message == passed else 1):
-            return False
-        self._passed[source] = now, message
-        return True
+_passed: dict[str, tuple[float, str]] = {}
 
 
-_REPEATS = _Repeats()
+def _is_new(record: logging.LogRecord) -> bool:
+    """Let one record a second pass, of each logger or each module of the SDK's core; the same words once a minute."""
+    source = getattr(getattr(record, "temporal_log", None), "target", record.name)
+    now, message = time.monotonic(), record.getMessage()
+    passed_at, passed = _passed.get(source, (float("-inf"), ""))
+    if now - passed_at < (60 if message == passed else 1):
+        return False
+    _passed[source] = now, message
+    return True

@@ -1,12 +1,17 @@
-"""How much memory all callers together may take: MAX_MEMORY_BYTES."""
+"""How much may be under way at once: requests (MAX_REQUESTS), and the memory that they take (MAX_MEMORY_BYTES)."""
 
 import asyncio
 import ctypes
+import functools
+import sys
+from collections.abc import Callable
 from contextlib import suppress
-from types import TracebackType
-from typing import Self
+from types import ModuleType
+from typing import Any, Self
 
-from litestar.types import HTTPResponseBodyEvent, Send
+from litestar import Litestar
+from litestar.datastructures import URL
+from litestar.types import ASGIApp, HTTPResponseBodyEvent, Receive, ReceiveMessage, Scope, Send
 
 from temporal_api.errors import Overloaded
 
@@ -14,8 +19,13 @@ WAIT_SECONDS = 2.0
 """How long a newcomer waits for others to give theirs back."""
 PIECE_BYTES = 64 * 1024
 """What is smaller is not counted. What is larger goes out in pieces of this size, each when the one before is read."""
+DECODED = 8
+"""A body's bytes come to so many times their number while they are decoded and handed on to Temporal."""
+RECEIVING = 0.5
+"""The part of the memory that unfinished bodies may take: what is whole can always go on."""
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
 _LARGE_BYTES = 128 * 1024
+_CACHE = type(functools.lru_cache(bool))
 
 
 class Memory:
@@ -78,13 +88,9 @@ class Share:
         self._size = 0
 
     def __enter__(self) -> Self:
-        """Begin with nothing."""
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        """Give all back."""
+    def __exit__(self, *_: object) -> None:
         if self._size:
             self.size = 0
 
@@ -106,6 +112,53 @@ class Share:
         self.size = size
 
 
+def limits(most: int, memory: Memory) -> Callable[[ASGIApp], ASGIApp]:
+    """Litestar's middleware for what may be refused. It raises Overloaded before a handler runs."""
+    under_way = 0
+
+    def middleware(app: ASGIApp) -> ASGIApp:
+        async def limited(scope: Scope, receive: Receive, send: Send) -> None:
+            nonlocal under_way
+            # Those that only wait have a limit of their own.
+            if under_way >= most and under_way - Litestar.from_scope(scope).state.services.waits.open >= most:
+                raise Overloaded
+            if memory.is_full:
+                await memory.room(1, memory.limit)
+            under_way += 1
+            try:
+                if scope["method"] == "GET":  # type: ignore[typeddict-item] # every route is HTTP
+                    await app(scope, receive, send)
+                else:
+                    with memory.share() as share:
+                        await app(scope, _counting(receive, memory, share), send)
+            finally:
+                under_way -= 1
+
+        return limited
+
+    return middleware
+
+
+def _counting(receive: Receive, memory: Memory, share: Share) -> Receive:
+    """Count a body as it comes. Without room for more of it the caller is not read from, and soon refused."""
+    received = 0
+
+    async def counting() -> ReceiveMessage:
+        nonlocal received
+        message = await receive()
+        if message["type"] == "http.request":
+            received += len(message["body"])
+            if received > PIECE_BYTES:
+                if message["more_body"]:
+                    await share.grow(received, RECEIVING)
+                else:
+                    await share.grow(DECODED * received)
+                    await memory.turn()
+        return message
+
+    return counting
+
+
 def give_back_at_once() -> None:
     """Let large memory that is free again go back to the system.
 
@@ -116,3 +169,24 @@ def give_back_at_once() -> None:
         libc = ctypes.CDLL(None)
         libc.mallopt(_M_MMAP_THRESHOLD, _LARGE_BYTES)
         libc.mallopt(_M_TRIM_THRESHOLD, _LARGE_BYTES)
+
+
+def turn_off_caches(app: Litestar) -> None:
+    """Let Litestar remember nothing of a request: its caches' keys are paths and queries, so callers would fill them.
+
+    Nearly each request names another id, so this is quicker, too.
+    """
+    router = app.asgi_router
+    router.handle_routing = _uncached(router.handle_routing)
+    # Each module that imports a function has a name of its own for it.
+    places: list[ModuleType | type] = [module for name, module in sys.modules.items() if name.startswith("litestar.")]
+    for place in (*places, URL):
+        for name, value in list(vars(place).items()):
+            if isinstance(value, _CACHE):
+                setattr(place, name, _uncached(value))
+            elif isinstance(value, classmethod) and isinstance(value.__func__, _CACHE):
+                setattr(place, name, classmethod(_uncached(value.__func__)))
+
+
+def _uncached(function: Any) -> Any:
+    return function.__wrapped__

@@ -6,31 +6,15 @@ from typing import Any
 
 from litestar import Request, Response, get
 from litestar.handlers import HTTPRouteHandler
-from prometheus_client import (
-    CollectorRegistry,
-    Counter,
-    Gauge,
-    Histogram,
-    Metric,
-    disable_created_metrics,
-    exposition,
-)
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metric, disable_created_metrics, exposition
 from prometheus_client.gc_collector import GCCollector
 from prometheus_client.openmetrics import exposition as openmetrics
 from prometheus_client.platform_collector import PlatformCollector
 from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.registry import Collector
 from prometheus_client.samples import Sample
-from temporalio.runtime import (
-    BUFFERED_METRIC_KIND_COUNTER,
-    BUFFERED_METRIC_KIND_GAUGE,
-    BUFFERED_METRIC_KIND_HISTOGRAM,
-    BufferedMetric,
-    MetricBuffer,
-    MetricBufferDurationFormat,
-    Runtime,
-    TelemetryConfig,
-)
+from temporalio import runtime as sdk
+from temporalio.runtime import BufferedMetric, Runtime, TelemetryConfig
 
 from temporal_api.logs import DROPPED, SDK_LOGGING
 
@@ -41,16 +25,12 @@ MOST_SERIES = 200
 OTHER = "other"
 """The value of each label of what comes beyond them."""
 
-_KINDS = {
-    BUFFERED_METRIC_KIND_COUNTER: "unknown",  # a counter's name would have to end with `_total`
-    BUFFERED_METRIC_KIND_GAUGE: "gauge",
-    BUFFERED_METRIC_KIND_HISTOGRAM: "histogram",
-}
+# A counter's name would have to end with `_total`.
+_KINDS = {sdk.BUFFERED_METRIC_KIND_COUNTER: "unknown", sdk.BUFFERED_METRIC_KIND_GAUGE: "gauge"}
 # The exporter's buckets, in milliseconds.
 _REQUEST_BUCKETS = (50, 100, 500, 1000, 2500, 10_000)
 _SCHEDULE_BUCKETS = (100, 500, 1000, 5000, 10_000, 100_000, 1_000_000)
 _TASK_BUCKETS = (1, 10, 20, 50, 100, 200, 500, 1000)
-_MINUTE, _HOUR = 60_000, 3_600_000
 _BUCKETS = {  # by default those of requests
     "temporal_activity_execution_latency": (50, 100, 500, 1000, 5000, 10_000, 60_000),
     "temporal_activity_schedule_to_start_latency": _SCHEDULE_BUCKETS,
@@ -58,9 +38,8 @@ _BUCKETS = {  # by default those of requests
     "temporal_workflow_task_execution_latency": _TASK_BUCKETS,
     "temporal_workflow_task_replay_latency": _TASK_BUCKETS,
     "temporal_workflow_endtoend_latency": (
-        *(100, 500, 1000, 1500, 2000, 5000, 10_000, 30_000),
-        *(n * _MINUTE for n in (1, 2, 5, 10, 30)),
-        *(n * _HOUR for n in (1, 8.5, 24)),
+        *(100, 500, 1000, 1500, 2000, 5000, 10_000, 30_000, 60_000, 120_000, 300_000, 600_000),
+        *(1_800_000, 3_600_000, 30_600_000, 86_400_000),
     ),
 }
 _HEALTH = {"healthy": 1.0, "polling": 1.0, "unknown": float("nan")}
@@ -86,7 +65,9 @@ class Metrics:
             labels,
             registry=registry,
         )
-        self.in_progress = Gauge("http_requests_in_progress", "HTTP requests under way.", registry=registry)
+        self.in_progress = 0
+        in_progress = Gauge("http_requests_in_progress", "HTTP requests under way.", registry=registry)
+        in_progress.set_function(lambda: self.in_progress)
         Gauge("temporal_api_info", "The running version.", ("version",), registry=registry).labels(version).set(1)
         described = "What /health tells of a service. 1: it is there; 0: it is not; NaN: unknown."
         self._health = Gauge("temporal_api_health", described, ("service",), registry=registry)
@@ -119,7 +100,11 @@ class Metrics:
     def watch(self, name: str, description: str, value: Callable[[], float], limit: float) -> None:
         """Show a number, read at each scrape, and the most that it may be."""
         Gauge(name, description, registry=self.registry).set_function(value)
-        Gauge(f"{name}_limit", f"The most that {name} may be.", registry=self.registry).set(limit)
+        self.limit(name, f"The most that {name} may be.", limit)
+
+    def limit(self, name: str, description: str, limit: float) -> None:
+        """Show the most that a number may be."""
+        Gauge(f"{name}_limit", description, registry=self.registry).set(limit)
 
     async def measure(self) -> None:
         """Bring the registry up to date. Temporal is asked for whoever comes again, not for a single look."""
@@ -148,38 +133,31 @@ class _SDKMetrics(Collector):
     """
 
     def __init__(self, without: frozenset[str]) -> None:
-        self.buffer = MetricBuffer(16_384, duration_format=MetricBufferDurationFormat.MILLISECONDS)
+        self.buffer = sdk.MetricBuffer(16_384, duration_format=sdk.MetricBufferDurationFormat.MILLISECONDS)
         self._without = without
-        self._families: dict[str, tuple[BufferedMetric, list[_Series]]] = {}
-        self._series: dict[tuple[object, ...], _Series] = {}
+        self._families: dict[str, tuple[BufferedMetric, dict[tuple[object, ...], _Series]]] = {}
 
     def drain(self) -> None:
-        """Read the buffer, which empties it."""
+        """Read the buffer, which empties it. Where there are too many labels, those that are new share a series."""
         for update in self.buffer.retrieve_updates():
             metric, labels = update.metric, update.attributes
             if not self._without.isdisjoint(labels):
                 labels = {name: value for name, value in labels.items() if name not in self._without}
-            series = self._series.get((metric.name, *labels.items())) or self._add(metric, labels)
+            _, family = self._families.get(metric.name) or self._families.setdefault(metric.name, (metric, {}))
+            series = family.get(tuple(labels.items()))
+            if series is None:
+                if len(family) >= MOST_SERIES:
+                    labels = dict.fromkeys(labels, OTHER)
+                series = family.setdefault(tuple(labels.items()), _Series(metric, labels))
             series.record(update.value)
-
-    def _add(self, metric: BufferedMetric, labels: Mapping[str, object]) -> "_Series":
-        """Find the place for labels that are new: where there are too many, one for them all."""
-        _, family = self._families.setdefault(metric.name, (metric, []))
-        if len(family) >= MOST_SERIES:
-            labels = dict.fromkeys(labels, OTHER)
-        key = (metric.name, *labels.items())
-        if key not in self._series:
-            self._series[key] = _Series(metric, labels)
-            family.append(self._series[key])
-        return self._series[key]
 
     def collect(self) -> Iterator[Metric]:
         """Give each metric that the SDK has measured so far."""
-        for metric, all_series in self._families.values():
-            family = Metric(metric.name, metric.description or metric.name, _KINDS[metric.kind])
-            for series in all_series:
-                family.samples += series.samples()
-            yield family
+        for metric, family in self._families.values():
+            told = Metric(metric.name, metric.description or metric.name, _KINDS.get(metric.kind, "histogram"))
+            for series in family.values():
+                told.samples += series.samples()
+            yield told
 
 
 class _Series:
@@ -189,13 +167,13 @@ class _Series:
         self._labels = {n: str(value).lower() if isinstance(value, bool) else str(value) for n, value in labels.items()}
         self._values: Gauge | Histogram
         self.record: Callable[[float], None]
-        if metric.kind == BUFFERED_METRIC_KIND_HISTOGRAM:
+        if metric.kind in _KINDS:
+            self._values = gauge = Gauge(metric.name, metric.name, registry=None)
+            self.record = gauge.set if _KINDS[metric.kind] == "gauge" else gauge.inc
+        else:
             buckets = _BUCKETS.get(metric.name, _REQUEST_BUCKETS)
             self._values = histogram = Histogram(metric.name, metric.name, buckets=buckets, registry=None)
             self.record = histogram.observe
-        else:  # a Counter's name would end with `_total`
-            self._values = gauge = Gauge(metric.name, metric.name, registry=None)
-            self.record = gauge.inc if metric.kind == BUFFERED_METRIC_KIND_COUNTER else gauge.set
 
     def samples(self) -> Iterator[Sample]:
         (family,) = self._values.collect()

@@ -48,14 +48,11 @@ _OWN = re.compile(r"([a-z_]+): (.*)", re.DOTALL)
 
 def body_mistakes(text: bytes, expected: Any, path: str = "") -> list[FieldError]:
     """What is wrong with JSON that is not of its type: at most `MOST` mistakes."""
-    return list(islice(_check(text.lstrip(), expected, path), MOST))
-
-
-def _check(text: bytes | Raw, expected: Any, path: str) -> Iterator[FieldError]:
     try:
         msgspec.json.decode(text, type=expected)
     except msgspec.ValidationError as error:
-        yield from _explain(str(error), text, expected, path)
+        return list(islice(_explain(str(error), text.lstrip(), expected, path), MOST))
+    return []
 
 
 def _explain(said: str, text: bytes | Raw, expected: Any, path: str) -> Iterator[FieldError]:
@@ -119,27 +116,25 @@ def _container(expected: Any, opening: bytes, limits: tuple[Any, ...] = ()) -> t
 def _in_struct(text: bytes, kind: Any, path: str) -> Iterator[FieldError]:
     sent = msgspec.json.decode(text, type=dict[str, Raw])
     fields = {field.encode_name: field for field in msgspec.structs.fields(kind)}
-    defaults, right = {}, {}
+    defaults = {
+        field.name: field.default_factory() if field.default is NODEFAULT else field.default
+        for field in fields.values()
+        if not field.required
+    }
+    right = dict(defaults)
     for name, field in fields.items():
-        at = _join(path, name)
-        if not field.required:
-            default = field.default if field.default is not NODEFAULT else field.default_factory()
-            defaults[field.name] = default
-        if name not in sent:
-            if field.required:
-                yield FieldError(shown(at), f"Object missing required field {name}")
-            else:
-                right[field.name] = defaults[field.name]
-            continue
-        try:
-            right[field.name] = msgspec.json.decode(sent[name], type=field.type)
-        except msgspec.ValidationError as error:
-            yield from _explain(str(error), sent[name], field.type, at)
+        if name in sent:
+            right.pop(field.name, None)
+            try:
+                right[field.name] = msgspec.json.decode(sent[name], type=field.type)
+            except msgspec.ValidationError as error:
+                yield from _explain(str(error), sent[name], field.type, _join(path, name))
+        elif field.required:
+            yield FieldError(shown(_join(path, name)), f"Object missing required field {name}")
     if kind.__struct_config__.forbid_unknown_fields:
         for name in sent:
             if name not in fields:
-                said = f"Unknown field{there_are(name, fields)}"
-                yield FieldError(shown(_join(path, name)), said)
+                yield FieldError(shown(_join(path, name)), f"Unknown field{there_are(name, fields)}")
     if hasattr(kind, "__post_init__"):
         yield from _own_rules(kind, right, defaults, path)
 
@@ -219,6 +214,9 @@ def parameter_mistakes(request: Request[Any, Any, Any]) -> list[FieldError]:
         known: Mapping[str, Parameter] = request.route_handler.opt.get(where, {})
         for name, parameter in known.items():
             if sent := values.getall(name, []):
+                if name == "Idempotency-Key" and len(sent) > 1:
+                    mistakes.append(FieldError(name, "Expected it once"))
+                    continue
                 try:
                     msgspec.convert(sent if parameter.repeatable else sent[-1], parameter.type, strict=False)
                 except msgspec.ValidationError as error:

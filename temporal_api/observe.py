@@ -5,7 +5,6 @@ as the caller got it: 401, 404, 405, 413 and 500 too.
 """
 
 import logging
-import os
 import re
 import time
 import zlib
@@ -31,7 +30,7 @@ from temporal_api.memory import PIECE_BYTES, Memory
 from temporal_api.metrics import Metrics
 from temporal_api.prefix import Prefix
 from temporal_api.problems import PROBLEM_JSON, encode_problem
-from temporal_api.record import Record, begin, refusal_of
+from temporal_api.record import Record, begin, new_request_id, refusal_of
 from temporal_api.requests import keep_encoded_slashes
 
 REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
@@ -71,11 +70,11 @@ class Observe:
         begin(scope, answer.record)
         # HEAD is GET without the body (RFC 9110 9.3.2). The server leaves the body out by its own scope: hence a copy.
         routed: Any = {**scope, "method": "GET"} if answer.record.is_head else scope
-        self._metrics.in_progress.inc()
+        self._metrics.in_progress += 1
         try:
             await self._serve(routed, receive, answer)
         finally:
-            self._metrics.in_progress.dec()
+            self._metrics.in_progress -= 1
             self._tell(routed, str(scope["method"]), answer, time.perf_counter() - began)
 
     async def _serve(self, scope: Scope, receive: Receive, answer: "_Answer") -> None:
@@ -155,7 +154,7 @@ class _Answer:
                 self._cors = cors.headers.get(value, cors.default)
             elif name in tracing.HEADERS:
                 trace.append((name, value))
-        self._request_id = self._request_id or os.urandom(16).hex().encode()
+        self._request_id = self._request_id or new_request_id().encode()
         self.record = Record(self._request_id.decode(), prefix.root_path, is_head=scope["method"] == "HEAD")
         if trace:
             self.record.trace = tracing.trace_context(trace)

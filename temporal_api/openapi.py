@@ -5,7 +5,7 @@ docstrings, half of the bounds, and that a request may hold no other field.
 """
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from http import HTTPStatus
 from inspect import cleandoc
 from typing import Any
@@ -45,6 +45,12 @@ class _Unserved(Router):
         return []
 
 
+def _operation_id(handler: HTTPRouteHandler, method: object, path: object) -> str:
+    """The handler's name in camel case: `get_workflow` is `getWorkflow`."""
+    first, *others = handler.handler_name.split("_")
+    return first + "".join(word.title() for word in others)
+
+
 def _header(description: str, kind: OpenAPIType = OpenAPIType.STRING, *, always: bool = True) -> OpenAPIHeader:
     return OpenAPIHeader(schema=Schema(type=kind), description=description, required=always)
 
@@ -63,6 +69,7 @@ def openapi_config(resources: Iterable[Resource[Any, Any]], root_path: str) -> O
         ),
         openapi_router=_Unserved("/openapi", route_handlers=[]),
         use_handler_docstrings=True,
+        operation_id_creator=_operation_id,
         tags=[
             *(Tag(resource.plural, resource.description) for resource in resources),
             Tag("workflows", "Any workflow of the namespace, for operators."),
@@ -121,16 +128,13 @@ def contract(app: Litestar) -> _JSON:
     for path, path_item in paths.items():
         if "post" in path_item:
             _link(path, path_item["post"], paths, schemas)
-    schemas["ProblemDetails"]["properties"]["error"]["enum"] = _codes(shared)
+    # Those that operations declare, and those that any request can meet.
+    declared = {code for answer in shared.values() for code in answer["content"][PROBLEM_JSON]["examples"]}
+    codes = declared.union(kind.code for kind in errors.EVERY)
+    schemas["ProblemDetails"]["properties"]["error"]["enum"] = sorted(codes)
     for part in (paths, schemas):
         _complete_types(part)
     return document
-
-
-def _codes(shared: _JSON) -> list[str]:
-    """Every code that an error can have: those that operations declare, and those that any request can meet."""
-    declared = {code for answer in shared.values() for code in answer["content"][PROBLEM_JSON]["examples"]}
-    return sorted(declared | {kind.code for kind in vars(errors).values() if hasattr(kind, "code")})
 
 
 def _body_schemas(handlers: Iterable[HTTPRouteHandler]) -> _JSON:
@@ -235,30 +239,25 @@ def _remove_null(schema: _JSON) -> None:
         schema["enum"] = [value for value in schema["enum"] if value is not None]
 
 
+_OF_STATUS = {"401": "WWW-Authenticate", "415": "Accept-Encoding", "429": "Retry-After", "503": "Retry-After"}
+"""The headers of problems."""
+
+
 def _complete_responses(operation: _JSON, schemas: _JSON, headers: Mapping[int, Iterable[str]]) -> None:
     """Sort the responses by status; give each a description, its headers and an example of its body."""
     operation["responses"] = dict(sorted(operation["responses"].items()))
     for status, response in operation["responses"].items():
-        names = _headers(status, response, headers)
+        names = ["X-Request-ID", *headers.get(int(status), ())]
+        if PROBLEM_JSON in response.get("content", {}) and status in _OF_STATUS:
+            names.append(_OF_STATUS[status])
         response["headers"] = {name: {"$ref": f"#/components/headers/{name}"} for name in names}
         _add_examples(response.get("content", {}), schemas)
         if response["description"] == HTTPStatus(int(status)).description:  # Python's: "document follows"
             bodies = (body["schema"].get("$ref", "") for body in response.get("content", {}).values())
-            names = (reference.rpartition("/")[2] for reference in bodies)
-            response["description"] = next((schemas[name]["description"] for name in names if name in schemas), "Done.")
-
-
-def _headers(status: str, response: _JSON, declared: Mapping[int, Iterable[str]]) -> Iterator[str]:
-    """The headers that a response carries: `headers` of its handler, and those that go with a problem's status."""
-    yield "X-Request-ID"
-    yield from declared.get(int(status), ())
-    if PROBLEM_JSON in response.get("content", {}):
-        if status == "415":
-            yield "Accept-Encoding"
-        if status == "401":
-            yield "WWW-Authenticate"
-        if status in ("429", "503"):
-            yield "Retry-After"
+            structs = (reference.rpartition("/")[2] for reference in bodies)
+            response["description"] = next(
+                (schemas[name]["description"] for name in structs if name in schemas), "Done."
+            )
 
 
 def _share_errors(responses: _JSON, shared: _JSON, root_path: str) -> None:
@@ -301,14 +300,8 @@ def _add_examples(content: _JSON, schemas: _JSON) -> None:
             del example["id"]  # no part of OpenAPI
 
 
-_EXAMPLES_BY_TYPE = {
-    "string": "text",
-    "date-time": "2026-01-31T12:00:00Z",
-    "integer": 1,
-    "number": 1,
-    "boolean": True,
-    "object": {},
-}
+_TIME = "2026-01-31T12:00:00Z"
+_BY_TYPE = {"string": "text", "date-time": _TIME, "integer": 1, "number": 1, "boolean": True, "object": {}}
 
 
 def _example(schema: _JSON, schemas: _JSON) -> Any:
@@ -324,7 +317,7 @@ def _example(schema: _JSON, schemas: _JSON) -> Any:
     if schema.get("type") == "array":
         return [_example(schema["items"], schemas)]
     if "properties" not in schema:
-        return _EXAMPLES_BY_TYPE.get(schema.get("format") or str(schema.get("type")))
+        return _BY_TYPE.get(schema.get("format") or str(schema.get("type")))
     return {
         name: _example(field, schemas)
         for name, field in schema["properties"].items()

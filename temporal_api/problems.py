@@ -41,8 +41,7 @@ class ProblemDetails(msgspec.Struct):
     details: Annotated[
         dict[str, Any],
         Meta(
-            description="Values that a program can act on.",
-            extra_json_schema={"properties": {"errors": _FIELD_ERRORS}},
+            description="Values that a program can act on.", extra_json_schema={"properties": {"errors": _FIELD_ERRORS}}
         ),
     ]
     request_id: Annotated[str | None, Meta(description="The request's id, as in `X-Request-ID`.")]
@@ -58,7 +57,7 @@ def phrase(status: int) -> str:
 
 
 def encode_problem(problem: Problem, record: Record) -> bytes:
-    """Encode the body of an error. Its `type` leads to the explanation that `controllers/explanations.py` serves."""
+    """Encode the body of an error. Its `type` leads to the explanation that `/problems` serves."""
     details = ProblemDetails(
         type=f"{record.root_path}/problems/{problem.code}",
         title=phrase(problem.status),
@@ -160,18 +159,13 @@ def responses(*problems: type[Problem] | Problem, body: bool = False) -> dict[in
     A problem that was made is its own example; of a class there is one here.
     """
     declared = sorted((*_EVERY_OPERATION, *(_EVERY_BODY if body else ()), *problems), key=lambda p: (p.status, p.code))
-    return {status: _spec(status, list(group)) for status, group in itertools.groupby(declared, key=lambda p: p.status)}
-
-
-def _spec(status: int, problems: list[type[Problem] | Problem]) -> ResponseSpec:
-    codes = ", ".join(f"`{problem.code}`" for problem in problems)
-    return ResponseSpec(
-        ProblemDetails,
-        description=f"{phrase(status)}: {codes}",
-        media_type=PROBLEM_JSON,
-        generate_examples=False,
-        examples=[_example(problem) for problem in problems],
-    )
+    specs = {}
+    for status, group in itertools.groupby(declared, key=lambda p: p.status):
+        examples = [_example(problem) for problem in group]
+        codes = ", ".join(f"`{example.id}`" for example in examples)
+        description = f"{phrase(status)}: {codes}"
+        specs[status] = ResponseSpec(ProblemDetails, False, description, PROBLEM_JSON, examples)
+    return specs
 
 
 # Which workflow and run the examples are about.

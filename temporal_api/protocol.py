@@ -1,13 +1,15 @@
-"""HTTP/1.1 on one connection: what a caller may send, and how long that may take, before there is a request.
+"""The clients' connections, and HTTP/1.1 on each: what a caller may send, and how long that may take.
 
-Whatever a caller without a token can do is bounded here, before it costs anything; `connections` bounds how many there
-are. The parser is httptools', the answers are uvicorn's.
+Whatever a caller without a token can do is bounded here, before it costs anything. The parser is httptools', the
+answers are uvicorn's.
 """
 
 import asyncio
 import enum
+import heapq
 import logging
 import re
+import resource
 from types import SimpleNamespace
 from typing import Any, ClassVar
 from urllib.parse import unquote
@@ -15,10 +17,11 @@ from urllib.parse import unquote
 import httptools
 from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+from uvicorn.server import ServerState
 
 from temporal_api import errors
-from temporal_api.connections import SWEEP_SECONDS, Connections
 from temporal_api.record import refuse
+from temporal_api.settings import Settings
 
 MAX_TARGET_BYTES = 8 * 1024 - len("GET  HTTP/1.1")
 """Of a request line of 8 KiB."""
@@ -34,11 +37,100 @@ LINGER_SECONDS = 2.0
 LAST_REQUEST_SECONDS = 1.0
 """At the end, how long an idle connection is left open for a request that is on its way."""
 
+SWEEP_SECONDS = 0.5
+LAST_BODY_SECONDS = 4.0
+"""At the end, how long a request has to arrive as a whole: before uvicorn cancels it."""
+SPARE_CONNECTIONS = 32
+"""Beyond MAX_CONNECTIONS: those that may turn out to ask for health or metrics."""
+OTHER_DESCRIPTORS = 32
+"""Files and sockets of the process that are not its clients' connections."""
+
 _HEAD_END = b"\r\n\r\n"
 # RFC 3986 3.2.2, with a port; RFC 9112 3.2 leaves no room for anything else in Host.
 _HOST = re.compile(rb"(?:[\w.~!$&'()*+,;=%-]+|\[[0-9A-Fa-fv:.]+\])(?::\d*)?")
 
 log = logging.getLogger(__name__)
+
+
+class Clients(ServerState):
+    """The open connections of one server: how many, how long each may wait for its caller, and how they end."""
+
+    connections: set["Connection"]  # type: ignore[assignment]
+
+    def __init__(self, settings: Settings) -> None:
+        super().__init__()
+        descriptors = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        self.limit = max(1, min(settings.max_connections, descriptors - SPARE_CONNECTIONS - OTHER_DESCRIPTORS))
+        self.request_timeout = settings.request_timeout_seconds
+        self.spared = tuple(f"{root}/{first}" for root in ("", settings.root_path) for first in ("health", "metrics"))
+        self.draining = False
+        self.ends_at: float | None = None
+        self.clock = 0.0  # counted, not read: while this process is held up itself, no caller is late
+        self.held_bytes = 0
+        self._made = 0
+        self._evicted = 0
+        self._longest: list[tuple[float, int, Connection]] = []
+        self._sweeping = False
+
+    def add(self, connection: "Connection") -> None:
+        """Find a place for a new connection: where there is none, that of whoever has sent nothing for the longest."""
+        self._made += 1
+        connection.number = self._made
+        connection.since = self.clock
+        over = len(self.connections) - self.limit
+        if over > 0 and not self._evict(connection, every=over > SPARE_CONNECTIONS):
+            connection.over_limit = over <= SPARE_CONNECTIONS
+            if not connection.over_limit:
+                self._evicted += 1
+                connection.transport.abort()
+        if not self._sweeping:
+            self._sweeping = True
+            connection.loop.call_later(SWEEP_SECONDS, self._sweep, connection.loop)
+
+    def _evict(self, new: "Connection", *, every: bool) -> bool:
+        for found in (False, True):  # a list is used up before the next one is made: each costs a look at everybody
+            while self._longest:
+                since, _, connection = self._longest.pop()
+                if connection.waits and connection.since == since and not connection.transport.is_closing():
+                    self._evicted += 1
+                    connection.transport.abort()
+                    return True
+            if not found:
+                waiting = (
+                    (c.since, c.number, c)
+                    for c in self.connections
+                    if c.waits and c is not new and (every or not c.over_limit)
+                )
+                self._longest = heapq.nsmallest(SPARE_CONNECTIONS, waiting)[::-1]
+        return False
+
+    def drain(self) -> None:
+        """From now on every answer is the last one on its connection, and says so."""
+        self.draining = True
+        for connection in self.connections:
+            cycle = connection.cycle
+            if cycle is not None and not cycle.response_started:
+                cycle.keep_alive = False
+
+    def end(self) -> None:
+        """Close what is idle, and soon what is not."""
+        if self.ends_at is None:
+            self.drain()
+            self.ends_at = self.clock + LAST_BODY_SECONDS
+            for connection in self.connections:
+                if connection.waits:
+                    connection.since = self.clock
+
+    def _sweep(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.clock += SWEEP_SECONDS
+        for connection in list(self.connections):
+            connection.check()
+        if self._evicted:
+            log.warning("closed %d connections: %d are open, as many as may be", self._evicted, len(self.connections))
+            self._evicted = 0
+        self._sweeping = bool(self.connections)
+        if self._sweeping:
+            loop.call_later(SWEEP_SECONDS, self._sweep, loop)
 
 
 class _Reads(enum.Enum):
@@ -57,6 +149,8 @@ class _Cycle(RequestResponseCycle):
     """One request and its answer; a body that will never be whole is told to whoever reads it."""
 
     fault: errors.Problem | None = None
+    head: bytes | None = None
+    """Of the answer, until it is written; then empty."""
 
     async def receive(self) -> Any:
         """The next piece of the body. Raises Problem."""
@@ -69,7 +163,7 @@ class _Cycle(RequestResponseCycle):
 class Connection(HttpToolsProtocol):
     """Requests off one connection, one after the other, each within its bounds."""
 
-    server_state: Connections
+    server_state: Clients
     cycle: _Cycle | None  # type: ignore[assignment]
     _answered: _Cycle | None = None
     number = 0
@@ -89,7 +183,7 @@ class Connection(HttpToolsProtocol):
         self.headers = []
         # What a cycle writes to; it closes only after its caller could read what it wrote (RFC 9112 9.6).
         self._answers: Any = SimpleNamespace(
-            write=transport.write, is_closing=transport.is_closing, close=self._close_in_stages
+            write=self._write, is_closing=transport.is_closing, close=self._close_in_stages
         )
         self.server_state.add(self)
 
@@ -100,6 +194,22 @@ class Connection(HttpToolsProtocol):
         if self._answered is not None:
             self._answered.disconnected = True
             self._answered.message_event.set()
+
+    def _write(self, data: bytes) -> None:
+        """Write the head of an answer together with what follows it: a write is a system call, and few cost as much."""
+        cycle = self._answered
+        if cycle is None or not cycle.response_started or cycle.head == b"":
+            self.transport.write(data)
+        elif cycle.head is None:
+            cycle.head = data
+        else:
+            self.transport.write(cycle.head + data)
+            cycle.head = b""
+
+    def _write_head(self) -> None:
+        """Write the head of an answer that nothing follows: one to HEAD."""
+        if self._answered is not None and self._answered.head:
+            self._write(b"")
 
     @property
     def waits(self) -> bool:
@@ -274,6 +384,7 @@ class Connection(HttpToolsProtocol):
     def on_response_complete(self) -> None:
         """An answer is written: on to the next request."""
         self.server_state.total_requests += 1
+        self._write_head()
         if self._answered is not None:  # a connection may idle for long: it holds nothing of what it was asked
             self._answered.scope = self._nothing
             self._answered = None
@@ -316,6 +427,7 @@ class Connection(HttpToolsProtocol):
     def _close_in_stages(self) -> None:
         """RFC 9112 9.6: closed at once, the answer would be lost to a caller who is still sending."""
         self._reads = NOTHING
+        self._write_head()
         self._hold(b"")
         self.pipeline.clear()
         self.cycle = None  # done, or broken off

@@ -4,14 +4,14 @@ Litestar itself would decode without a type and convert leniently: it takes `"2"
 """
 
 import asyncio
+import codecs
+import functools
 from collections.abc import Mapping
-from functools import partial
 from typing import Any, TypeVar
 from urllib.parse import unquote
 
 import msgspec
 from litestar import Request, Response
-from litestar.openapi.datastructures import ResponseSpec
 from litestar.types import Receive, Scope, Send
 
 from temporal_api.bounds import FEW, check_entries
@@ -23,7 +23,8 @@ T = TypeVar("T")
 _LARGE = 100_000
 """The mistakes of a body of so many bytes are looked for in a thread: others are served meanwhile."""
 
-_DECODERS: dict[Any, msgspec.json.Decoder[Any]] = {}
+_GZIP = b"\x1f\x8b"
+_decoder = functools.cache(msgspec.json.Decoder)
 
 
 class JSONResponse(Response[T]):
@@ -54,23 +55,18 @@ class JSONResponse(Response[T]):
         return answer
 
 
-NOT_MODIFIED = ResponseSpec(None, description="Nothing has changed.", generate_examples=False)
-
-
-def unchanged(headers: Mapping[str, str]) -> JSONResponse[Any]:
-    """Answer 304 (RFC 9110 15.4.5)."""
-    return JSONResponse(None, status_code=304, headers=headers)
-
-
 class JSONRequest(Request[Any, Any, Any]):
     """A request whose `json()` gives the handler's `data`, of its type."""
 
     @property
     def path_params(self) -> dict[str, Any]:
         """Decode what `keep_encoded_slashes` kept encoded for the router."""
+        found = super().path_params
+        if b"%" not in self.scope["raw_path"]:
+            return found
         return {
             name: value.replace("%2F", "/").replace("%25", "%") if isinstance(value, str) else value
-            for name, value in super().path_params.items()
+            for name, value in found.items()
         }
 
     async def json(self) -> Any:
@@ -78,27 +74,28 @@ class JSONRequest(Request[Any, Any, Any]):
         kind = self.headers.get("content-type", "").partition(";")[0].strip().lower()
         if kind != "application/json" and not (kind.startswith("application/") and kind.endswith("+json")):
             raise UnsupportedMediaType
-        if any(coding.strip().lower() != "identity" for coding in self.headers.getall("content-encoding", ())):
+        codings = ",".join(self.headers.getall("content-encoding", ())).lower().split(",")
+        if any(coding.strip() not in ("", "identity") for coding in codings):
             message = "Send the body as it is: no Content-Encoding is understood here."
             raise UnsupportedMediaType(message, {"Accept-Encoding": "identity"})
         body = await self.body()
         annotation = self.route_handler.parsed_data_field.annotation  # type: ignore[union-attr]
-        decoder = _DECODERS.get(annotation)
-        if decoder is None:
-            decoder = _DECODERS[annotation] = msgspec.json.Decoder(annotation)
         try:
             body.decode()  # msgspec.Raw takes bytes that are not UTF-8
             if body.count(b",") >= FEW:
                 await check_entries(body, msgspec.inspect.type_info(annotation))
-            return decoder.decode(body)
+            return _decoder(annotation).decode(body)
         except msgspec.ValidationError:  # before DecodeError, its base
-            find = partial(body_mistakes, body, annotation)
+            find = functools.partial(body_mistakes, body, annotation)
             raise invalid_fields(find() if len(body) < _LARGE else await asyncio.to_thread(find)) from None
         except UnicodeDecodeError as error:
-            raise _malformed(f"it is not UTF-8 (byte {error.start})") from None
+            compressed = "it is compressed, and has no Content-Encoding that says so"
+            raise _malformed(compressed if body[:2] == _GZIP else f"it is not UTF-8 (byte {error.start})") from None
         except RecursionError:
             raise _malformed("it is nested too deeply") from None
         except msgspec.DecodeError as error:
+            if body.startswith(codecs.BOM_UTF8):
+                raise _malformed("it begins with a byte order mark (BOM); leave that out") from None
             raise _malformed(str(error).removeprefix("JSON is malformed: ")) from None
 
 
@@ -114,8 +111,7 @@ async def check_parameters(request: Request[Any, Any, Any]) -> None:
     sent = [name for name, _ in request.query_params.multi_items()]
     mistakes = [
         FieldError(
-            shown(name),
-            f"There is no such parameter{there_are(name, known) if known else '; there are none here'}",
+            shown(name), f"There is no such parameter{there_are(name, known) if known else '; there are none here'}"
         )
         for name in sorted({*sent} - {*known})[:MOST]
     ]

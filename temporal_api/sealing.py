@@ -9,6 +9,7 @@ from typing import Annotated
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from litestar.params import QueryParameter
 from msgspec import Meta
 
 from temporal_api.errors import InvalidPageToken
@@ -16,8 +17,17 @@ from temporal_api.settings import Settings
 
 log = logging.getLogger(__name__)
 
-LONGEST_TOKEN = 8_000
-"""More than a sealed token has."""
+
+def page_size(what: str) -> QueryParameter:
+    """How many of them a page has."""
+    return QueryParameter(ge=1, le=1000, description=f"{what} a page, at most.")
+
+
+def page_token(hint: str = "") -> QueryParameter:
+    """Where the page begins. No sealed token is as long."""
+    return QueryParameter(max_length=8_000, description=f"`next_page_token` of the page before{hint}.")
+
+
 NextPageToken = Annotated[
     str | None, Meta(description="The `page_token` of the next page; null on the last one.", examples=[None])
 ]

@@ -2,13 +2,15 @@
 
 import asyncio
 import errno
+import gc
 import logging
 import os
 import signal
 import socket
 import threading
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager, nullcontext, suppress
+from functools import partial
 from types import FrameType
 from typing import Any
 
@@ -16,16 +18,14 @@ import uvicorn
 from litestar import Litestar
 from litestar.datastructures import State
 
-from temporal_api import caches
-from temporal_api.connections import Connections
 from temporal_api.controllers.health import live
 from temporal_api.cors import Cors
-from temporal_api.memory import Memory
+from temporal_api.memory import Memory, turn_off_caches
 from temporal_api.metrics import Metrics, metrics_route
 from temporal_api.observe import Observe
 from temporal_api.prefix import Prefix
 from temporal_api.problems import EXCEPTION_HANDLERS
-from temporal_api.protocol import Connection
+from temporal_api.protocol import Clients, Connection
 from temporal_api.requests import JSONRequest
 from temporal_api.services import Services
 from temporal_api.settings import Settings, SettingsError
@@ -39,15 +39,20 @@ GRACE_SECONDS = 8
 _NO_SUCH_ADDRESS = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)
 
 
-def serve(app: Litestar, host: str, port: int, shutdown_delay_seconds: float) -> None:
-    """Serve the app until SIGINT or SIGTERM. Raises SettingsError or RuntimeError if it cannot listen there."""
-    sockets = listen(host, port)
-    if metrics_port := app.state.settings.metrics_port:  # told now: what fails when the app starts is not one line
-        for each in listen(host, metrics_port, "METRICS_PORT"):
-            each.close()
-    config = _config(app, host, port)
+def serve(app: Litestar) -> None:
+    """Serve the app until SIGINT or SIGTERM. Raises what `listen` raises."""
+    settings: Settings = app.state.settings
+    sockets = listen(settings.host, settings.port)
+    check_metrics_port(settings)
     # After a graceful stop uvicorn raises the signal again; the handler of `__main__` makes that exit code 0.
-    _DrainingServer(app, config, shutdown_delay_seconds).run(sockets)
+    _DrainingServer(app).run(sockets)
+
+
+def check_metrics_port(settings: Settings) -> None:
+    """Raise what `listen` raises, now: what fails when the app starts is not one line."""
+    if settings.metrics_port:
+        for each in listen(settings.host, settings.metrics_port, "METRICS_PORT"):
+            each.close()
 
 
 def listen(host: str, port: int, setting: str = "PORT") -> list[socket.socket]:
@@ -58,11 +63,7 @@ def listen(host: str, port: int, setting: str = "PORT") -> list[socket.socket]:
     # Two sockets: by one that is for both, IPv4's addresses come as IPv6's, which FORWARDED_ALLOW_IPS does not mean.
     hosts = ("::", "0.0.0.0") if host == "::" else (host,)  # noqa: S104
     try:
-        found = [
-            info
-            for each in hosts
-            for info in socket.getaddrinfo(each, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-        ]
+        found = [info for each in hosts for info in socket.getaddrinfo(each, port, type=socket.SOCK_STREAM)]
     except (OSError, UnicodeError):
         raise SettingsError(f"HOST: {host!r} is no address; expected one such as 127.0.0.1, 0.0.0.0 or ::") from None
     sockets: list[socket.socket] = []
@@ -86,56 +87,51 @@ def listen(host: str, port: int, setting: str = "PORT") -> list[socket.socket]:
     return sockets
 
 
-def _config(app: Litestar, host: str, port: int) -> uvicorn.Config:
-    return uvicorn.Config(
-        app,
-        host=host,
-        port=port,
-        lifespan="on",
-        http=Connection,
-        ws="none",
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        forwarded_allow_ips=app.state.settings.forwarded_allow_ips,
-        # Longer than proxies and clients keep theirs (60 s, 5 s): a server that closes first may lose a request.
-        timeout_keep_alive=75,
-        timeout_graceful_shutdown=GRACE_SECONDS + 1,
-    )
+class _Server(uvicorn.Server):
+    """A uvicorn whose connections are bounded."""
 
-
-def _connections(app: Litestar) -> Connections:
-    connections = Connections(app.state.settings)
-    if (metrics := app.state.get("metrics")) is not None:
-        metrics.watch(
-            "temporal_api_open_connections",
-            "Open client connections.",
-            lambda: len(connections.connections),
-            connections.limit,
+    def __init__(self, app: Litestar) -> None:
+        settings: Settings = app.state.settings
+        config = uvicorn.Config(
+            app,
+            host=settings.host,  # this and the port are only told in the log
+            port=settings.port,
+            lifespan="on",
+            http=Connection,
+            ws="none",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            forwarded_allow_ips=settings.forwarded_allow_ips,
+            # Longer than proxies and clients keep theirs (60 s, 5 s): a server that closes first may lose a request.
+            timeout_keep_alive=75,
+            timeout_graceful_shutdown=GRACE_SECONDS + 1,
         )
-    return connections
-
-
-class _DrainingServer(uvicorn.Server):
-    """On a signal it is not ready, waits and streams end, then the listener closes and requests under way finish."""
-
-    def __init__(self, app: Litestar, config: uvicorn.Config, delay_seconds: float) -> None:
         super().__init__(config)
-        self._delay = delay_seconds
-        self._state = app.state
-        self.server_state: Connections = _connections(app)
-        self._sockets: list[socket.socket] = []
-        self._last: list[asyncio.Future[Any]] = []
+        self.server_state: Clients = Clients(settings)
+        self.app_state = app.state
+        if (metrics := app.state.get("metrics")) is not None:
+            name, opened = "temporal_api_open_connections", self.server_state.connections
+            metrics.watch(name, "Open client connections.", lambda: len(opened), self.server_state.limit)
+
+
+class _DrainingServer(_Server):
+    """On a signal it is not ready, waits and streams end, then the listener closes and requests under way finish."""
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Begin to serve, and say so: uvicorn says it only of sockets that it has opened itself."""
         await super().startup(sockets)
-        self._sockets = sockets or []
-        self._log_started_message(self._sockets)
+        if self.started:
+            # What is there now stays: the garbage collector holds up every request, and need not look at it again.
+            gc.collect()
+            gc.freeze()
+            self._sockets = sockets or []
+            self._last: list[asyncio.Future[Any]] = []
+            self._log_started_message(self._sockets)
 
     @property
     def _services(self) -> Services:
-        services: Services = self._state.services
+        services: Services = self.app_state.services
         return services
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
@@ -146,30 +142,24 @@ class _DrainingServer(uvicorn.Server):
         loop = asyncio.get_running_loop()
         loop.call_soon_threadsafe(self._services.waits.draining.set)  # wakes the loop too
         loop.call_soon_threadsafe(self.server_state.drain)
-        loop.call_later(self._delay, self._close, sig, frame)
+        loop.call_later(self._services.settings.shutdown_delay_seconds, self._close, sig, frame)
 
     def _close(self, sig: int, frame: FrameType | None) -> None:
+        loop = asyncio.get_running_loop()
         self._services.temporal.shorten_deadlines(GRACE_SECONDS)
         spares = [each.dup() for each in self._sockets]
         for listener in self.servers:
             listener.close()
+        # Take the connections that the kernel has made already: to close its last listener would reset them.
+        protocol = partial(Connection, self.config, self.server_state, self.lifespan.state)
         for spare in spares:
-            self._take_last_connections(spare)
+            spare.setblocking(False)
+            with spare, suppress(BlockingIOError):
+                while True:
+                    connection, _ = spare.accept()
+                    self._last.append(asyncio.ensure_future(loop.connect_accepted_socket(protocol, connection)))
         # Read what has arrived on open connections first: they look idle, and would be closed.
-        asyncio.get_running_loop().call_later(READ_SECONDS, super().handle_exit, sig, frame)
-
-    def _take_last_connections(self, listener: socket.socket) -> None:
-        """Take the connections that the kernel has made already: closing the listener resets them."""
-
-        def protocol() -> Connection:
-            return Connection(self.config, self.server_state, self.lifespan.state)
-
-        loop = asyncio.get_running_loop()
-        listener.setblocking(False)
-        with listener, suppress(BlockingIOError):
-            while True:
-                connection, _ = listener.accept()
-                self._last.append(asyncio.ensure_future(loop.connect_accepted_socket(protocol, connection)))
+        loop.call_later(READ_SECONDS, super().handle_exit, sig, frame)
 
 
 @asynccontextmanager
@@ -205,11 +195,9 @@ async def drain_on_signal(app: Litestar) -> AsyncIterator[None]:
 async def serving(app: Litestar, host: str, port: int, setting: str = "PORT") -> AsyncIterator[None]:
     """Serve the app while the block runs, and leave signals alone. Raises what `listen` raises."""
     sockets = listen(host, port, setting)
-    config = _config(app, host, port)
-    config.load()
-    server = uvicorn.Server(config)
-    server.server_state = _connections(app)
-    server.lifespan = config.lifespan_class(config)
+    server = _Server(app)
+    server.config.load()
+    server.lifespan = server.config.lifespan_class(server.config)
     try:
         await server.startup(sockets)
     except SystemExit:
@@ -226,13 +214,11 @@ async def serving(app: Litestar, host: str, port: int, setting: str = "PORT") ->
 @asynccontextmanager
 async def measuring(settings: Settings, metrics: Metrics) -> AsyncIterator[None]:
     """Collect the SDK's metrics while the block runs, and serve all on METRICS_PORT if it is set."""
-    draining = asyncio.create_task(metrics.drain_forever())
+    draining, port = asyncio.create_task(metrics.drain_forever()), settings.metrics_port
     try:
-        if settings.metrics_port is None:
+        app = _metrics_app(settings, metrics)
+        async with serving(app, settings.host, port, "METRICS_PORT") if port else nullcontext():
             yield
-        else:
-            async with serving(_metrics_app(settings, metrics), settings.host, settings.metrics_port, "METRICS_PORT"):
-                yield
     finally:
         draining.cancel()
 
@@ -246,7 +232,7 @@ def _metrics_app(settings: Settings, metrics: Metrics) -> Litestar:
         state=State({"settings": settings}),
         logging_config=None,
     )
-    caches.turn_off(app)
+    turn_off_caches(app)
     memory = Memory(settings.max_memory_bytes // 8)
     app.asgi_handler = Observe(app.asgi_handler, metrics, lambda _: memory, Cors(()), Prefix("", ()))
     return app

@@ -22,8 +22,6 @@ from msgspec import Meta, field
 from temporalio.envconfig import ClientConfigProfile, DataSource
 from temporalio.service import TLSConfig
 
-DEFAULT_TEMPORAL_ADDRESS = "localhost:7233"
-
 HMAC_ALGORITHMS = ("HS256", "HS384", "HS512")
 ASYMMETRIC_ALGORITHMS = (
     *("RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA", "Ed25519"),
@@ -104,10 +102,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, rename=str.upper):
     max_memory_bytes: Annotated[int, Meta(ge=1024)] = 256 * 1024 * 1024
     temporal: dict[str, Any] = field(name="", default_factory=dict)
     """Arguments of the SDK's `Client.connect`; no environment variable has an empty name."""
-    temporal_variables: dict[str, str] = field(name="  ", default_factory=dict)
-    """The variables that those were read from."""
-    temporal_file: bool = field(name="   ", default=True)
-    """Whether the SDK looks for its profile file."""
+    temporal_source: tuple[dict[str, str], bool] = field(name="  ", default=({}, True))
+    """The variables that those were read from, and whether the SDK looks for its profile file."""
     resources: dict[str, ResourceSettings] = field(name=" ", default_factory=dict)
     """The settings of business resources, by the resource's plural."""
 
@@ -118,7 +114,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, rename=str.upper):
 
     def read_temporal(self) -> dict[str, Any]:
         """Read `temporal` again, since its files may change, and look into the certificates. Raises SettingsError."""
-        return _temporal(self.temporal_variables, self.temporal_file, check_files=True)
+        return _temporal(*self.temporal_source, check_files=True)
 
     @property
     def issuers(self) -> dict[str, str]:
@@ -159,9 +155,7 @@ _EXPECTED = {
 def from_env(environ: Mapping[str, str], *, keys_needed: bool = True) -> Settings:
     """Read the settings; an empty variable counts as unset, white space around a value as not there.
 
-    Only what checks no tokens can do without their keys.
-
-    Raises SettingsError.
+    Only what checks no tokens can do without their keys. Raises SettingsError.
     """
     # The SDK looks for its profile file below the home folder; a service account may have none.
     has_file = any(environ.get(name) for name in ("TEMPORAL_CONFIG_FILE", "HOME", "XDG_CONFIG_HOME"))
@@ -180,17 +174,20 @@ def from_env(environ: Mapping[str, str], *, keys_needed: bool = True) -> Setting
     for name in ("LOG_LEVEL", "LOG_FORMAT"):
         if name in values:
             values[name] = values[name].lower()
-    variables = {name: value for name, value in environ.items() if name.startswith("TEMPORAL_")}
+    source = {name: value for name, value in environ.items() if name.startswith("TEMPORAL_")}, has_file
     settings = msgspec.structs.replace(
         _converted(values, Settings),
-        temporal=_temporal(variables, has_file),
-        temporal_variables=variables,
-        temporal_file=has_file,
+        temporal=_temporal(*source),
+        temporal_source=source,
         resources=_resources(environ),
     )
     if len(dict(settings.encryption_keys)) < len(settings.payload_encryption_keys):
         raise SettingsError("PAYLOAD_ENCRYPTION_KEYS: two keys have the same id; give each its own")
-    _check_forwarded_allow_ips(settings.forwarded_allow_ips)
+    try:
+        for item in settings.forwarded_allow_ips.split(",") if settings.forwarded_allow_ips != "*" else ():
+            ipaddress.ip_network(item.strip())
+    except ValueError:  # uvicorn would take it for a name, which no client has
+        raise SettingsError("FORWARDED_ALLOW_IPS: expected addresses and networks, comma-separated, or *") from None
     if (collector := settings.otel_exporter_otlp_endpoint) and not is_http_address(collector):
         raise SettingsError("OTEL_EXPORTER_OTLP_ENDPOINT: expected an http or https address, such as http://host:4318")
     for name in ("jwt_secret", "jwt_secret_previous", "secret_key"):
@@ -219,25 +216,21 @@ def _resources(environ: Mapping[str, str]) -> dict[str, ResourceSettings]:
     return {name.lower(): _converted(values, ResourceSettings, f"{name}_") for name, values in found.items()}
 
 
-def _check_forwarded_allow_ips(value: str) -> None:
-    """Refuse what uvicorn would take for a name, which no client has."""
-    try:
-        for item in value.split(",") if value != "*" else ():
-            ipaddress.ip_network(item.strip())
-    except ValueError:
-        raise SettingsError("FORWARDED_ALLOW_IPS: expected addresses and networks, comma-separated, or *") from None
+_UNSEEN = "\ufeff\u200b\u200c\u200d\u200e\u200f\u2060"
+"""A byte order mark, and what web pages put between letters."""
+_QUOTES = ('""', "''", "``", "\u201c\u201d", "\u2018\u2019", "\u201e\u201c", "\u201a\u2018", "\u00ab\u00bb")
 
 
 def _unwrapped(name: str, value: str) -> str:
-    """The value without the white space that files and shells leave around it."""
+    """The value without what files, shells and copying leave around it."""
     try:
         value.encode()
     except UnicodeEncodeError:
         raise SettingsError(f"{name}: expected text in UTF-8") from None
-    value = value.strip()
+    value = value.strip().strip(_UNSEEN).strip()
     if not value:
         raise SettingsError(f"{name}: white space alone; leave it empty, or unset")
-    if len(value) > 1 and value[0] + value[-1] in ('""', "''", "\u201c\u201d", "\u2018\u2019"):
+    if len(value) > 1 and value[0] + value[-1] in _QUOTES:
         raise SettingsError(f"{name}: is in quotes, which would be part of it; leave them out")
     return value
 
@@ -287,7 +280,7 @@ def is_http_address(url: str) -> bool:
     return bool(plain and parts.scheme in ("http", "https") and parts.hostname)
 
 
-_ADDRESS = re.compile(r"(?:[^\s/:@?#%\[\]]+|\[[0-9A-Fa-f:.]+\]):([0-9]{1,5})")
+_ADDRESS = re.compile(r"(?:[^\s/:@?#%\[\]\"'`]+|\[[0-9A-Fa-f:.]+\]):([0-9]{1,5})")
 
 
 def _temporal(environ: Mapping[str, str], has_file: bool, *, check_files: bool = False) -> dict[str, Any]:
@@ -297,18 +290,17 @@ def _temporal(environ: Mapping[str, str], has_file: bool, *, check_files: bool =
         raise SettingsError("TEMPORAL_CONFIG_FILE: there is no such file")
     if environ.get("TEMPORAL_TLS", "true").lower() not in ("true", "false", "1", "0"):
         raise SettingsError("TEMPORAL_TLS: expected true or false")
-    pems: list[_PEM] = []
+    sources: dict[str, DataSource | None] = {}
     try:
         profile = ClientConfigProfile.load(
             environ.get("TEMPORAL_PROFILE"), override_env_vars=environ, disable_file=not has_file
         )
-        if profile.tls:
-            tls = profile.tls
-            sources = (tls.server_root_ca_cert, tls.client_cert, tls.client_private_key)
-            pems = [_PEM(stem, source, environ) for stem, source in zip(_PEM_KINDS, sources, strict=True)]
-        config: dict[str, Any] = {"target_host": DEFAULT_TEMPORAL_ADDRESS, **profile.to_client_connect_config()}
+        if tls := profile.tls:
+            given = (tls.server_root_ca_cert, tls.client_cert, tls.client_private_key)
+            sources = {_pem_name(*pem, environ): pem[1] for pem in zip(_PEM_KINDS, given, strict=True)}
+        config: dict[str, Any] = {"target_host": "localhost:7233", **profile.to_client_connect_config()}
     except OSError as error:
-        name = next((pem.name for pem in pems if pem.source == Path(error.filename)), "TEMPORAL_CONFIG_FILE")
+        name = next((name for name in sources if sources[name] == Path(error.filename)), "TEMPORAL_CONFIG_FILE")
         # Do not repeat the path: it may be a key that was set by mistake.
         raise SettingsError(f"{name}: cannot read the file it names: {error.strerror}") from None
     except (RuntimeError, ValueError) as error:
@@ -326,53 +318,48 @@ def _temporal(environ: Mapping[str, str], has_file: bool, *, check_files: bool =
             variable = name.upper().replace("-", "_")
             raise SettingsError(f"TEMPORAL_GRPC_META_{variable}: expected a name and a value that a header can carry")
     if isinstance(tls_config := config.get("tls"), TLSConfig):
-        _check_tls(tls_config, pems, check_files=check_files)
+        _check_tls(tls_config, [*sources], check_files=check_files)
     return config
 
 
 _PEM_KINDS = {"SERVER_CA_CERT": "CERTIFICATE", "CLIENT_CERT": "CERTIFICATE", "CLIENT_KEY": "(RSA |EC )?PRIVATE KEY"}
 
 
-class _PEM:
-    """One of the SDK's TLS settings, and the name that the operator knows it by."""
-
-    def __init__(self, stem: str, source: DataSource | None, environ: Mapping[str, str]) -> None:
-        self.kind = _PEM_KINDS[stem]
-        self.source = source
-        form = "PATH" if isinstance(source, Path) else "DATA"
-        self.name = f"TEMPORAL_TLS_{stem}_{form}"
-        if self.name not in environ:
-            self.name = f"TEMPORAL_CONFIG_FILE: tls.{stem.lower()}_{form.lower()}"
+def _pem_name(stem: str, source: DataSource | None, environ: Mapping[str, str]) -> str:
+    """The name that the operator knows one of the SDK's TLS settings by."""
+    form = "PATH" if isinstance(source, Path) else "DATA"
+    name = f"TEMPORAL_TLS_{stem}_{form}"
+    return name if name in environ else f"TEMPORAL_CONFIG_FILE: tls.{stem.lower()}_{form.lower()}"
 
 
-def _check_tls(tls: TLSConfig, pems: list[_PEM], *, check_files: bool) -> None:
+def _check_tls(tls: TLSConfig, names: list[str], *, check_files: bool) -> None:
     given = (tls.server_root_ca_cert, tls.client_cert, tls.client_private_key)
-    for pem, text in zip(pems, given, strict=True):
-        if text is not None and not re.search(f"-----BEGIN {pem.kind}-----".encode(), text):
-            what = "a certificate" if pem.kind == "CERTIFICATE" else "an unencrypted private key"
-            raise SettingsError(f"{pem.name}: expected {what} in PEM")
+    for name, kind, text in zip(names, _PEM_KINDS.values(), given, strict=True):
+        if text is not None and not re.search(f"-----BEGIN {kind}-----".encode(), text):
+            what = "a certificate" if kind == "CERTIFICATE" else "an unencrypted private key"
+            raise SettingsError(f"{name}: expected {what} in PEM")
     if tls.client_cert and not tls.client_private_key:
         raise SettingsError("TEMPORAL_TLS_CLIENT_KEY_PATH: required with a client certificate")
     if tls.client_private_key and not tls.client_cert:
         raise SettingsError("TEMPORAL_TLS_CLIENT_CERT_PATH: required with a client key")
     if check_files:
-        ca, certificate, key = pems
+        ca, certificate, key = names
         if tls.server_root_ca_cert:
             _certificate(tls.server_root_ca_cert, ca)
         if tls.client_cert and tls.client_private_key:
             own = _certificate(tls.client_cert, certificate)
             if own.not_valid_after_utc < datetime.now(UTC):
-                raise TLSFilesError(f"{certificate.name}: the certificate has expired on {own.not_valid_after_utc:%F}")
+                raise TLSFilesError(f"{certificate}: the certificate has expired on {own.not_valid_after_utc:%F}")
             try:
                 public_key = load_pem_private_key(tls.client_private_key, None).public_key()
             except (ValueError, TypeError, UnsupportedAlgorithm):
-                raise TLSFilesError(f"{key.name}: the private key is damaged, or of a kind not known here") from None
+                raise TLSFilesError(f"{key}: the private key is damaged, or of a kind not known here") from None
             if public_key != own.public_key():
-                raise TLSFilesError(f"{key.name}: is not the key of the client's certificate")
+                raise TLSFilesError(f"{key}: is not the key of the client's certificate")
 
 
-def _certificate(text: bytes, pem: _PEM) -> x509.Certificate:
+def _certificate(text: bytes, name: str) -> x509.Certificate:
     try:
         return x509.load_pem_x509_certificates(text)[0]
     except ValueError:
-        raise TLSFilesError(f"{pem.name}: the certificate is damaged") from None
+        raise TLSFilesError(f"{name}: the certificate is damaged") from None

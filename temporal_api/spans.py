@@ -8,8 +8,7 @@ import asyncio
 import functools
 import re
 import threading
-from collections.abc import Awaitable, Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 from google.protobuf.message import Message
@@ -37,8 +36,6 @@ from temporal_api.tracing import HEADERS, trace_context
 CLOSE_SECONDS = 1
 """How long the end of the process waits for a collector that does not answer."""
 
-# They would be most of what a tracing backend keeps.
-_PROBES = re.compile(r"/(health|metrics)(/|$)")
 _PROPAGATOR = TraceContextTextMapPropagator()
 _HOST = re.compile(r"(\[[^\]]+\]|[^:]+)(?::([0-9]{1,5}))?")
 
@@ -46,25 +43,26 @@ _HOST = re.compile(r"(\[[^\]]+\]|[^:]+)(?::([0-9]{1,5}))?")
 class Spans:
     """Makes spans and sends them."""
 
-    def __init__(self, endpoint: str, temporal_address: str) -> None:
+    def __init__(self, endpoint: str, temporal_address: str, root_path: str) -> None:
         resource = Resource.create({"service.name": "temporal-api", "service.version": __version__})
         resource = resource.merge(OTELResourceDetector().detect())
         self._provider = TracerProvider(resource=resource, shutdown_on_exit=False)
         exporter = OTLPSpanExporter(endpoint=f"{endpoint.rstrip('/')}/v1/traces")
         self._provider.add_span_processor(BatchSpanProcessor(exporter))
         self._tracer = self._provider.get_tracer("temporal_api", __version__)
+        # They would be most of what a tracing backend keeps.
+        self._probes = re.compile(rf"({re.escape(root_path)})?/(health|metrics)(/|$)")
         self.temporal = functools.partial(_TracedTemporal, self._tracer, _address(temporal_address))
         """Makes a Temporal whose calls have spans."""
+        self.of_worker = TracingInterceptor(self._tracer)
+        """The SDK's interceptor, which gives workflows and activities spans."""
 
     def of_requests(self, app: ASGIApp) -> ASGIApp:
         """Give each request a span, whose trace the app then finds in the request's headers."""
 
         async def traced(scope: Scope, receive: Receive, send: Send) -> None:
-            if scope["type"] != ScopeType.HTTP:
-                await app(scope, receive, send)
-                return
-            told = trace_context(header for header in scope["headers"] if header[0] in HEADERS)
-            if "traceparent" not in told and _PROBES.match(scope["path"]):
+            told = trace_context(header for header in scope.get("headers", ()) if header[0] in HEADERS)
+            if scope["type"] != ScopeType.HTTP or ("traceparent" not in told and self._probes.match(scope["path"])):
                 await app(scope, receive, send)
                 return
             with self._tracer.start_as_current_span(
@@ -82,10 +80,6 @@ class Spans:
                     _tell(span, routed)
 
         return traced
-
-    def of_worker(self) -> TracingInterceptor:
-        """Make the SDK's interceptor, which gives workflows and activities spans."""
-        return TracingInterceptor(self._tracer)
 
     async def close(self) -> None:
         """Send what is there still, within a second."""
@@ -112,11 +106,6 @@ class _TracedTemporal(Temporal):
         """Make one call, in a span of its own."""
         if not get_current_span().get_span_context().is_valid:  # a probe's, or one that no request asked for
             return await super().call(rpc, request, subject, seconds)
-        with self._span(request):
-            return await super().call(rpc, request, subject, seconds)
-
-    @contextmanager
-    def _span(self, request: Message) -> Iterator[None]:
         package, _, name = request.DESCRIPTOR.full_name.rpartition(".")
         method = f"{package}.WorkflowService/{name.removesuffix('Request')}"
         attributes = {"rpc.system.name": "grpc", "rpc.method": method, **self._address}
@@ -127,7 +116,7 @@ class _TracedTemporal(Temporal):
             baggage = {"baggage": record.trace["baggage"]} if record and "baggage" in record.trace else {}
             sign(request, self.process_identity, {**_carrier(), **baggage})
             try:
-                yield
+                response = await super().call(rpc, request, subject, seconds)
             except Problem as problem:
                 kind = problem.code
                 if isinstance(problem.__cause__, RPCError):
@@ -137,6 +126,7 @@ class _TracedTemporal(Temporal):
                 span.set_status(StatusCode.ERROR, problem.message)
                 raise
             span.set_attribute("rpc.response.status_code", "OK")
+            return response
 
 
 def _carrier() -> dict[str, str]:
@@ -162,20 +152,17 @@ def _method(scope: HTTPScope) -> str:
 def _of_request(scope: HTTPScope) -> dict[str, str | int]:
     """What is known of a request before it is served, in the names of the semantic conventions."""
     headers = dict(scope["headers"])
-    attributes: dict[str, str | int] = {
+    attributes = {
         "http.request.method": _method(scope) or "_OTHER",
         "url.scheme": scope["scheme"],
         "url.path": scope["raw_path"].decode("latin-1"),
+        "url.query": scope["query_string"].decode("latin-1"),
         "network.protocol.version": scope["http_version"],
+        "client.address": (scope.get("client") or ("",))[0],
+        "user_agent.original": headers.get(b"user-agent", b"").decode("latin-1"),
         **_address(headers.get(b"host", b"").decode("latin-1")),
     }
-    if scope["query_string"]:
-        attributes["url.query"] = scope["query_string"].decode("latin-1")
-    if client := scope.get("client"):
-        attributes["client.address"] = client[0]
-    if agent := headers.get(b"user-agent"):
-        attributes["user_agent.original"] = agent.decode("latin-1")
-    return attributes
+    return {name: value for name, value in attributes.items() if value}
 
 
 def _tell(span: Span, scope: HTTPScope) -> None:

@@ -62,4 +62,4 @@ def spans_of(settings: Settings) -> "Spans | None":
     except ImportError:
         log.warning("OTEL_EXPORTER_OTLP_ENDPOINT is set, but no spans are sent: pip install 'temporal-api[otel]'")
         return None
-    return Spans(settings.otel_exporter_otlp_endpoint, str(settings.temporal["target_host"]))
+    return Spans(settings.otel_exporter_otlp_endpoint, str(settings.temporal["target_host"]), settings.root_path)

@@ -6,8 +6,9 @@ Every wait and stream ends by itself when the caller leaves, its time is over or
 import asyncio
 import re
 import time
+from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import aclosing, contextmanager, suppress
 from typing import Annotated, Any, TypeVar
 
 import msgspec
@@ -22,9 +23,7 @@ from temporal_api.mistakes import EVENT_ID
 from temporal_api.problems import encode_problem
 from temporal_api.record import Record, record_of
 from temporal_api.requests import JSONResponse
-from temporal_api.temporal.feeds import Feeds
 from temporal_api.temporal.run import Run
-from temporal_api.temporal.workflow import Workflow
 
 T = TypeVar("T")
 
@@ -81,9 +80,7 @@ LastEventId = Annotated[
 def preferred_wait(request: APIRequest, most: float) -> float | None:
     """Read how many seconds the caller prefers to wait, at most `most` (RFC 7240); None without a preference."""
     found = _WAIT.search(_joined(request, "Prefer"))
-    if found is None:
-        return None
-    return min(float(found[1]), most)
+    return min(float(found[1]), most) if found else None
 
 
 def preference_applied(request: APIRequest, seconds: float | None) -> dict[str, str]:
@@ -100,10 +97,10 @@ class Waits:
         self.open = 0
         self._limit = limit
         self._limit_per_user = limit_per_user
-        self._open_of: dict[str, int] = {}
+        self._open_of: Counter[str] = Counter()
 
     def _is_full(self, user: User) -> bool:
-        return self.open >= self._limit or self._open_of.get(user.sub, 0) >= self._limit_per_user
+        return self.open >= self._limit or self._open_of[user.sub] >= self._limit_per_user
 
     @contextmanager
     def slot(self, user: User) -> Iterator[None]:
@@ -113,7 +110,7 @@ class Waits:
         if self._is_full(user):
             raise TooManyWaits
         self.open += 1
-        self._open_of[user.sub] = self._open_of.get(user.sub, 0) + 1
+        self._open_of[user.sub] += 1
         try:
             yield
         finally:
@@ -170,11 +167,6 @@ async def cancel(*tasks: asyncio.Future[Any]) -> None:
             await task
 
 
-def etag(run: Run) -> str:
-    """Make a weak ETag: two answers with the same one mean the same (RFC 9110 8.8.1)."""
-    return f'W/"{run.version}"'
-
-
 def is_known(request: APIRequest, run: Run) -> bool:
     """Whether `If-None-Match` names the run's present state, by weak comparison (RFC 9110 13.1.2)."""
     return matches(_joined(request, "If-None-Match"), run.version)
@@ -201,20 +193,6 @@ def matches(tags: str, version: str) -> bool:
     """Whether one of the tags is this version's; a proxy may have put its suffix to it."""
     found = (tag.removeprefix(version) for tag in _TAG.findall(tags) if tag.startswith(version))
     return tags.strip() == "*" or any(not suffix or _PROXY_SUFFIX.fullmatch(suffix) for suffix in found)
-
-
-async def wait_for_change(
-    request: APIRequest, waits: Waits, feeds: Feeds, workflow: Workflow, run: Run, seconds: float | None
-) -> bool:
-    """Wait until the run is no longer as the caller knows it, or the time is over; False when there was no wait.
-
-    Read the run again either way: an activity's next attempt changes it, but adds no event that could end the wait.
-    """
-    if not seconds or not run.is_open or not is_known(request, run):
-        return False
-    pinned, length = workflow.run(run.run_id), run.history_length
-    await waits.within(request, seconds, lambda: feeds.wait_for_change(pinned, length))
-    return True
 
 
 def sse(data: object, *, event: str, event_id: str | None = None) -> bytes:
@@ -257,10 +235,10 @@ class EventStream(Response[T]):
             with self._waits.slot(self._user), deadline.paused():  # before the headers: without a place it is a 503
                 await send({"type": "http.response.start", "status": 200, "headers": _STREAM_HEADERS})
                 if record.is_head:
-                    await events.aclose()
                     await send({"type": "http.response.body", "body": b"", "more_body": False})
                 else:
-                    await self._send_events(events, receive, send, record)
+                    async with aclosing(events):
+                        await self._send_events(events, receive, send, record)
 
         return stream
 
@@ -283,7 +261,6 @@ class EventStream(Response[T]):
             await _sent(send, _RETRY, over, more=False)
         finally:
             await cancel(over, upcoming)
-            await events.aclose()
 
 
 async def _next(events: AsyncGenerator[bytes, None], record: Record) -> bytes | None:

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import datetime
 import ipaddress
+import logging
 import os
 import shutil
 import signal
@@ -342,7 +343,10 @@ async def test_a_command_that_cannot_begin_ends_with_one_line(dev_server: DevSer
             ("serve", {"PORT": busy, "HOST": "0.0.0.0"}, 1, f"PORT: cannot listen on 0.0.0.0 port {busy}: Address"),  # noqa: S104
             *((part, metrics, 1, "METRICS_PORT: cannot listen on 127.0.0.1") for part in ("serve", "worker", "dev")),
             ("serve", mixed, 1, "TEMPORAL_TLS_CLIENT_KEY_PATH: is not the key"),
-            *((part, nobody, 1, "TEMPORAL_NAMESPACE: Namespace nobody is not found") for part in ("setup", "worker")),
+            *(
+                (part, nobody, 1, "TEMPORAL_NAMESPACE: Namespace nobody is not found")
+                for part in ("setup", "worker", "dev")
+            ),
             ("dev", nowhere, 1, "TEMPORAL_ADDRESS: nothing listens at 127"),
             JWT_SECRET=SECRET,
         )
@@ -411,16 +415,23 @@ async def test_an_api_key_that_temporal_refuses(with_keys: str) -> None:
     )
 
 
-async def test_a_worker_whose_key_expires_says_so(settings: Settings) -> None:
-    """The SDK ends it at the next poll, and says only that it has failed."""
+async def test_a_worker_whose_key_expires_says_so(settings: Settings, caplog: pytest.LogCaptureFixture) -> None:
+    """The SDK ends it at the next poll, and says only that it has failed: that traceback is left out, no other."""
+    log = logging.getLogger("temporalio.worker._worker")
 
     async def run() -> None:
         status = 'Status { code: Unauthenticated, message: "API key has expired", metadata: MetadataMap { .. } }'
-        raise RuntimeError("Workflow worker failed") from RuntimeError(f"Poll failure: Unhandled grpc error: {status}")
+        log.error("Worker failed", exc_info=RuntimeError("Workflow worker failed"))
+        try:
+            raise RuntimeError("Workflow worker failed") from RuntimeError(f"Poll failure: Unhandled grpc: {status}")
+        except RuntimeError as error:
+            log.error("Worker failed", exc_info=error)  # as the SDK does
+            raise
 
     worker: Any = SimpleNamespace(run=run)
     with pytest.raises(access.AccessDeniedError, match=r"^TEMPORAL_API_KEY: not accepted: API key has expired$"):
         await run_worker(settings, lambda client: worker)
+    assert ["Worker failed"] == [record.message for record in caplog.records if record.name == log.name]
 
 
 async def test_serve_says_at_once_what_temporal_refuses(

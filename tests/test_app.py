@@ -3,6 +3,7 @@
 import asyncio
 import json
 import signal
+import socket
 import uuid
 from pkgutil import iter_modules
 from typing import Any
@@ -100,7 +101,11 @@ async def test_any_server_that_takes_a_factory_runs_it(server: tuple[str, ...], 
 @pytest.mark.parametrize("server", SERVERS, ids=lambda server: server[0])
 async def test_a_wrong_setting_stops_any_server_in_one_clear_line(server: tuple[str, ...]) -> None:
     """It names the variable and what is wrong with it."""
-    async with command(*server, JWT_SECRET="short") as process:
-        assert 0 != await process.end()
-    last = process.output.strip().splitlines()[-1]
-    assert "temporal_api.settings.SettingsError: JWT_SECRET: too short, expected 32 random bytes or more" == last
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        busy = f"METRICS_PORT: cannot listen on 127.0.0.1 port {port}: Address already in use"
+        short = "temporal_api.settings.SettingsError: JWT_SECRET: too short, expected 32 random bytes or more"
+        for secret, problem in (("short", short), (SECRET, f"RuntimeError: {busy}")):
+            async with command(*server, JWT_SECRET=secret, METRICS_PORT=str(port)) as process:
+                assert 0 != await process.end()
+            assert problem == process.output.strip().splitlines()[-1]

@@ -24,6 +24,7 @@ pytestmark = [pytest.mark.anyio, pytest.mark.full]
 PYTHON_TOOL = "openapi-python-client==0.29.1"
 NPM_TOOLS = ("openapi-typescript@7.13.0", "openapi-fetch@0.17.0", "@hey-api/openapi-ts@0.95.0", "typescript@5.9.3")
 GO_TOOL = "github.com/oapi-codegen/oapi-codegen/v2/cmd/oapi-codegen@v2.8.2"
+OTHER_GO_TOOL = "openapi-generator-cli==7.26.0"
 GO_RUNTIME = "github.com/oapi-codegen/runtime v1.9.0"
 SECONDS = 120
 """How long one step may take."""
@@ -146,6 +147,36 @@ func main() {
 		"total": placed.TotalAmount, "run": read.Status, "year": read.Order.CreatedAt.Year() > 2000,
 		"error": missing.Error, "started": started.Status,
 	})
+}
+"""
+GO_AGAIN = """
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"os"
+
+	"client/made"
+)
+
+func main() {
+	config := made.NewConfiguration()
+	config.Servers = made.ServerConfigurations{{URL: os.Args[1]}}
+	config.AddDefaultHeader("Authorization", "Bearer "+os.Args[2])
+	var body made.CreateOrderRequest
+	if err := json.Unmarshal([]byte(os.Args[3]), &body); err != nil {
+		panic(err)
+	}
+	if err := body.Items[0].UnitPrice.UnmarshalJSON([]byte("1234567.89")); err != nil {
+		panic(err)
+	}
+	orders := made.NewAPIClient(config).OrdersAPI
+	placed, _, err := orders.CreateOrder(context.Background()).CreateOrderRequest(body).Execute()
+	if err != nil {
+		panic(err)
+	}
+	json.NewEncoder(os.Stdout).Encode(map[string]any{"total": placed.TotalAmount})
 }
 """
 ORDER = json.dumps(
@@ -282,3 +313,20 @@ async def test_a_go_client(folder: Path, base_url: str) -> None:
     await get(folder, "go", "mod", "tidy")
 
     assert UNDERSTOOD == last_line(await do(folder, "go", "run", ".", base_url, token(), ORDER))
+
+
+async def test_another_go_client(folder: Path, base_url: str) -> None:
+    """openapi-generator, which takes a number without a format for 32 bits: the price keeps its cents here too."""
+    (folder / "main.go").write_text(GO_AGAIN)
+    (folder / "go.mod").write_text("module client\n\ngo 1.24\n")
+    for program in ("java", "go"):
+        if not shutil.which(program):
+            pytest.skip(f"{program} is not installed")
+    await get(folder, sys.executable, "-m", "pip", "install", "--quiet", "--target", "tool", OTHER_GO_TOOL)
+    tool = ("java", "-jar", "tool/openapi_generator_cli/openapi-generator.jar", "generate", "-g", "go")
+    made = ("--additional-properties", "packageName=made,withGoMod=false")
+    made += ("--global-property", "models,apis,supportingFiles,apiTests=false,modelTests=false")
+    await do(folder, *tool, *made, "-i", "openapi.json", "-o", "made")
+    await get(folder, "go", "mod", "tidy")
+
+    assert {"total": "1234567.89"} == last_line(await do(folder, "go", "run", ".", base_url, token(), ORDER))

@@ -136,7 +136,10 @@ async def test_the_dashboard_is_full(dev_server: DevServer, task_queue: str, tmp
 
 
 def test_the_dashboard_is_one_of_grafana() -> None:
-    """The last schema of its kind; each panel has a title, a unit and a place of its own; its data source is chosen."""
+    """The last schema of its kind; each panel has a title, a unit and a place of its own; its data source is chosen.
+
+    A number without a colour of its own would turn red at 80.
+    """
     dashboard = json.loads(printed("dashboard"))
     panels = dashboard["panels"]
 
@@ -155,6 +158,17 @@ def test_the_dashboard_is_one_of_grafana() -> None:
             assert {"type": "prometheus", "uid": "${datasource}"} == panel["datasource"]
             assert panel["targets"]
             assert panel["fieldConfig"]["defaults"]["unit"]
+            assert "timeseries" == panel["type"] or panel["fieldConfig"]["defaults"]["color"]
+
+
+def test_each_alert_names_its_panel() -> None:
+    """Whoever is woken by an alert finds the panel that shows it."""
+    titles = {panel["title"] for panel in json.loads(printed("dashboard"))["panels"] if panel["type"] != "row"}
+    rules = [rule for group in yaml.safe_load(printed("alerts"))["groups"] for rule in group["rules"]]
+    named = {rule["annotations"]["panel"] for rule in rules if "alert" in rule}
+
+    assert named
+    assert named <= titles
 
 
 # --- Kubernetes ---

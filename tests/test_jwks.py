@@ -375,8 +375,10 @@ BROKEN: dict[str, Answer] = {
 
 
 @pytest.mark.parametrize("broken", BROKEN.values(), ids=BROKEN)
-async def test_whatever_the_issuer_answers_known_keys_stay(issuer: Issuer, clock: Clock, broken: Answer) -> None:
-    """What is no JWKS is an issuer that is away: 503 for new keys, known ones go on. Redirects are not followed."""
+async def test_whatever_the_issuer_answers_known_keys_stay(
+    issuer: Issuer, clock: Clock, caplog: pytest.LogCaptureFixture, broken: Answer
+) -> None:
+    """What is no JWKS is an issuer that is away: 503 for new keys, known ones go on. The log names the setting."""
     fresh, knowing = issuer.verifier(), issuer.verifier()
     assert "alice" == await outcome(knowing, signed("RSA", "RS256"))
     issuer.broken = broken
@@ -385,6 +387,7 @@ async def test_whatever_the_issuer_answers_known_keys_stay(issuer: Issuer, clock
     assert "auth_unavailable" == await outcome(fresh, signed("RSA", "RS256"))
     assert "bob" == await outcome(knowing, signed("RSA", "RS256", sub="bob"))
     assert ["/jwks"] * 3 == issuer.hits
+    assert "JWT_JWKS_URL: no keys can be had from there" in caplog.text
 
 
 @pytest.mark.parametrize("drip", [b" ", b" " * 1_000_000], ids=["slowly", "fast"])

@@ -39,7 +39,7 @@ async def serve(address: str, **environ: str) -> AsyncIterator[tuple[Process, ht
 
 
 SECRETS = ("tok_secret_card", "Elm Street", "cust_of_alice", "argument_secret", "signal_secret", "query_secret")
-PROBES = ("/health", "/health/ready", "/health/live", "/metrics")
+PROBES = ("/health", "/health/ready", "/health/live", "/metrics", "/temporal/health/live", "/temporal/metrics")
 
 
 @dataclass
@@ -63,7 +63,7 @@ async def talk(address: str, log_format: str) -> Talk:
     start = {"workflow_type": "t", "task_queue": "nobody", "workflow_id": workflow_id, "input_data": "argument_secret"}
     path = f"/api/v1/workflows/{quote(workflow_id, safe='')}"
     trace = {"traceparent": f"00-{TRACE}-{'a' * 16}-01"}
-    async with serve(address, LOG_FORMAT=log_format, LOG_LEVEL="debug") as (process, client):
+    async with serve(address, LOG_FORMAT=log_format, LOG_LEVEL="debug", ROOT_PATH="/temporal") as (process, client):
         answered = [
             await client.post("/api/v1/orders", json=secret, headers=trace),
             await client.post("/api/v1/workflows", json=start),
@@ -72,7 +72,7 @@ async def talk(address: str, log_format: str) -> Talk:
             await client.get(path, headers={"Authorization": "Bearer token_secret"}),
             await client.post("/api/v1/orders", content=b'{"customer_id": "cust_of_alice"'),
         ]
-        assert [200] * 4 == [(await client.get(path)).status_code for path in PROBES]
+        assert {200} == {(await client.get(path)).status_code for path in PROBES}
         assert 0 == await process.end(signal.SIGTERM)
     return Talk(workflow_id, answered[0].json()["id"], answered, process)
 
@@ -245,8 +245,8 @@ async def ask(client: httpx.AsyncClient, path: str, numbers: Iterable[int]) -> l
 
 async def test_no_line_is_lost_and_none_overtakes(dev_server: DevServer) -> None:
     """A reader that comes late, when the process was told to end, gets each line, in order; and none of a probe."""
-    async with serve(dev_server.address) as (process, client):
-        assert [200] * 4 == [(await client.get(path)).status_code for path in PROBES]
+    async with serve(dev_server.address, ROOT_PATH="/temporal") as (process, client):
+        assert {200} == {(await client.get(path)).status_code for path in PROBES}
         assert ["200"] * 1001 == await ask(client, "/", range(1000))
         assert 0 == await process.end(signal.SIGTERM)
 

@@ -188,12 +188,23 @@ async def test_all_mistakes_of_a_query_come_at_once(alice: httpx.AsyncClient) ->
         await alice.get("/api/v1/workflows?closed_from=x&started_to=y&page_size=0"), 400, "validation_error"
     )
 
+    twice = assert_problem(
+        await alice.post(
+            "/api/v1/orders?a=",
+            json=order(customer_id=""),
+            headers=[("Idempotency-Key", "a"), ("Idempotency-Key", "b")],
+        ),
+        400,
+        "validation_error",
+    )
+
     def keys(problem: dict[str, Any]) -> list[str]:
         return [each["key"] for each in problem["details"]["errors"]]
 
     assert ["limit", "query", "page_size", "status", "workflow_type"] == keys(listed)
     assert ["run", "signal_name", "run_id", "Idempotency-Key"] == keys(sent)
     assert ["run_id", "Last-Event-ID"] == keys(resumed)
+    assert ["a", "customer_id", "Idempotency-Key"] == keys(twice)
     told = [each["message"] for problem in (sent, resumed) for each in problem["details"]["errors"]]
     assert {"Expected 1 to 255 visible ASCII characters", "Expected a run's id, a UUID"} < {*told}
     assert not any("regex" in each for each in told)

@@ -413,7 +413,7 @@ async def test_a_browser_of_an_allowed_origin_may_ask(web: httpx.AsyncClient) ->
 
 
 async def test_a_browser_may_read_what_it_needs(
-    web: httpx.AsyncClient, order_id: str, contract: dict[str, Any]
+    http: httpx.AsyncClient, web: httpx.AsyncClient, order_id: str, contract: dict[str, Any]
 ) -> None:
     """Every answer to an allowed origin says so, whoever refuses, and exposes each header that the contract names."""
     for name in ANSWERS:
@@ -423,6 +423,8 @@ async def test_a_browser_may_read_what_it_needs(
         exposed = {header.strip().lower() for header in response.headers["access-control-expose-headers"].split(",")}
         assert exposed >= {"allow", "link", *(header.lower() for header in contract["components"]["headers"])}
         assert "Origin" in response.headers.get_list("vary", split_commas=True)
+    refused = await http.get("/", headers={"Origin": SHOP, "X-A": "x" * 40_000})
+    assert (431, SHOP) == (refused.status_code, refused.headers["access-control-allow-origin"])
 
 
 async def test_a_browser_of_another_origin_is_told_nothing(web: httpx.AsyncClient, order_id: str) -> None:

@@ -98,6 +98,17 @@ async def test_a_poll_that_has_ended_is_not_shared() -> None:
     assert "done" == ended.result()
 
 
+async def test_who_holds_an_ended_poll_may_be_the_last_to_leave() -> None:
+    """Also when those who came after them have left already."""
+    polls, ask = Polls[str](), Asked()
+    with polls.join("w", ask) as ended:
+        await asyncio.sleep(0)
+        ask.answers[0].set_result("done")
+        await ended
+        with polls.join("w", ask):
+            pass
+
+
 async def test_one_of_those_who_wait_for_an_end_may_leave() -> None:
     """The others are told how the run ended, by the same poll; when the last one leaves, there is no poll."""
     end: asyncio.Future[Any] = asyncio.get_running_loop().create_future()

@@ -17,6 +17,7 @@ from api import assert_problem, bearer, eventually, order, service, token
 from commands import Process, running_program
 from temporal_api.dev.server import DevServer, free_port
 from temporal_api.prefix import Prefix
+from temporal_api.settings import Settings
 from temporal_api.worker import create_worker
 from test_readme import only_block
 
@@ -71,14 +72,12 @@ async def listens(url: str) -> None:
         await eventually(answers)
 
 
-@pytest.fixture(scope="module", params=LOCATIONS)
-async def behind(
-    request: pytest.FixtureRequest, dev_server: DevServer, tmp_path_factory: pytest.TempPathFactory
-) -> AsyncIterator[httpx.AsyncClient]:
+@asynccontextmanager
+async def nginx(dev_server: DevServer, folder: Path, location: str, **environ: str) -> AsyncIterator[httpx.AsyncClient]:
     """A client of an nginx that serves the API below /temporal, and compresses whatever it can."""
-    port, folder = free_port(), tmp_path_factory.mktemp("nginx")
-    async with service(TEMPORAL_ADDRESS=dev_server.address, ROOT_PATH="/temporal/") as api:
-        location = LOCATIONS[request.param].replace("8000", str(api.base_url.port))
+    port = free_port()
+    async with service(TEMPORAL_ADDRESS=dev_server.address, ROOT_PATH="/temporal/", **environ) as api:
+        location = location.replace("8000", str(api.base_url.port))
         (folder / "nginx.conf").write_text(SETTINGS.replace("PORT", str(port)).replace("LOCATION", location))
         url = f"http://127.0.0.1:{port}"
         async with (
@@ -87,6 +86,15 @@ async def behind(
         ):
             await listens(url)
             yield client
+
+
+@pytest.fixture(scope="module", params=LOCATIONS)
+async def behind(
+    request: pytest.FixtureRequest, dev_server: DevServer, tmp_path_factory: pytest.TempPathFactory
+) -> AsyncIterator[httpx.AsyncClient]:
+    """A client of an nginx, configured in each of these ways."""
+    async with nginx(dev_server, tmp_path_factory.mktemp("nginx"), LOCATIONS[request.param]) as client:
+        yield client
 
 
 async def started(api: httpx.AsyncClient, prefix: str = "/temporal", **body: object) -> str:
@@ -142,6 +150,26 @@ async def test_a_conditional_read_survives_compression(behind: httpx.AsyncClient
     assert "gzip" == read.headers["content-encoding"]
     assert (304, "wait=1") == (known.status_code, known.headers["preference-applied"])
     assert 202 == changed.status_code
+
+
+async def test_a_wait_ends_before_the_proxy_gives_up(dev_server: DevServer, tmp_path: Path) -> None:
+    """Of twenty that prefer to wait for longer than nginx does, none gets its 504, and a start tells its id.
+
+    nginx's own 60 s are more than the default of MAX_WAIT_SECONDS.
+    """
+    assert 50 == Settings().max_wait_seconds
+    start, wait = {"workflow_type": "nobody_runs_this", "task_queue": str(uuid.uuid4())}, {"Prefer": "wait=60"}
+    location = STRIPPED.replace("; }", "; proxy_read_timeout 20s; }")
+    async with nginx(dev_server, tmp_path, location, MAX_WAIT_SECONDS="2") as client:
+        path = await started(client)
+        answers = await asyncio.gather(
+            client.post(f"/temporal{WORKFLOWS}", json=start, headers=wait),
+            *(client.get(f"{path}/result", headers=wait) for _ in range(20)),
+        )
+
+    assert [201, *[202] * 20] == [answer.status_code for answer in answers]
+    assert answers[0].json()["workflow_id"]
+    assert {"wait=2"} == {answer.headers["preference-applied"] for answer in answers}
 
 
 async def test_an_id_with_a_slash_comes_through(behind: httpx.AsyncClient, request: pytest.FixtureRequest) -> None:

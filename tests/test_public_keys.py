@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cryptography.hazmat.primitives.asymmetric import ec, rsa, x25519
+from cryptography.hazmat.primitives.asymmetric import ec, ed448, rsa, x25519
 from cryptography.hazmat.primitives.serialization import (
     BestAvailableEncryption,
     Encoding,
@@ -50,6 +50,8 @@ TEXTS: dict[str, Callable[[str], str]] = {
     "PEM with literal \\r\\n": lambda kind: pem(kind).replace("\n", "\\r\\n"),
     "PEM with literal \\n, escaped twice": lambda kind: pem(kind).replace("\n", "\\\\n"),
     "PEM in one line": lambda kind: pem(kind).replace("\n", " "),
+    "PEM with non-breaking spaces": lambda kind: pem(kind).replace("\n", "\u00a0\n"),
+    "PEM after a BOM": lambda kind: f"\ufeff{pem(kind)}",
     "PEM with text around": lambda kind: f"Issuer: x\n{pem(kind)}-- \nbye",
     "certificate": lambda kind: certified(kind).decode(),
     "certificate with literal \\n": lambda kind: certified(kind).decode().replace("\n", "\\n"),
@@ -63,6 +65,7 @@ TEXTS: dict[str, Callable[[str], str]] = {
 FILES: dict[str, Callable[[str], bytes]] = {
     **{name: lambda kind, text=text: text(kind).encode() for name, text in TEXTS.items()},  # type: ignore[misc]
     "PEM with a BOM": lambda kind: b"\xef\xbb\xbf" + pem(kind).encode(),
+    "PEM in UTF-16": lambda kind: pem(kind).encode("utf-16"),
     "base64 with a BOM": lambda kind: b"\xef\xbb\xbf" + b64(der(kind)).encode(),
     "DER": der,
     "certificate in DER": lambda kind: certified(kind, Encoding.DER),
@@ -163,12 +166,18 @@ UNFIT: dict[str, tuple[Callable[[], str], str]] = {
         lambda: "-----BEGIN PUBLIC KEY-----\nhunter2!\n-----END PUBLIC KEY-----",
         "PUBLIC KEY in PEM, but what it holds is not base64",
     ),
+    "PEM with other letters": (
+        lambda: pem("RSA").replace("M", "М"),  # noqa: RUF001 - Cyrillic
+        "PUBLIC KEY in PEM, but what it holds is not base64",
+    ),
+    "an empty file": (lambda: str(Path(pytest.__file__).with_name("py.typed")), "a file, but it holds nothing"),
     "a junk certificate": (lambda: "-----BEGIN CERTIFICATE-----\nMAA=\n-----END CERTIFICATE-----", "can be read"),
     "base64 of junk": (lambda: b64(b"\x30" + b"hunter2" * 20), "base64 of DER, but no public key"),
     "cut short": (lambda: pem("RSA")[:-30], "does not end"),
     "RSA of 1024 bits": (lambda: public(rsa.generate_private_key(65537, 1024)), "2048 bits or more"),  # noqa: S505
     "a weak one beside": (lambda: pem("RSA") + pem("weak RSA"), "2048 bits or more"),
     "secp256k1": (lambda: public(ec.generate_private_key(ec.SECP256K1())), KINDS),
+    "Ed448": (lambda: public(ed448.Ed448PrivateKey.generate()), KINDS),
     "X25519": (lambda: public(x25519.X25519PrivateKey.generate()), KINDS),
 }
 

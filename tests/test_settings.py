@@ -110,6 +110,10 @@ def test_the_defaults_are_those_of_the_contract() -> None:
         ("PORT", "65535", 65535),
         ("JWT_ALGORITHMS", "HS256, HS256", ("HS256", "HS256")),
         ("JWT_SECRET", f" {SECRET}\r\n", SECRET),
+        *(
+            ("JWT_SECRET", f"{mark}{SECRET}{mark}\n", SECRET)
+            for mark in ("\ufeff", "\u00a0", "\u200b", "\t", "\ufeff ")
+        ),
         ("JWT_SECRET_PREVIOUS", f"{SECRET}\n", SECRET),
         ("SECRET_KEY", f"{SECRET}\n", SECRET),
         ("SECRET_KEY", "ß" * 16, "ß" * 16),  # 32 bytes
@@ -165,7 +169,7 @@ def test_a_setting_is_read(name: str, text: str, value: object) -> None:
 def test_every_resource_has_settings(plural: str) -> None:
     """Each business resource has a task queue and a timeout of its own, with the same defaults."""
     prefix = plural.upper()
-    environ = {f"{prefix}_TASK_QUEUE": "queue one", f"{prefix}_EXECUTION_TIMEOUT_SECONDS": "1"}
+    environ = {f"{prefix}_TASK_QUEUE": " queue one\r\n", f"{prefix}_EXECUTION_TIMEOUT_SECONDS": "1"}
 
     assert ResourceSettings("declared", 7200) == read().resource(plural, "declared")
     assert ResourceSettings(plural, 7200) == read().resource(plural)
@@ -179,13 +183,16 @@ def test_an_empty_variable_counts_as_unset() -> None:
     assert read() == read(**dict.fromkeys(NAMES, ""))
 
 
-@pytest.mark.parametrize("name", NAMES)
+OTHER_QUOTES = ("\u201c\u201d", "\u2018\u2019", "\u201e\u201c", "\u201a\u2018", "\u00ab\u00bb", "``")
+
+
+@pytest.mark.parametrize("name", [*NAMES, "ORDERS_TASK_QUEUE"])
 def test_a_value_is_taken_out_of_its_wrapping(name: str) -> None:
     """White space around it is no part of it; alone, or with quotes that stayed on, it stops the start."""
-    for blank in (" ", "\n", "\t \r\n"):
+    for blank in (" ", "\n", "\t \r\n", "\u00a0", "\ufeff", "\u200b\n"):
         assert refusal({"JWT_SECRET": SECRET, name: blank}).startswith(f"{name}: white space alone")
     for value in ("hunter2" * 5, ""):
-        for wrapped in (f'"{value}"', f"'{value}'", f" '{value}'\n", f"\u201c{value}\u201d", f"\u2018{value}\u2019"):
+        for wrapped in (f'"{value}"', f"'{value}'", f" '{value}'\n", *(f"{a}{value}{b}" for a, b in OTHER_QUOTES)):
             assert refusal({"JWT_SECRET": SECRET, name: wrapped}).startswith(f"{name}: is in quotes")
 
 
@@ -367,6 +374,8 @@ EXACTLY_ONE = "set exactly one, found "
                 "[::1:7233",
                 "two words:7233",
                 "user@temporal:7233",
+                '"temporal:7233',
+                "`temporal:7233",
             )
         ),
         ({"TEMPORAL_TLS": "maybe"}, "TEMPORAL_TLS", "expected true or false"),

@@ -254,9 +254,9 @@ async def test_a_request_and_its_calls_have_spans(dev_server: DevServer, collect
     Probes have none, unless they are part of a trace; nor have the calls that no request asked for.
     """
     environ = {"TEMPORAL_ADDRESS": dev_server.address, "OTEL_EXPORTER_OTLP_ENDPOINT": f"{collector.address}/"}
-    async with service(**environ) as http:
+    async with service(**environ, ROOT_PATH="/temporal") as http:
         headers = {"traceparent": TRACEPARENT, "tracestate": "a=1", "baggage": "tenant=acme", "user-agent": "till"}
-        for path in ("/health", "/health/ready", "/health/live", "/metrics"):
+        for path in ("/health", "/health/ready", "/health/live", "/metrics", "/temporal/health/live"):
             assert 200 == (await http.get(path)).status_code
         await http.get("/health/live", headers=headers)
         placed = await http.post("/api/v1/orders?", json=order(), headers=headers)

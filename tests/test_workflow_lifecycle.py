@@ -254,6 +254,8 @@ async def test_orders_are_hidden(alice: httpx.AsyncClient, client: Client, task_
         ("cancel", {"why": "so"}, "why"),
         ("terminate", {}, "reason"),
         ("terminate", {"reason": ""}, "reason"),
+        ("pause", {"reason": "é" * 501}, "reason"),
+        ("unpause", {"reason": "é" * 501}, "reason"),
         ("reset", {"to": "first_workflow_task"}, "reason"),
         ("reset", REASON, "to"),
         ("reset", {"to": "last_workflow_task", "event_id": 4, **REASON}, "to"),

@@ -3,8 +3,7 @@
 Every route handler names the scope it needs (`@get(..., scope="orders:read")`); one that names none is refused.
 
     middleware    the Authorization header, and the scope that the handler names
-    verifier      the token's signature and claims -> User
-    scopes        where a token's scopes stand
+    verifier      the token's signature and claims -> User and scopes
     jwks          an issuer's published keys: asked at start, renewed, never waited for in vain
     keys          which algorithms a key may be used with; JWT_PUBLIC_KEY in each of its forms
     refusals      little for the caller, the real reason for the operator's log

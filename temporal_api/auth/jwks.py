@@ -53,16 +53,11 @@ class JWKS:
 
     async def _until_known(self) -> None:
         while not self.known:
-            if (fetching := self._fetch()) is not None:
-                await asyncio.shield(fetching)  # whose end others wait for
-            else:
-                await asyncio.sleep(self._next_at - time.monotonic())
+            fetching = self._fetch()
+            await (asyncio.shield(fetching) if fetching else asyncio.sleep(self._next_at - time.monotonic()))
 
     async def keys(self, kid: str | None) -> list[Key]:
-        """The keys that a token with this key id may be checked with; none when the issuer, just asked, has none.
-
-        Raises AuthUnavailable when it cannot be asked, or was asked a moment ago.
-        """
+        """The keys of that id, if the issuer has any. Raises AuthUnavailable when it cannot be asked now."""
         found = self._find(kid)
         fresh = time.monotonic() - self._fetched_at < REFRESH_SECONDS
         if fresh and (found or (kid is None and self.known)):
@@ -73,10 +68,8 @@ class JWKS:
             await asyncio.shield(fetching)  # shared: a caller that goes away does not cancel it for the others
             found = self._find(kid)
         if not found and (fetching is None or self._failures):
-            seconds = max(1, ceil(self._next_at - time.monotonic()))
-            raise AuthUnavailable(
-                "The key that this token is checked with cannot be had now; try again.", {"Retry-After": str(seconds)}
-            )
+            retry = {"Retry-After": str(max(1, ceil(self._next_at - time.monotonic())))}
+            raise AuthUnavailable("The key that this token is checked with cannot be had now; try again.", retry)
         return found
 
     async def renew(self) -> bool:
@@ -106,11 +99,8 @@ class JWKS:
         except Exception as error:  # whatever the issuer sends: the old keys stay
             seconds = min(2.0**self._failures, COOLDOWN_SECONDS)
             self._failures = min(self._failures + 1, 10)
-            log.warning(
-                "JWT_JWKS_URL: no keys can be had from there, next try in %.0f s: %s",
-                seconds,
-                str(error)[:300] or "no answer in time",
-            )
+            told = str(error)[:300] or "no answer in time"
+            log.warning("JWT_JWKS_URL: no keys can be had from there, next try in %.0f s: %s", seconds, told)
         else:
             if self._failures or not self.known:
                 log.info("JWT_JWKS_URL: its keys are there: %s", shown([key.kid for key in keys]))
@@ -138,9 +128,8 @@ def _published(url: str, issuers: Collection[str]) -> list[object]:
     if "keys" not in document and "jwks_uri" in document:
         found, there = document.get("issuer"), document["jwks_uri"]
         if found not in issuers:
-            raise ValueError(
-                f"it is the discovery document of {shown(found)}, JWT_ISSUER has {', '.join(map(shown, issuers))}"
-            )
+            ours = ", ".join(map(shown, issuers))
+            raise ValueError(f"it is the discovery document of {shown(found)}, JWT_ISSUER has {ours}")
         if not isinstance(there, str) or not is_http_address(there):
             raise ValueError(f"its jwks_uri is no http or https address: {shown(there)}")
         if urlsplit(url).scheme == "https" != urlsplit(there).scheme:

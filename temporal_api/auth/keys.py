@@ -1,6 +1,6 @@
 """Keys that tokens are checked with: what each may be used for, and JWT_PUBLIC_KEY in every form it comes in."""
 
-import binascii
+import codecs
 import logging
 import os.path
 import re
@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePublicKey
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
 from cryptography.hazmat.primitives.serialization import load_der_private_key, load_der_public_key
-from jwt.algorithms import ECAlgorithm, OKPAlgorithm, RSAAlgorithm
+from jwt.algorithms import OKPAlgorithm
 
 from temporal_api.settings import DEFAULT_ASYMMETRIC_ALGORITHMS, Settings, SettingsError
 
@@ -65,13 +65,6 @@ def _fit(key: object) -> tuple[PublicKey, frozenset[str]]:
 
 # Keys that an issuer publishes
 
-_KINDS: dict[object, type[RSAAlgorithm | ECAlgorithm | OKPAlgorithm]] = {
-    "RSA": RSAAlgorithm,
-    "EC": ECAlgorithm,
-    "OKP": OKPAlgorithm,
-}
-_PUBLIC_MEMBERS = ("kty", "crv", "n", "e", "x", "y")
-
 
 def from_jwk(jwk: Any, accepted: frozenset[str]) -> Key | None:
     """The key that a JWK is; None for one that checks no token of ours. It spoils no other key of its set."""
@@ -80,8 +73,8 @@ def from_jwk(jwk: Any, accepted: frozenset[str]) -> Key | None:
         if use not in (None, "sig") or not (operations is None or "verify" in operations):
             return None
         # Its private members, if an issuer is so careless, are nobody's business.
-        public = {name: jwk[name] for name in _PUBLIC_MEMBERS if name in jwk}
-        material, algorithms = _fit(_KINDS[jwk["kty"]].from_jwk(public))
+        public = {name: jwk[name] for name in ("kty", "crv", "n", "e", "x", "y") if name in jwk}
+        material, algorithms = _fit(jwt.PyJWK(public).key)
         algorithms &= accepted
         if alg is not None:  # RFC 7517 4.4
             algorithms &= ED25519 if alg in ED25519 else {alg}
@@ -94,6 +87,15 @@ def from_jwk(jwk: Any, accepted: frozenset[str]) -> Key | None:
 
 _EXPECTED = "public keys or certificates in PEM, or as base64, or a readable file with them"
 _PUBLIC_HALF = "expected its public half, which `openssl pkey -pubout` tells"
+_FORMS = {
+    r"\Z": "nothing",
+    "https?://": "an address, which JWT_JWKS_URL takes",
+    "{": "JSON; a JWK is read from an address only, by JWT_JWKS_URL",
+    "ssh-|ecdsa-": "a key in the form of OpenSSH, which `ssh-keygen -e -m PKCS8` turns into PEM",
+    r"[A-Za-z0-9+/=_\s-]{64,}\Z": "base64 of neither a PEM nor DER",
+    "[/.]": "a path with no file there",
+    "": "neither a key nor the name of a file",
+}
 _PEM = re.compile(r"-----BEGIN ([A-Z0-9 ]+)-----(.*?)-----END \1-----", re.DOTALL)
 
 
@@ -104,35 +106,34 @@ def public_keys(value: str, accepted: frozenset[str]) -> tuple[Key, ...]:
     except (ValueError, UnsupportedAlgorithm) as error:
         raise SettingsError(f"JWT_PUBLIC_KEY: {error}") from None
     keys = tuple(Key(key, algorithms & accepted) for key, algorithms in found if algorithms & accepted)
-    for _, algorithms in found:
-        if not algorithms & accepted:
-            names = "/".join(sorted(algorithms))
-            if not keys:
-                raise SettingsError(f"JWT_ALGORITHMS: none of them goes with this JWT_PUBLIC_KEY ({names})")
-            log.warning("JWT_PUBLIC_KEY: a key of it is not used, as JWT_ALGORITHMS has none of %s", names)
+    for unused in ("/".join(sorted(algorithms)) for _, algorithms in found if not algorithms & accepted):
+        if not keys:
+            raise SettingsError(f"JWT_ALGORITHMS: none of them goes with this JWT_PUBLIC_KEY ({unused})")
+        log.warning("JWT_PUBLIC_KEY: a key of it is not used, as JWT_ALGORITHMS has none of %s", unused)
     return keys
 
 
 def _loaded(value: str) -> list[object]:
-    if not os.path.isfile(value):  # unlike Path.is_file(), true or false whatever the text
-        keys = _read(value.encode())
-        if keys is None:
-            raise ValueError(f"{_form(value)}; expected {_EXPECTED}")
-        return keys
+    is_file = os.path.isfile(value)  # unlike Path.is_file(), true or false whatever the text
     try:
-        data = Path(value).read_bytes()
+        data = Path(value).read_bytes() if is_file else value.encode()
     except OSError as error:
         raise ValueError(f"cannot read the file it names: {error.strerror}") from None
-    keys = _read(data) or ([_from_der(data, "a file of DER")] if data[:1] == b"\x30" else None)
+    keys = _read(data)
+    if keys is None and is_file and data[:1] == b"\x30":
+        return [_from_der(data, "a file of DER")]
     if keys is None:
-        raise ValueError(f"a file, but it holds {_form(data.decode('latin-1').strip())}; expected {_EXPECTED}")
+        seen = f"a file, but it holds {_form(data.decode(errors='replace').strip())}" if is_file else _form(value)
+        raise ValueError(f"{seen}; expected {_EXPECTED}")
     return keys
 
 
 def _read(data: bytes) -> list[object] | None:
     """The keys in PEM, or in base64 of a PEM or of DER; None for what is neither."""
+    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):  # as some shells write files
+        data = data.decode("utf-16", "replace").encode()
     if b"-----BEGIN" in data:
-        text = re.sub(r"\\+n", "\n", re.sub(r"\\+r", "", data.decode("latin-1")))  # escaped, maybe twice
+        text = re.sub(r"\\+n", "\n", re.sub(r"\\+r", "", data.decode(errors="replace")))  # escaped, maybe twice
         blocks = _PEM.findall(text)
         if not blocks or text.count("-----BEGIN") != len(blocks):
             raise ValueError("PEM with a block that does not end")
@@ -155,11 +156,9 @@ def _base64(text: str) -> bytes:
 def _from_pem(label: str, content: str) -> object:
     if label.endswith("PRIVATE KEY"):
         raise ValueError(f"{label} in PEM, a private key; {_PUBLIC_HALF}")
-    if label not in ("PUBLIC KEY", "RSA PUBLIC KEY", "CERTIFICATE", "X509 CERTIFICATE"):
-        raise ValueError(f"{label} in PEM; expected PUBLIC KEY or CERTIFICATE")
     try:
         der = _base64(content)
-    except binascii.Error:
+    except ValueError:
         raise ValueError(f"{label} in PEM, but what it holds is not base64") from None
     return _from_der(der, f"{label} in PEM")
 
@@ -177,33 +176,17 @@ def _from_der(der: bytes, form: str) -> object:
                 f"{certificate.not_valid_after_utc:%Y-%m-%d}",
             )
         return key
-    if _is_private(der):
-        raise ValueError(f"{form}, a private key; {_PUBLIC_HALF}")
-    raise ValueError(f"{form}, but no public key and no certificate can be read from it")
-
-
-def _is_private(der: bytes) -> bool:
     try:
         load_der_private_key(der, None)
-    except TypeError:  # it has a password
-        return True
     except (ValueError, UnsupportedAlgorithm):
-        return False
-    return True
+        raise ValueError(f"{form}, but no public key and no certificate can be read from it") from None
+    except TypeError:  # it has a password
+        pass
+    raise ValueError(f"{form}, a private key; {_PUBLIC_HALF}")
 
 
 def _form(text: str) -> str:
     """What somebody took for a key, so that they see their mistake; never the text itself."""
-    if text.startswith(("http://", "https://")):
-        return "an address, which JWT_JWKS_URL takes"
-    if text.startswith("{"):
-        return "JSON; a JWK is read from an address only, by JWT_JWKS_URL"
-    if text.startswith(("ssh-", "ecdsa-")):
-        return "a key in the form of OpenSSH, which `ssh-keygen -e -m PKCS8` turns into PEM"
-    if re.fullmatch(r"[A-Za-z0-9+/=_\s-]{64,}", text):
-        return "base64 of neither a PEM nor DER"
     if os.path.isdir(text):
         return "the path of a folder"
-    if text.startswith(("/", ".")):
-        return "a path with no file there"
-    return "neither a key nor the name of a file"
+    return next(form for pattern, form in _FORMS.items() if re.match(pattern, text))

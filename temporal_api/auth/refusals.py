@@ -3,7 +3,7 @@
 import logging
 import time
 
-from temporal_api.errors import ExpiredToken, InvalidToken
+from temporal_api import errors
 
 EVERY_SECONDS = 1.0
 """However many tokens are refused, the log has one line for each reason in this time."""
@@ -15,31 +15,25 @@ class Refusals:
     """What is refused, and why. Reasons are fixed texts: nothing here grows with what callers send."""
 
     def __init__(self) -> None:
-        self._told_at: dict[str, float] = {}
-        self._untold: dict[str, int] = {}
+        self._told: dict[str, tuple[float, int]] = {}
+        """When a line was written, and how many like it were not since then."""
 
-    def invalid(self, why: str, found: str) -> InvalidToken:
+    def invalid(self, why: str, found: str) -> errors.InvalidToken:
         """A 401 for the caller. `found` may hold what the token says, and goes to the log alone."""
         self.note(f"a token was refused: {why}", found)
-        return InvalidToken(f"The token is not accepted: {why}.")
-
-    def expired(self, found: str) -> ExpiredToken:
-        """A 401 for a token whose time is over."""
-        self.note("a token was refused: it has expired", found)
-        return ExpiredToken()
+        return errors.InvalidToken(f"The token is not accepted: {why}.")
 
     def note(self, what: str, found: str) -> None:
         """Write a line, unless that one was written a moment ago; then count it."""
         now = time.monotonic()
-        if now - self._told_at.get(what, float("-inf")) < EVERY_SECONDS:
-            self._untold[what] = self._untold.get(what, 0) + 1
+        told_at, untold = self._told.get(what, (float("-inf"), 0))
+        if now - told_at < EVERY_SECONDS:
+            self._told[what] = (told_at, untold + 1)
             return
-        self._told_at[what] = now
-        more = self._untold.pop(what, 0)
-        log.warning("%s: %s%s", what, found, f" (and {more} like it before)" if more else "")
+        self._told[what] = (now, 0)
+        log.warning("%s: %s%s", what, found, f" (and {untold} like it before)" if untold else "")
 
 
 def shown(value: object) -> str:
-    """What a token says, fit for a log: in one line of ASCII, and not for ever."""
-    text = ascii(value)
-    return text if len(text) <= 200 else text[:200] + "..."
+    """What a token says, fit for a log: in one line, and not for ever."""
+    return errors.shown(ascii(value))

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 import jwt
@@ -12,8 +13,7 @@ from jwt.types import Options
 from temporal_api.auth.jwks import JWKS
 from temporal_api.auth.keys import Key, accepted_algorithms, public_keys
 from temporal_api.auth.refusals import Refusals, shown
-from temporal_api.auth.scopes import scopes_of
-from temporal_api.errors import Problem
+from temporal_api.errors import ExpiredToken, Problem
 from temporal_api.settings import Settings
 
 REMEMBERED_BYTES = 8 * 1024 * 1024
@@ -25,13 +25,17 @@ TOKEN_MAX_CHARS = 16_384
 SUBJECT_MAX_CHARS = 255
 
 # Issuer and audience are checked here, by rules that PyJWT does not have.
-_OPTIONS: Options = {
-    "require": ["exp", "sub"],
-    "verify_aud": False,
-    "verify_iss": False,
-    "enforce_minimum_key_length": True,
-}
+_OPTIONS: Options = {"require": ["exp", "sub"], "verify_aud": False, "enforce_minimum_key_length": True}
 _UNVERIFIED: Options = {**_OPTIONS, "verify_signature": False, "verify_exp": True, "verify_nbf": True}
+_REASONS = (
+    (InvalidSubjectError, "its sub claim is not a string"),
+    (jwt.ImmatureSignatureError, "it is not valid yet"),
+    (
+        (jwt.DecodeError, jwt.InvalidIssuedAtError, ValueError, OverflowError, RecursionError),
+        "its claims cannot be read; exp, nbf and iat are numbers in a JSON object",
+    ),
+    (Exception, "it cannot be verified"),
+)
 
 
 class User(msgspec.Struct, frozen=True):
@@ -105,28 +109,22 @@ class Verifier:
             self._verified_bytes -= _bytes(token, known[0])
 
     async def _verify(self, token: str) -> User:
-        refused = self._refusals.invalid
         try:
             claims = await self._claims(token)
             expires = float(claims["exp"])
         except jwt.ExpiredSignatureError:
             leeway = self._settings.jwt_leeway_seconds
-            raise self._refusals.expired(f"its exp is {leeway} s ago or more (JWT_LEEWAY_SECONDS)") from None
+            self._refusals.note("a token was refused: it has expired", f"{leeway} s ago or more (JWT_LEEWAY_SECONDS)")
+            raise ExpiredToken from None
         except jwt.MissingRequiredClaimError as error:
-            raise refused(f"it has no {error.claim} claim", "exp and sub are required") from None
-        except InvalidSubjectError:
-            raise refused("its sub claim is not a string", "it is a number, or another kind of JSON") from None
-        except jwt.ImmatureSignatureError as error:
-            raise refused("it is not valid yet", str(error)) from None
+            raise self._refusals.invalid(f"it has no {error.claim} claim", "exp and sub are required") from None
         except jwt.InvalidSignatureError:
             header = jwt.get_unverified_header(token)
-            told = f"alg is {shown(header['alg'])}, kid is {shown(header.get('kid'))}"
-            raise refused("its signature is not that of a trusted key", told) from None
-        except (jwt.DecodeError, jwt.InvalidIssuedAtError, ValueError, OverflowError, RecursionError) as error:
-            why = "its claims cannot be read; exp, nbf and iat are numbers in a JSON object"
-            raise refused(why, shown(str(error))) from None
-        except (jwt.PyJWTError, TypeError) as error:
-            raise refused("it cannot be verified", shown(str(error))) from None
+            found = f"alg is {shown(header['alg'])}, kid is {shown(header.get('kid'))}"
+            raise self._refusals.invalid("its signature is not that of a trusted key", found) from None
+        except (jwt.PyJWTError, ValueError, TypeError, OverflowError, RecursionError) as error:
+            why = next(why for kinds, why in _REASONS if isinstance(error, kinds))
+            raise self._refusals.invalid(why, shown(str(error))) from None
         name = self._name(claims)
         self._check_audience(claims)
         return User(name, self._scopes(claims), expires)
@@ -136,10 +134,8 @@ class Verifier:
         header = self._header(token)
         algorithm, kid = header.get("alg"), header.get("kid")
         if not isinstance(algorithm, str) or algorithm not in self._accepted:  # before anything is fetched for it
-            raise self._refusals.invalid(
-                "its algorithm is not accepted",
-                f"alg is {shown(algorithm)}, accepted (JWT_ALGORITHMS): {', '.join(sorted(self._accepted))}",
-            )
+            found = f"alg is {shown(algorithm)}, accepted (JWT_ALGORITHMS): {', '.join(sorted(self._accepted))}"
+            raise self._refusals.invalid("its algorithm is not accepted", found)
         if self._jwks is None:
             return self._decoded(token, algorithm, self._keys)
         # What refuses itself needs no key: no issuer is asked for another's token, or one whose time is over.
@@ -183,49 +179,38 @@ class Verifier:
     def _decoded(self, token: str, algorithm: str, keys: Sequence[Key]) -> dict[str, Any]:
         fitting = [key for key in keys if algorithm in key.algorithms]
         if not fitting:
-            able = sorted({name for key in keys for name in key.algorithms})
-            raise self._refusals.invalid(
-                "its algorithm does not go with its key", f"alg is {algorithm}, the key takes {', '.join(able)}"
-            )
-        for key in fitting[:-1]:
-            try:
-                return self._decoded_by(token, algorithm, key)
-            except jwt.InvalidSignatureError:
-                continue
-        return self._decoded_by(token, algorithm, fitting[-1])
-
-    def _decoded_by(self, token: str, algorithm: str, key: Key) -> dict[str, Any]:
-        return jwt.decode(
-            token,
-            key.material,
-            algorithms=[algorithm],
-            leeway=self._settings.jwt_leeway_seconds,
-            options=_OPTIONS,
-        )
+            able = ", ".join(sorted({name for key in keys for name in key.algorithms}))
+            found = f"alg is {algorithm}, the key takes {able}"
+            raise self._refusals.invalid("its algorithm does not go with its key", found)
+        leeway = self._settings.jwt_leeway_seconds
+        for key in fitting:
+            with suppress(jwt.InvalidSignatureError):
+                return jwt.decode(token, key.material, [algorithm], leeway=leeway, options=_OPTIONS)
+        raise jwt.InvalidSignatureError
 
     def _check_audience(self, claims: dict[str, Any]) -> None:
         expected = self._settings.jwt_audience
         if not expected:  # without an audience of our own, a token's is not ours to judge
             return
-        if "aud" in claims:
-            said = claims["aud"]
-            found = said if isinstance(said, list) else [said]
-            told = f"aud is {shown(said)}"
-        else:  # AWS Cognito's, for one
-            found = [claims[name] for name in ("client_id", "azp") if name in claims]
-            told = f"no aud, client_id or azp is {shown(found)}"
-        strings = [name for name in found if isinstance(name, str)]
-        if len(strings) < len(found) or not set(strings) & set(expected):
+        names = ("aud",) if claims.get("aud") is not None else ("client_id", "azp")  # AWS Cognito, for one, has no aud
+        found = [claims[name] for name in names if claims.get(name) is not None]
+        if isinstance(claims.get("aud"), list):
+            found = claims["aud"]
+        if not all(isinstance(name, str) for name in found) or not set(found) & set(expected):
             why = "it is meant for another audience" if found else "it has no aud claim"
-            raise self._refusals.invalid(why, f"{told}, JWT_AUDIENCE has {', '.join(map(shown, expected))}")
+            told = f"{' or '.join(names)} is {shown(found)}, JWT_AUDIENCE has {', '.join(map(shown, expected))}"
+            raise self._refusals.invalid(why, told)
 
     def _scopes(self, claims: dict[str, Any]) -> frozenset[str]:
-        scopes = scopes_of(claims, self._settings)
+        """The scopes of all the claims that JWT_SCOPES_CLAIM names, without their prefix."""
+        paths, prefixes = self._settings.jwt_scopes_claim, self._settings.jwt_scopes_prefix
+        said = {scope for path in paths for scope in _texts(_reached(claims, path.split(".")))}
+        if prefixes:
+            said = {scope.removeprefix(prefix) for scope in said for prefix in prefixes if scope.startswith(prefix)}
+        scopes = frozenset(said - {""})
         if not scopes:  # no refusal yet, but one by every handler
-            expected = ", ".join(self._settings.jwt_scopes_claim)
-            prefixes = ", ".join(self._settings.jwt_scopes_prefix) or "none"
-            found = f"JWT_SCOPES_CLAIM has {expected}, JWT_SCOPES_PREFIX {prefixes}, its claims are {shown([*claims])}"
-            self._refusals.note("a token has no scopes", found)
+            expected = f"JWT_SCOPES_CLAIM has {', '.join(paths)}, JWT_SCOPES_PREFIX {', '.join(prefixes) or 'none'}"
+            self._refusals.note("a token has no scopes", f"{expected}, its claims are {shown([*claims])}")
         return scopes
 
     def _name(self, claims: dict[str, Any]) -> str:
@@ -234,10 +219,8 @@ class Verifier:
         issuer = self._prefix(claims)
         name = f"{issuer} {sub}" if issuer else sub
         if not sub or len(name) > SUBJECT_MAX_CHARS or not sub.isprintable():
-            raise self._refusals.invalid(
-                "its sub claim names nobody",
-                f"expected 1 to {SUBJECT_MAX_CHARS} printable characters, got {shown(sub)}",
-            )
+            found = f"expected 1 to {SUBJECT_MAX_CHARS} printable characters, got {shown(sub)}"
+            raise self._refusals.invalid("its sub claim names nobody", found)
         if not issuer and any(other and sub.startswith(f"{other} ") for other in self._issuers.values()):
             raise self._refusals.invalid("its sub claim reads like another issuer's", f"sub is {shown(sub)}")
         return name
@@ -260,3 +243,23 @@ def _found(jwks: JWKS, kid: str | None) -> str:
 
 def _bytes(token: str, user: User) -> int:
     return len(token) + TOKEN_BYTES + SCOPE_BYTES * len(user.scopes)
+
+
+def _reached(value: Any, names: list[str]) -> Any:
+    """What the names lead to. A name may itself hold dots (a Keycloak client's id): the longest is tried first."""
+    if not names:
+        return value
+    if not isinstance(value, dict):
+        return None
+    for end in range(len(names), 0, -1):
+        found = _reached(value.get(".".join(names[:end])), names[end:])
+        if found is not None:
+            return found
+    return None
+
+
+def _texts(value: Any) -> list[str]:
+    """A string holds scopes with spaces between them, a list one in each place; anything else grants nothing."""
+    if isinstance(value, str):
+        return value.split()
+    return [scope for scope in value if isinstance(scope, str)] if isinstance(value, list) else []

@@ -3,7 +3,7 @@
 `temporal workflow show --codec-endpoint https://HOST/api/v1/codec --codec-auth "Bearer TOKEN" ...`
 """
 
-from collections.abc import Iterable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Annotated
 
 import msgspec
@@ -20,8 +20,6 @@ from temporal_api.temporal.payloads import Payload
 SCOPE = "codec:decode"
 LARGEST_PAYLOAD = 4 * 2**20
 """Temporal takes no larger message."""
-
-
 _PAYLOAD = {"metadata": {"encoding": "anNvbi9wbGFpbg=="}, "data": "eyJpbnZvaWNlIjoyMDQxfQ=="}
 """The JSON `{"invoice":2041}`."""
 
@@ -50,29 +48,21 @@ class CodecController(Controller):
     path = "/codec"
     tags = ["codec"]  # noqa: RUF012 - Litestar's way
 
-    @post(
-        "/encode",
-        scope=SCOPE,
-        status_code=200,
-        operation_id="encodePayloads",
-        summary="Encrypt payloads",
-        responses=responses(NotFound, body=True),
-    )
-    async def encode(self, data: JSONBody[CodecPayloads], services: CurrentServices) -> CodecPayloads:
+    @post("/encode", scope=SCOPE, status_code=200, summary="Encrypt payloads", responses=responses(NotFound, body=True))
+    async def encode_payloads(self, data: JSONBody[CodecPayloads], services: CurrentServices) -> CodecPayloads:
         """Encrypt each payload with the first key."""
-        return _json(await _codec(services).encode(_payloads(data)))
+        return await _coded(data, _codec(services).encode)
 
     @post(
         "/decode",
         scope=SCOPE,
         status_code=200,
-        operation_id="decodePayloads",
         summary="Decrypt payloads",
         responses=responses(NotFound, PayloadUndecodable, body=True),
     )
-    async def decode(self, data: JSONBody[CodecPayloads], services: CurrentServices) -> CodecPayloads:
+    async def decode_payloads(self, data: JSONBody[CodecPayloads], services: CurrentServices) -> CodecPayloads:
         """Decrypt each payload with the key that it names; one that is not encrypted comes back as it is."""
-        return _json(await _codec(services).decode(_payloads(data)))
+        return await _coded(data, _codec(services).decode)
 
 
 def _codec(services: Services) -> PayloadCodec:
@@ -82,9 +72,8 @@ def _codec(services: Services) -> PayloadCodec:
     return codec
 
 
-def _payloads(data: CodecPayloads) -> list[Payload]:
-    return [Payload(metadata=payload.metadata, data=payload.data) for payload in data.payloads]
-
-
-def _json(payloads: Iterable[Payload]) -> CodecPayloads:
-    return CodecPayloads([CodecPayload(dict(payload.metadata), payload.data) for payload in payloads])
+async def _coded(
+    data: CodecPayloads, code: Callable[[Sequence[Payload]], Awaitable[Iterable[Payload]]]
+) -> CodecPayloads:
+    coded = await code([Payload(metadata=payload.metadata, data=payload.data) for payload in data.payloads])
+    return CodecPayloads([CodecPayload(dict(payload.metadata), payload.data) for payload in coded])

@@ -15,13 +15,11 @@ from temporal_api.services import services_of
 
 _SILENT = "unhealthy: no answer in time"
 
-Healthy = Literal["healthy", "unhealthy"]
-
 
 class HealthStatus(msgspec.Struct):
     """What this service found when it asked."""
 
-    status: Annotated[Healthy, Meta(description="`healthy` with 200, `unhealthy` with 503.")]
+    status: Annotated[Literal["healthy", "unhealthy"], Meta(description="`healthy` with 200, `unhealthy` with 503.")]
     timestamp: Annotated[datetime, Meta(tz=True, description="When.", examples=["2026-01-31T12:00:00.123456Z"])]
     services: Annotated[
         dict[str, str],
@@ -74,11 +72,10 @@ class HealthController(Controller):
     security: Any = []  # noqa: RUF012
 
     @get(
-        operation_id="getHealth",
         summary="Health in detail",
         responses=_unavailable(HealthStatus("unhealthy", _THEN, {"temporal": _SILENT, "auth": "healthy"}, __version__)),
     )
-    async def health(self, request: Request[Any, Any, Any]) -> JSONResponse[HealthStatus]:
+    async def get_health(self, request: Request[Any, Any, Any]) -> JSONResponse[HealthStatus]:
         """Ask Temporal, and whether a worker polls the queue of each resource, such as `orders_workers`.
 
         `auth` tells whether the keys that tokens are checked with have been fetched.
@@ -88,13 +85,8 @@ class HealthController(Controller):
         status = HealthStatus("healthy" if healthy else "unhealthy", datetime.now(UTC), found, __version__)
         return JSONResponse(status, status_code=200 if healthy else 503)
 
-    @get(
-        "/ready",
-        operation_id="getReady",
-        summary="Readiness probe",
-        responses=_unavailable(ReadyStatus("not_ready", f"temporal {_SILENT}")),
-    )
-    async def ready(self, request: Request[Any, Any, Any]) -> JSONResponse[ReadyStatus]:
+    @get("/ready", summary="Readiness probe", responses=_unavailable(ReadyStatus("not_ready", f"temporal {_SILENT}")))
+    async def get_ready(self, request: Request[Any, Any, Any]) -> JSONResponse[ReadyStatus]:
         """200 when Temporal answers, the namespace exists, the keys that tokens are checked with have been fetched, and
         the process is not ending.
         """

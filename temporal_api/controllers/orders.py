@@ -32,7 +32,6 @@ class OrderItem(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     unit_price: Price
 
     def __post_init__(self) -> None:
-        """Check the price, and keep the caller's own digits."""
         self.unit_price = check_price("unit_price", self.unit_price)
 
 

@@ -7,10 +7,8 @@ import secrets
 import sys
 import time
 import urllib.request
-from asyncio.subprocess import Process
 from collections import Counter
-from collections.abc import AsyncIterator, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager, nullcontext, suppress
+from contextlib import AsyncExitStack, nullcontext
 from functools import partial
 from typing import Any
 
@@ -18,7 +16,6 @@ from rich.console import Console
 from rich.live import Live
 from rich.style import Style
 from rich.text import Text
-from temporalio.client import WorkflowHandle
 from temporalio.runtime import Runtime, TelemetryConfig
 
 from temporal_api.app import SCOPES, SEARCH_ATTRIBUTES, create_app
@@ -26,14 +23,12 @@ from temporal_api.controllers.codec import SCOPE as CODEC_SCOPE
 from temporal_api.dev.browser import CODEC_PATH, public_handlers
 from temporal_api.dev.build import find_temporal
 from temporal_api.dev.processes import process
-from temporal_api.dev.server import dev_server, free_port
+from temporal_api.dev.server import STOP_SECONDS, dev_server, free_port
 from temporal_api.dev.tokens import sign
 from temporal_api.logs import SDK_LOGGING, configure_logging
 from temporal_api.serving import listen, serving
 from temporal_api.settings import from_env
-from temporal_api.temporal.access import connect
-from temporal_api.temporal.payloads import data_converter
-from temporal_api.temporal.search_attributes import add_search_attributes
+from temporal_api.temporal.access import add_search_attributes, connect
 
 ORDER = {
     "customer_id": "cust_123",
@@ -44,7 +39,6 @@ ORDER = {
 }
 # Each step takes as long as one needs to see it. No module of the current folder stands in for one of Python's.
 WORKER = (sys.executable, "-Pm", "temporal_api", "worker", "--pace", "0.7")
-STOP_SECONDS = 8
 # The statuses in which an order ends, and their colors.
 ENDS = {"delivered": "bold green", "cancelled": "bold red"}
 
@@ -87,6 +81,7 @@ class Dev:
         self.environ = environ
         self.settings = from_env(environ)
         self.stack = stack
+        self.namespace = self.settings.temporal.get("namespace", "default")
         self.ui = ""
         self.temporal_cli = "temporal"
 
@@ -104,13 +99,10 @@ class Dev:
         self.api = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
         with console.status("Starting Temporal, a worker and the API"):
             ui_origins = await self._start_temporal() if embedded else []
-            self.client = await connect(
-                self.settings.read_temporal(),
-                data_converter=data_converter(self.settings),
-                runtime=Runtime(telemetry=TelemetryConfig(logging=SDK_LOGGING)),
-            )
+            runtime = Runtime(telemetry=TelemetryConfig(logging=SDK_LOGGING))
+            client = await connect(self.settings.read_temporal(), runtime=runtime)
             await self._start_worker()
-            await add_search_attributes(self.client, SEARCH_ATTRIBUTES)
+            await add_search_attributes(client, SEARCH_ATTRIBUTES)
             app = create_app(self.settings, public_handlers(ui_origins))
             for each in held:
                 each.close()
@@ -126,7 +118,7 @@ class Dev:
         server = await self.stack.enter_async_context(
             dev_server(
                 search_attributes=SEARCH_ATTRIBUTES,
-                namespace=self.settings.temporal.get("namespace", "default"),
+                namespace=self.namespace,
                 port=port,
                 ui_port=ui_port,
                 ui_codec=self.api + CODEC_PATH if origins else "",
@@ -139,7 +131,9 @@ class Dev:
         return origins
 
     async def _start_worker(self) -> None:
-        self.worker = await self.stack.enter_async_context(worker(self.environ))
+        environ = {**self.environ, "METRICS_PORT": ""}  # that port is the API's
+        started = process([*WORKER], sys.stdout.buffer, environ, stop_seconds=STOP_SECONDS)
+        self.worker = await self.stack.enter_async_context(started)
 
     def call(self, path: str, body: object = None) -> Any:
         """Call the API."""
@@ -155,7 +149,7 @@ class Dev:
         """Place an order over HTTP and show it on its way; return whether it was delivered, and charged once."""
         order = await asyncio.to_thread(self.call, "/orders", ORDER)
         timeline = Timeline(order["id"])
-        path, workflow = f"/orders/{order['id']}", self.client.get_workflow_handle(order["workflow_id"])
+        path, history = f"/orders/{order['id']}", f"/workflows/{order['workflow_id']}/history?format=temporal"
         self._show_addresses(await asyncio.to_thread(self.call, path))
         with Live(get_renderable=timeline.line, console=console) if LIVE else nullcontext():
             killed = False
@@ -166,19 +160,19 @@ class Dev:
                 order = (await asyncio.to_thread(self.call, path))["order"]
         if not crash:
             return bool(order["status"] == "delivered")
-        attempts = await attempts_of(workflow)
+        attempts = attempts_of((await asyncio.to_thread(self.call, history))["events"])
         charged, shipped = (times(attempts[name]) for name in ("charge_payment", "ship"))
         say(f"In Temporal's history, charge_payment ran {charged} and ship {shipped}.")
         return bool(killed and order["status"] == "delivered" and charged == "once")
 
     def _show_addresses(self, run: Any) -> None:
         """Show what a newcomer clicks and pastes next."""
-        temporal, namespace = self.settings.temporal["target_host"], self.client.namespace
+        temporal = self.settings.temporal["target_host"]
         addresses = {"API": self.api, "Docs": f"{self.api}/docs#token={self.token}"}
         if self.ui:
             addresses["Temporal UI"] = self.ui
             workflow = f"workflows/{run['workflow_id']}/{run['run_id']}"
-            addresses["Order's run"] = f"{self.ui}/namespaces/{namespace}/{workflow}/history"
+            addresses["Order's run"] = f"{self.ui}/namespaces/{self.namespace}/{workflow}/history"
         else:
             addresses["Temporal"] = temporal
         for name, address in addresses.items():
@@ -199,7 +193,7 @@ export ORDER_ID={run["order"]["id"]}""")
             say(f"curl -s {self.api}/api/v1/orders/$ORDER_ID {bearer}")
         if encrypted:
             codec = f'--codec-endpoint {self.api}/api/v1/codec --codec-auth "Bearer $TOKEN"'
-            place = f"--address {temporal}" + (f" --namespace {namespace}" if namespace != "default" else "")
+            place = f"--address {temporal} --namespace {self.namespace}".removesuffix(" --namespace default")
             say(f"{self.temporal_cli} workflow show {place} -w order-$ORDER_ID {codec}")
         say()
 
@@ -208,8 +202,7 @@ export ORDER_ID={run["order"]["id"]}""")
         killed.kill()
         await killed.wait()
         await self._start_worker()
-        other = f"Worker {self.worker.pid} goes on in 10 s."
-        console.print(f"SIGKILL for worker {killed.pid}, after the payment. {other}")
+        console.print(f"SIGKILL for worker {killed.pid}, after the payment. Worker {self.worker.pid} goes on in 10 s.")
         return True
 
 
@@ -245,29 +238,15 @@ def free(what: str, wanted: int) -> int:
     return port
 
 
-@asynccontextmanager
-async def worker(environ: Mapping[str, str]) -> AsyncIterator[Process]:
-    """Run the sample worker in a process of its own."""
-    own = {**environ, "METRICS_PORT": ""}  # that port is the API's
-    async with process([*WORKER], sys.stdout.buffer, own) as started:
-        try:
-            yield started
-        finally:
-            with suppress(ProcessLookupError, TimeoutError):
-                started.terminate()
-                await asyncio.wait_for(started.wait(), STOP_SECONDS)
-
-
-async def attempts_of(workflow: WorkflowHandle[Any, Any]) -> Counter[str]:
+def attempts_of(events: list[dict[str, Any]]) -> Counter[str]:
     """Count how often each activity was begun, as the history tells it."""
-    names: dict[int, str] = {}
+    names: dict[str, str] = {}
     attempts = Counter[str]()
-    async for event in workflow.fetch_history_events():
-        if event.HasField("activity_task_scheduled_event_attributes"):
-            names[event.event_id] = event.activity_task_scheduled_event_attributes.activity_type.name
-        elif event.HasField("activity_task_started_event_attributes"):
-            started = event.activity_task_started_event_attributes
-            attempts[names[started.scheduled_event_id]] += started.attempt
+    for event in events:
+        if scheduled := event.get("activityTaskScheduledEventAttributes"):
+            names[event["eventId"]] = scheduled["activityType"]["name"]
+        elif started := event.get("activityTaskStartedEventAttributes"):
+            attempts[names[started["scheduledEventId"]]] += started["attempt"]
     return attempts
 
 

@@ -7,14 +7,14 @@ a build with Go, a build with Go from PyPI. So Python and the package registries
 import asyncio
 import fcntl
 import fnmatch
+import itertools
 import os
 import platform
 import shutil
 import sys
 import tempfile
-import time
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 from temporalio.testing import WorkflowEnvironment
@@ -103,23 +103,16 @@ async def _lock(cache: Path, say: Say) -> AsyncIterator[None]:
     """Let one process at a time get the CLI. The kernel frees the lock of a process that dies."""
     descriptor = os.open(cache / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
-        if not _locked(descriptor):
-            async with _progress("Another process is getting Temporal's CLI: waiting for it", say):
-                while True:
-                    await asyncio.sleep(0.2)
-                    if _locked(descriptor):
-                        break
+        for tried in itertools.count():
+            with suppress(BlockingIOError):
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            if tried % 75 == 0:  # every 15 seconds
+                say("Another process is getting Temporal's CLI: waiting for it ...")
+            await asyncio.sleep(0.2)
         yield
     finally:
         os.close(descriptor)
-
-
-def _locked(descriptor: int) -> bool:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
 
 
 async def _download(folder: Path, say: Say) -> Path | None:
@@ -170,12 +163,11 @@ async def _build_with_wheel(folder: Path, say: Say) -> Path | None:
 @asynccontextmanager
 async def _progress(what: str, say: Say) -> AsyncIterator[None]:
     """Say what begins, then again and again how long it has taken."""
-    started = time.monotonic()
 
     async def repeat() -> None:
-        while True:
+        for times in itertools.count(1):
             await asyncio.sleep(_PROGRESS_SECONDS)
-            say(f"... {time.monotonic() - started:.0f} s")
+            say(f"... {times * _PROGRESS_SECONDS:.0f} s")
 
     say(f"{what} ...")
     ticker = asyncio.create_task(repeat())

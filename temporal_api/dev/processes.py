@@ -27,11 +27,11 @@ os.killpg(0, 9)
 
 @asynccontextmanager
 async def process(
-    command: list[str | Path], output: BinaryIO, env: Mapping[str, str], *, folder: str = ""
+    command: list[str | Path], output: BinaryIO, env: Mapping[str, str], *, folder: str = "", stop_seconds: float = 0
 ) -> AsyncIterator[Process]:
     """Run a process out of reach of the terminal's Ctrl-C. It ends with its children when this block ends, or we do.
 
-    The caller removes the `folder`; if we are killed, the watcher does.
+    With `stop_seconds` it may end by itself first. The caller removes the `folder`; if we are killed, the watcher does.
     """
     watched, ours = os.pipe()
     try:
@@ -44,7 +44,14 @@ async def process(
             start_new_session=True,
         )
         try:
-            yield started
+            try:
+                yield started
+            finally:
+                with suppress(ProcessLookupError, TimeoutError):
+                    if stop_seconds:
+                        started.send_signal(signal.SIGCONT)
+                        started.terminate()
+                        await asyncio.wait_for(started.wait(), stop_seconds)
         finally:
             with suppress(ProcessLookupError):
                 os.killpg(started.pid, signal.SIGKILL)

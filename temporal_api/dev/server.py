@@ -6,7 +6,6 @@ Ctrl-C before the worker has ended, and does not say why it could not start.
 
 import asyncio
 import os
-import signal
 import socket
 import tempfile
 import time
@@ -22,11 +21,11 @@ from temporalio.service import RPCError
 
 from temporal_api.dev.build import Say, find_temporal, say_to_stderr
 from temporal_api.dev.processes import last_lines, process
-from temporal_api.temporal.search_attributes import add_search_attributes
+from temporal_api.temporal.access import add_search_attributes
 
 _READY_SECONDS = 60
 _RELEASE_SECONDS = 10
-_STOP_SECONDS = 8
+STOP_SECONDS = 8
 
 
 class DevServerError(RuntimeError):
@@ -42,13 +41,12 @@ class DevServer:
     pid: int
 
 
-def free_port(preferred: int = 0, host: str = "127.0.0.1") -> int:
+def free_port(preferred: int = 0) -> int:
     """Find a port to listen on: `preferred`, or the next one that is free; 0 finds any."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
     for port in range(preferred, 65536):
-        with suppress(OSError), socket.create_server((host, port), family=family) as listener:
+        with suppress(OSError), socket.create_server(("127.0.0.1", port)) as listener:
             return int(listener.getsockname()[1])
-    raise DevServerError(f"no free port from {preferred} up on {host}")
+    raise DevServerError(f"no free port from {preferred} up")
 
 
 @asynccontextmanager
@@ -68,13 +66,10 @@ async def dev_server(
     `ui_codec` is the address at which the UI decrypts payloads.
     """
     command: list[str | Path] = [await find_temporal(say), "server", "start-dev", "--ip", "127.0.0.1"]
-    command += ["--namespace", namespace]
-    command += ["--log-level", "error", *(["--ui-port", str(ui_port)] if ui_port else ["--headless"])]
-    command += ["--ui-codec-endpoint", ui_codec] if ui_codec else []
+    command += ["--namespace", namespace, "--log-level", "error"]
+    command += ["--ui-port", str(ui_port), "--ui-codec-endpoint", ui_codec] if ui_port else ["--headless"]
     # Temporal 1.31 can pause workflows, and does not unless it is told to; older servers do not know the setting.
     command += ["--dynamic-config-value", "frontend.WorkflowPauseEnabled=true"]
-    for name in search_attributes:
-        command += ["--search-attribute", f"{name}=Keyword"]
     async with AsyncExitStack() as stack:
         folder = ""
         if not db_filename:
@@ -86,8 +81,8 @@ async def dev_server(
         deadline = time.monotonic() + _RELEASE_SECONDS
         while True:
             try:
-                server = _started(command, port or free_port(), search_attributes, folder)
-                address, pid = await stack.enter_async_context(server)
+                address = f"127.0.0.1:{port or free_port()}"
+                pid = await stack.enter_async_context(_started(command, address, search_attributes, folder))
                 break
             except DevServerError as error:
                 # Another process took the port that we chose, or a killed one has not released ours yet.
@@ -99,22 +94,16 @@ async def dev_server(
 
 @asynccontextmanager
 async def _started(
-    command: Sequence[str | Path], port: int, search_attributes: Sequence[str], folder: str
-) -> AsyncIterator[tuple[str, int]]:
-    """Start a server; give its address and process id once it is ready."""
-    address = f"127.0.0.1:{port}"
+    command: Sequence[str | Path], address: str, search_attributes: Sequence[str], folder: str
+) -> AsyncIterator[int]:
+    """Start a server; give its process id once it is ready."""
     # These are the connection settings of the service, not of the server.
     env = {name: value for name, value in os.environ.items() if not name.startswith("TEMPORAL_")}
     with tempfile.TemporaryFile() as log:
-        async with process([*command, "--port", str(port)], log, env, folder=folder) as server:
+        words = [*command, "--port", address.rpartition(":")[2]]
+        async with process(words, log, env, folder=folder, stop_seconds=STOP_SECONDS) as server:
             await _ready(address, search_attributes, server, log)
-            try:
-                yield address, server.pid
-            finally:
-                with suppress(ProcessLookupError, TimeoutError):
-                    server.send_signal(signal.SIGCONT)
-                    server.terminate()
-                    await asyncio.wait_for(server.wait(), _STOP_SECONDS)
+            yield server.pid
 
 
 async def _ready(address: str, search_attributes: Sequence[str], server: Process, log: BinaryIO) -> None:
@@ -137,7 +126,7 @@ async def _answers(address: str, search_attributes: Sequence[str]) -> None:
     while True:
         with suppress(RuntimeError, RPCError):
             client = await Client.connect(address)
-            # The server's own flag does not change the namespace of an older database.
+            # The server's own flag for them does not change the namespace of an older database.
             await add_search_attributes(client, search_attributes)
             await client.count_workflows(" AND ".join(f"{name} = ''" for name in search_attributes))
             return

@@ -13,9 +13,10 @@ from temporal_api.auth import APIRequest, CurrentUser
 from temporal_api.errors import invalid
 from temporal_api.owned.resource import EXAMPLE_ID, STATUS_MEMO, Resource, StatusMemo
 from temporal_api.problems import responses
-from temporal_api.requests import NOT_MODIFIED, JSONResponse, unchanged
-from temporal_api.sealing import LONGEST_TOKEN
-from temporal_api.services import CurrentServices
+from temporal_api.requests import JSONResponse
+from temporal_api.sealing import page_size, page_token
+from temporal_api.services import NOT_MODIFIED, STATUS_HEADERS, CurrentServices
+from temporal_api.temporal.endings import Ending
 from temporal_api.temporal.events import CLOSING
 from temporal_api.temporal.feeds import Feeds
 from temporal_api.temporal.history import retry_while_away
@@ -29,13 +30,8 @@ from temporal_api.waiting import (
     Prefer,
     check_match,
     end_id,
-    etag,
-    is_known,
-    preference_applied,
-    preferred_wait,
     resume,
     sse,
-    wait_for_change,
 )
 
 # Types in the shared handlers that differ from one resource to the next: `_types` gives each controller its own.
@@ -60,19 +56,15 @@ class ResourceController(Controller):
         read, write = (resource.read_scope, resource.admin_scope), (resource.write_scope, resource.admin_scope)
         cls.signature_namespace = _types(resource)
         missing = resource.NotFound(f"There is no {resource.words} '{EXAMPLE_ID}'.")
-        too_late = resource.NotCancellable(
-            f"The {resource.words} can no longer be cancelled: it is {resource.completed}.",
-            workflow_id=resource.id_prefix + EXAMPLE_ID,
-            status=resource.completed,
-        )
+        too_late = resource.not_cancellable(resource.id_prefix + EXAMPLE_ID, resource.completed)
         _check_create(cls)
         cls.get_one = get(  # type: ignore[assignment]
             one,
             scope=read,
             operation_id=f"get{title}",
             summary=f"{a_name.capitalize()} as it is now",
-            headers={200: ("ETag", "Preference-Applied"), 304: ("ETag", "Preference-Applied")},
-            responses={304: NOT_MODIFIED, **responses(missing)},
+            headers=STATUS_HEADERS,
+            responses={**NOT_MODIFIED, **responses(missing)},
         )(cls.get_one)
         cls.list_all = get(  # type: ignore[assignment]
             scope=read,
@@ -110,29 +102,22 @@ class ResourceController(Controller):
         With `If-None-Match` the answer is 304 while nothing has changed. With `Prefer: wait` too, it comes as soon as
         something changes.
         """
-        seconds = preferred_wait(request, services.settings.max_wait_seconds) if if_none_match else None
         resource = self.resource
-        answer, run = await resource.read(request, services, resource_id)
-        if seconds is not None:
-            workflow = services.workflow(run.workflow_id)
-            if await wait_for_change(request, services.waits, services.feeds, workflow, run, seconds):
-                answer, run = await resource.read(request, services, resource_id)
-        headers = {"ETag": etag(run), **preference_applied(request, seconds)}
-        if if_none_match and is_known(request, run):
-            return unchanged(headers)
-        result = Raw(b"null")
-        if not run.is_open:
-            result = (await services.endings.read(services.workflow(run.workflow_id, run.run_id))).result
-        content = resource.status_response(
-            workflow_id=run.workflow_id,
-            run_id=run.run_id,
-            status=run.status,
-            result=result,
-            history_length=run.history_length,
-            execution_time_seconds=run.execution_time_seconds,
-            **{resource.name: answer},
+
+        async def tell(answer: Any, run: Run, ending: Ending | None) -> Any:
+            return resource.status_response(
+                workflow_id=run.workflow_id,
+                run_id=run.run_id,
+                status=run.status,
+                result=ending.result if ending else Raw(b"null"),
+                history_length=run.history_length,
+                execution_time_seconds=run.execution_time_seconds,
+                **{resource.name: answer},
+            )
+
+        return await services.answer_status(
+            request, if_none_match, lambda: resource.read(request, services, resource_id), tell
         )
-        return JSONResponse(content, headers=headers)
 
     async def list_all(
         self,
@@ -140,10 +125,8 @@ class ResourceController(Controller):
         user: CurrentUser,
         status: StatusFilter = None,  # type: ignore[assignment]
         owner: OwnerFilter = None,  # type: ignore[assignment]
-        page_size: Annotated[int, QueryParameter(ge=1, le=1000, description="Items a page, at most.")] = 100,
-        page_token: Annotated[
-            str, QueryParameter(max_length=LONGEST_TOKEN, description="`next_page_token` of the page before.")
-        ] = "",
+        page_size: Annotated[int, page_size("Items")] = 100,
+        page_token: Annotated[str, page_token()] = "",
     ) -> JSONResponse[ListResponse]:
         """Running ones first, newest first; then closed ones, last closed first. Eventually consistent.
 
@@ -161,11 +144,7 @@ class ResourceController(Controller):
         return JSONResponse(content)
 
     async def stream(
-        self,
-        request: APIRequest,
-        resource_id: ResourceId,
-        services: CurrentServices,
-        last_event_id: LastEventId = None,
+        self, request: APIRequest, resource_id: ResourceId, services: CurrentServices, last_event_id: LastEventId = None
     ) -> EventStream[StreamedEvent]:
         """Server-sent events: `status` (`status`, `reason`) at each change, from the first one on, then `done`."""
         run_id, seen = resume(last_event_id)
@@ -195,8 +174,7 @@ class ResourceController(Controller):
                 return await workflow.run(run.run_id).signal("cancel", [data or resource.cancel_request()])
             except errors.WorkflowCompleted:  # it closed just now: say how
                 answer, _ = await resource.read(request, services, resource_id)
-        message = f"The {resource.words} can no longer be cancelled: it is {answer.status}."
-        raise resource.NotCancellable(message, workflow_id=workflow.id, status=answer.status)
+        raise resource.not_cancellable(workflow.id, answer.status)
 
 
 def _check_create(cls: type[ResourceController]) -> None:

@@ -112,14 +112,11 @@ class Resource(Generic[Kept, Answer]):
         self.memo_key = f"temporal_api.{name}"
         self.owner_attribute, self.status_attribute = f"{self.title}Owner", f"{self.title}Status"
         self.search_attributes = (self.owner_attribute, self.status_attribute)
-        self.NotFound = _problem(
-            errors.NotFound, f"{name}_not_found", f"There is no such {self.words}, or it is not yours. Check its id."
-        )
-        self.NotCancellable = _problem(
-            errors.Conflict,
-            f"{name}_not_cancellable",
-            f"The {self.words} can no longer be cancelled. Read `details.status`, which says why.",
-        )
+        no_such = f"There is no such {self.words}, or it is not yours. Check its id."
+        too_late = f"The {self.words} can no longer be cancelled. Read `details.status`, which says why."
+        self.NotFound = _problem(errors.NotFound, f"{name}_not_found", no_such)
+        self.NotCancellable = _problem(errors.Conflict, f"{name}_not_cancellable", too_late)
+        self.problems = (self.NotFound, self.NotCancellable)
         # The owner and the time come from us, never from the handler.
         self.memo_type: Any = msgspec.defstruct(
             f"{self.title}Memo", [("owner", str), ("created_at", datetime)], bases=(kept,), kw_only=True
@@ -151,17 +148,17 @@ class Resource(Generic[Kept, Answer]):
             responses=responses(errors.WorkflowStartError, errors.IdempotencyKeyReused, body=True),
         )
 
+    def not_cancellable(self, workflow_id: str, status: str) -> Problem:
+        """Why it is too late."""
+        message = f"The {self.words} can no longer be cancelled: it is {status}."
+        return self.NotCancellable(message, workflow_id=workflow_id, status=status)
+
     def settings(self, settings: Settings) -> ResourceSettings:
         """Its own settings: those that are set, and what it declares."""
         return settings.resource(self.plural, self.task_queue)
 
     async def place(
-        self,
-        request: APIRequest,
-        services: Services,
-        data: msgspec.Struct,
-        kept: Kept,
-        idempotency_key: str | None,
+        self, request: APIRequest, services: Services, data: msgspec.Struct, kept: Kept, idempotency_key: str | None
     ) -> JSONResponse[Answer]:
         """Start the workflow with `data` and a new id as its argument; the same key again gets what it started."""
         user, key = request.user, check_key(request, idempotency_key)
@@ -233,16 +230,11 @@ class Resource(Generic[Kept, Answer]):
         """The visibility query for those of an owner (None: of everyone) with a status (None: any)."""
         # Operators may write any search attribute, but not start a workflow with an id that is reserved. A run that
         # went on as another is not the resource: the other is.
+        anyone = f"{self.owner_attribute} IS NOT NULL"
+        of_owner = anyone if owner is None else compare(self.owner_attribute, index_value(owner))
         terms = [compare("WorkflowId", self.id_prefix, "STARTS_WITH"), compare("WorkflowType", self.workflow_type)]
-        terms.append("ExecutionStatus != 'ContinuedAsNew'")
-        terms.append(
-            f"{self.owner_attribute} IS NOT NULL"
-            if owner is None
-            else compare(self.owner_attribute, index_value(owner))
-        )
-        if status is not None:
-            terms.append(self._status_query(status))
-        return " AND ".join(terms)
+        terms += ["ExecutionStatus != 'ContinuedAsNew'", of_owner]
+        return " AND ".join(terms if status is None else [*terms, self._status_query(status)])
 
     def _status_query(self, status: str) -> str:
         # A run that ended before its workflow wrote an end has the status that its ending implies, as in `status`: its
@@ -294,76 +286,50 @@ def _problem(kind: type[Problem], code: str, meaning: str) -> type[Problem]:
     return type(code, (kind,), {"code": code, "__doc__": meaning})
 
 
+_EVENT = "What an event of the stream has as its data: `status` the status and the reason, `done` the workflow's id."
+
+
+def _described(kind: Any, description: str, *examples: object, **bounds: Any) -> Any:
+    return Annotated[kind, Meta(description=description, examples=list(examples) or None, **bounds)]
+
+
 def _structs(resource: Resource[Any, Any]) -> tuple[Any, Any, Any, Any]:
     """The request and the answers that differ between resources in their names only."""
-    reason = Annotated[str, Meta(min_length=1, max_length=500, description="Why.", examples=["ordered twice"])]
+    words, plural_words, title = resource.words, resource.plural_words, resource.title
     cancel = msgspec.defstruct(
-        f"Cancel{resource.title}Request",
-        [("reason", reason, "customer_request")],
+        f"Cancel{title}Request",
+        [("reason", _described(str, "Why.", "ordered twice", min_length=1, max_length=500), "customer_request")],
         namespace={"__doc__": f"Why {resource.a_name} is cancelled."},
         forbid_unknown_fields=True,
     )
     status = msgspec.defstruct(
-        f"{resource.title}StatusResponse",
+        f"{title}StatusResponse",
         [
-            (
-                "workflow_id",
-                Annotated[str, Meta(description="The id of its workflow.", examples=[resource.id_prefix + EXAMPLE_ID])],
-            ),
-            (
-                "run_id",
-                Annotated[str, Meta(description="The run's id.", examples=["019ab3c4-7d1e-7f3a-8b55-0c2d4e6f8a10"])],
-            ),
-            (
-                "status",
-                Annotated[Status, Meta(description="The run's state, in Temporal's words.", examples=["RUNNING"])],
-            ),
-            ("result", Annotated[Raw, Meta(description="Any JSON; null while it runs.", examples=[None])]),
-            ("history_length", Annotated[int, Meta(description="Events in its history.", examples=[11])]),
-            (
-                "execution_time_seconds",
-                Annotated[float | None, Meta(description="How long it took; null while it runs.", examples=[None])],
-            ),
-            (resource.name, Annotated[resource.answer, Meta(description=f"The {resource.words}.")]),
+            ("workflow_id", _described(str, "The id of its workflow.", resource.id_prefix + EXAMPLE_ID)),
+            ("run_id", _described(str, "The run's id.", "019ab3c4-7d1e-7f3a-8b55-0c2d4e6f8a10")),
+            ("status", _described(Status, "The run's state, in Temporal's words.", "RUNNING")),
+            ("result", _described(Raw, "Any JSON; null while it runs.", None)),
+            ("history_length", _described(int, "Events in its history.", 11)),
+            ("execution_time_seconds", _described(float | None, "How long it took; null while it runs.", None)),
+            (resource.name, _described(resource.answer, f"The {words}.")),
         ],
         namespace={"__doc__": f"{resource.a_name.capitalize()} and its run."},
     )
+    items = _described(list[resource.answer], f"The {plural_words} of this page.")  # type: ignore[name-defined]
     page = msgspec.defstruct(
-        f"{resource.title}ListResponse",
-        [
-            (
-                "items",
-                Annotated[
-                    list[resource.answer],  # type: ignore[name-defined]
-                    Meta(description=f"The {resource.plural_words} of this page."),
-                ],
-            ),
-            ("next_page_token", NextPageToken),
-        ],
-        namespace={"__doc__": f"A page of {resource.plural_words}, eventually consistent."},
+        f"{title}ListResponse",
+        [("items", items), ("next_page_token", NextPageToken)],
+        namespace={"__doc__": f"A page of {plural_words}, eventually consistent."},
     )
+    how_far = _described(resource.status_type | UnsetType, f"How far the {words} is.", resource.statuses[0])
     event = msgspec.defstruct(
-        f"{resource.title}Event",
+        f"{title}Event",
         [
-            (
-                "status",
-                Annotated[
-                    resource.status_type | UnsetType,
-                    Meta(description=f"How far the {resource.words} is.", examples=[resource.statuses[0]]),
-                ],
-                UNSET,
-            ),
-            (
-                "reason",
-                Annotated[str | UnsetType | None, Meta(description="Why it was cancelled.", examples=[None])],
-                UNSET,
-            ),
-            ("workflow_id", Annotated[str | UnsetType, Meta(description="The id of its workflow.")], UNSET),
+            ("status", how_far, UNSET),
+            ("reason", _described(str | UnsetType | None, "Why it was cancelled.", None), UNSET),
+            ("workflow_id", _described(str | UnsetType, "The id of its workflow."), UNSET),
         ],
-        namespace={
-            "__doc__": "What an event of the stream has as its data: `status` the status and the reason, `done` the "
-            "workflow's id."
-        },
+        namespace={"__doc__": _EVENT},
         omit_defaults=True,
     )
     return cancel, status, page, event

@@ -1,11 +1,13 @@
-"""Access to Temporal: connections that are tried at once, that follow files, and in words why there is none."""
+"""Access to Temporal: tried at once, following files, in words why there is none; and what a namespace needs."""
 
 import asyncio
 import logging
 import re
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Iterable, Mapping
 from typing import Any
 
+from temporalio.api.enums.v1 import IndexedValueType
+from temporalio.api.operatorservice.v1 import AddSearchAttributesRequest, ListSearchAttributesRequest
 from temporalio.api.workflowservice.v1 import DescribeNamespaceRequest
 from temporalio.client import Client
 from temporalio.service import RPCError, TLSConfig
@@ -56,14 +58,14 @@ class AccessDeniedError(AccessError):
 
 def cause(error: Exception, at: str = "this address") -> AccessError:
     """Say in one line why there is no connection, from what the SDK raised."""
-    text = str(error)
+    said = text = str(error) or "TimedOut"  # asyncio's TimeoutError says nothing
     code = error.status.name.title().replace("_", "") if isinstance(error, RPCError) else ""
     if found := _STATUS.search(text):
         code, text = found[1], found[2]
     text = " ".join(text.split())[:300]
     if code in _REFUSALS and (code != "NotFound" or "amespace" in text):
         return AccessDeniedError(f"{_REFUSALS[code]}: {text}")
-    told = next((told for pattern, told in _CAUSES.items() if re.search(pattern, str(error))), None)
+    told = next((told for pattern, told in _CAUSES.items() if re.search(pattern, said)), None)
     told = told or f"TEMPORAL_ADDRESS: {text if '::' not in text else 'no connection to {at} can be made'}"
     return AccessError(told.replace("{at}", at))
 
@@ -76,9 +78,7 @@ async def connect(config: Mapping[str, Any], **options: Any) -> Client:
             request = DescribeNamespaceRequest(namespace=client.namespace)
             await client.workflow_service.describe_namespace(request)
             return client
-    except TimeoutError:
-        raise cause(TimeoutError("TimedOut"), config["target_host"]) from None
-    except (RPCError, RuntimeError) as error:
+    except (TimeoutError, RPCError, RuntimeError) as error:
         raise cause(error, config["target_host"]) from None
 
 
@@ -97,10 +97,7 @@ async def wait_for_temporal(settings: Settings, **options: Any) -> Client:
 
 
 async def renewals(settings: Settings, **options: Any) -> AsyncIterator[tuple[dict[str, Any], Client]]:
-    """Each time that a certificate or key in a file has changed: the settings to connect with, and a client that has.
-
-    Until the new ones work, all stays as it is, and the reason is told once.
-    """
+    """When files have changed: what to connect with, and a client that has. Until they work, all stays as it is."""
     used, told = settings.temporal, ""
     while True:
         await asyncio.sleep(REREAD_SECONDS)
@@ -108,7 +105,6 @@ async def renewals(settings: Settings, **options: Any) -> AsyncIterator[tuple[di
         try:
             found = await asyncio.to_thread(settings.read_temporal)
             # Only a restart moves the service to another server or namespace.
-            found = {name: found[name] for name in found if name not in _PLACE}
             found |= {name: used[name] for name in _PLACE if name in used}
             if found != used:
                 if lost := _given(used) - _given(found):
@@ -127,3 +123,15 @@ async def renewals(settings: Settings, **options: Any) -> AsyncIterator[tuple[di
 def _given(config: Mapping[str, Any]) -> set[str]:
     tls = config.get("tls")
     return {name for name, value in {**config, **(vars(tls) if isinstance(tls, TLSConfig) else {})}.items() if value}
+
+
+async def add_search_attributes(client: Client, names: Iterable[str]) -> list[str]:
+    """Add the keyword search attributes of these names to the client's namespace; return those that were missing."""
+    request = ListSearchAttributesRequest(namespace=client.namespace)
+    known = (await client.operator_service.list_search_attributes(request)).custom_attributes
+    missing = [name for name in names if name not in known]
+    if missing:
+        keywords = dict.fromkeys(missing, IndexedValueType.INDEXED_VALUE_TYPE_KEYWORD)
+        add = AddSearchAttributesRequest(namespace=client.namespace, search_attributes=keywords)
+        await client.operator_service.add_search_attributes(add)
+    return missing

@@ -23,23 +23,15 @@ from temporal_api.encryption import ENCODING as ENCRYPTED
 from temporal_api.errors import PayloadUndecodable, Problem, ShuttingDown, TemporalTimeout
 from temporal_api.memory import Memory
 from temporal_api.settings import Settings
+from temporal_api.temporal import failures
 from temporal_api.temporal.access import renewals
 from temporal_api.temporal.caller import sign
 from temporal_api.temporal.connections import Connections
-from temporal_api.temporal.failures import (
-    NOTHING,
-    FailureInfo,
-    Subject,
-    failure_kind,
-    is_namespace_missing,
-    is_overload,
-    is_passing,
-    problem_of,
-    unreachable,
-)
+from temporal_api.temporal.failures import NOTHING, FailureInfo, Subject, failure_kind, problem_of
 from temporal_api.temporal.payloads import OWN_MEMO, data_converter, raw_json
 
 Response = TypeVar("Response", bound=Message)
+RPC = Callable[..., Awaitable[Response]]
 Value = TypeVar("Value")
 
 log = logging.getLogger(__name__)
@@ -90,7 +82,7 @@ async def connected(
         following.cancel()
 
 
-async def _attempt(rpc: Callable[..., Awaitable[Response]], request: Message, now: float, ending_at: float) -> Response:
+async def _attempt(rpc: RPC[Response], request: Message, now: float, ending_at: float) -> Response:
     """Call again after a passing failure; only once, and soon, when Temporal is at its limit or has no namespace."""
     # Stop in time, so that "cannot be reached" is not reported as "did not answer".
     last_at, pause, timeout = (now + ending_at) / 2, 0.1, timedelta(seconds=max(0, ending_at - now))
@@ -100,11 +92,11 @@ async def _attempt(rpc: Callable[..., Awaitable[Response]], request: Message, no
             # Without `retry`, the SDK's metrics take a long poll for a call.
             return await rpc(request, retry=True, timeout=timeout)
         except RPCError as error:
-            if is_overload(error):
+            if failures.is_overload(error):
                 last_at, pause = min(last_at, now + 0.4), 0.25
-            elif is_namespace_missing(error) and not missed:
+            elif failures.is_namespace_missing(error) and not missed:
                 missed, last_at = True, ending_at
-            elif not is_passing(error):
+            elif not failures.is_passing(error):
                 raise
             if asyncio.get_running_loop().time() + pause > last_at:
                 raise
@@ -141,11 +133,7 @@ class Temporal:
         self._ending_at = float("inf")
 
     async def call(
-        self,
-        rpc: Callable[..., Awaitable[Response]],
-        request: Message,
-        subject: Subject = NOTHING,
-        seconds: float | None = None,
+        self, rpc: RPC[Response], request: Message, subject: Subject = NOTHING, seconds: float | None = None
     ) -> Response:
         """Make one call, retries included, within `seconds`; without them, by the request's deadline.
 
@@ -164,13 +152,11 @@ class Temporal:
                     return await _attempt(rpc, request, now, ending_at)
                 finally:
                     self._under_way.remove(timeout)
-        except RPCError as error:
+        except (RPCError, RuntimeError) as error:  # a RuntimeError: a lazy connect that failed
             raise problem_of(error, subject) from error
         except TimeoutError as error:
             kind = ShuttingDown if asyncio.get_running_loop().time() >= self._ending_at else TemporalTimeout
             raise kind(source="gateway", **subject.details) from error
-        except RuntimeError as error:  # a lazy connect that failed
-            raise unreachable(error, subject) from error
 
     def shorten_deadlines(self, seconds: float) -> None:
         """Give up every call, open or to come, in that many seconds: the process is ending."""

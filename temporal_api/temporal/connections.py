@@ -3,6 +3,8 @@
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from math import inf
 from typing import Any, cast
 
 from google.protobuf.message import Message
@@ -18,19 +20,18 @@ _UNANSWERED = (RPCStatusCode.CANCELLED, RPCStatusCode.DEADLINE_EXCEEDED)
 
 log = logging.getLogger(__name__)
 
-
 Connect = Callable[[], Awaitable[Client]]
 
 
+@dataclass(eq=False)
 class _Connection:
-    def __init__(self, service: WorkflowService, made_by: Connect) -> None:
-        self.service = service
-        self.made_by = made_by
-        self.under_way = 0
-        self.limits: set[asyncio.Timeout] = set()
-        """Of the calls that may be given up."""
-        self.unanswered_since: float | None = None
-        """When the first call after Temporal's last answer began."""
+    service: ServiceClient
+    made_by: Connect
+    under_way: int = 0
+    unanswered_since: float = inf
+    """When the first call after Temporal's last answer began."""
+    limits: set[asyncio.Timeout] = field(default_factory=set)
+    """Of the calls that may be given up."""
 
     async def wait(self, call: Awaitable[Message]) -> Message:
         """The answer, unless the call is given up."""
@@ -40,10 +41,6 @@ class _Connection:
                 return await call
             finally:
                 self.limits.remove(limit)
-
-    def is_silent(self, now: float) -> bool:
-        """Whether calls have had no answer for too long."""
-        return self.unanswered_since is not None and now - self.unanswered_since > SILENCE_SECONDS
 
 
 class Connections:
@@ -72,29 +69,28 @@ class Connections:
         """Make each new call on a connection that is opened in this way. The calls under way end on theirs."""
         self._connect, self._open = connect, []
 
-    async def _rpc_call(self, rpc: str, req: Message, *, resp_type: object, service: str, **options: Any) -> Message:
+    async def _rpc_call(self, rpc: str, req: Message, **options: Any) -> Message:
         now = asyncio.get_running_loop().time()
         connection = await self._with_room(now)
-        if connection.unanswered_since is None:
-            connection.unanswered_since = now
+        connection.unanswered_since = min(connection.unanswered_since, now)
         connection.under_way += 1
         try:
-            call: Awaitable[Message] = getattr(connection.service, rpc)(req, **options)
+            call = connection.service._rpc_call(rpc, req, **options)
             answer = await (call if self._waits else connection.wait(call))
         except (RPCError, RuntimeError) as error:
             if not (isinstance(error, RPCError) and error.status in _UNANSWERED):
-                connection.unanswered_since = None
+                connection.unanswered_since = inf
             raise
         finally:
             connection.under_way -= 1
-        connection.unanswered_since = None
+        connection.unanswered_since = inf
         if connection not in self._open and connection.made_by is self._connect:  # it was not dead, but slow
             self._open.insert(0, connection)
         return answer
 
     async def _with_room(self, now: float) -> _Connection:
         if self._waits:
-            for silent in [each for each in self._open if each.is_silent(now)]:
+            for silent in [each for each in self._open if now - each.unanswered_since > SILENCE_SECONDS]:
                 log.warning("A connection to Temporal has gone silent: opening another one.")
                 self._open.remove(silent)
                 self._waits.abandon()
@@ -102,7 +98,7 @@ class Connections:
             if connection.under_way < CALLS_EACH:
                 return connection
         connect = self._connect
-        connection = _Connection((await connect()).workflow_service, connect)
+        connection = _Connection((await connect()).service_client, connect)
         if connect is self._connect:
             self._open.append(connection)
         return connection

@@ -11,12 +11,12 @@ from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
-from msgspec import Meta
 from temporalio.api.common.v1 import Payload, Payloads
 from temporalio.api.enums.v1 import EventType
 from temporalio.api.failure.v1 import Failure
 from temporalio.api.history.v1 import HistoryEvent
 
+from temporal_api.fields import about
 from temporal_api.memory import PIECE_BYTES
 from temporal_api.temporal.client import Temporal
 from temporal_api.temporal.payloads import OWN_MEMO, raw_json
@@ -31,20 +31,12 @@ CLOSING = {EventType.Value(f"EVENT_TYPE_WORKFLOW_EXECUTION_{end}"): end for end 
 """The events that close a run, and the status it has then."""
 
 
-EventId = Annotated[int, Meta(description="Its place in the history, from 1 on.", examples=[1])]
-EventName = Annotated[str, Meta(description="Temporal's name of its type.", examples=["WORKFLOW_EXECUTION_STARTED"])]
+EventId = Annotated[int, about("Its place in the history, from 1 on.", 1)]
+EventName = Annotated[str, about("Temporal's name of its type.", "WORKFLOW_EXECUTION_STARTED")]
 EventTime = Annotated[
-    str,
-    Meta(
-        description="When it happened.",
-        examples=["2026-01-31T12:00:00.123456Z"],
-        extra_json_schema={"format": "date-time"},
-    ),
+    str, about("When it happened.", "2026-01-31T12:00:00.123456Z", extra_json_schema={"format": "date-time"})
 ]
-Attributes = Annotated[
-    dict[str, Any],
-    Meta(description="The attributes of its type, with Temporal's names.", examples=[{"attempt": 1}]),
-]
+Attributes = Annotated[dict[str, Any], about("The attributes of its type, with Temporal's names.", {"attempt": 1})]
 
 
 class Event(msgspec.Struct):
@@ -107,22 +99,17 @@ async def _value(temporal: Temporal, field: FieldDescriptor, value: Any) -> Any:
     if kind is not None and kind.GetOptions().map_entry:
         of = kind.fields_by_name["value"]
         return {key: await _one(temporal, of, value[key]) for key in value if not key.startswith(OWN_MEMO)}
-    if isinstance(value, Iterable) and not isinstance(value, str | bytes | Message):
+    if field.is_repeated:
         return await _list(value, lambda item: _one(temporal, field, item))
     return await _one(temporal, field, value)
-
-
-async def _payload(temporal: Temporal, payload: Payload) -> msgspec.Raw:
-    (decoded,) = await temporal.decode([payload])
-    return raw_json(decoded)
 
 
 async def _one(temporal: Temporal, field: FieldDescriptor, value: Any) -> Any:
     match value:
         case Payload():
-            return await _payload(temporal, value)
+            return raw_json(*await temporal.decode([value]))
         case Payloads():
-            return await _list(value.payloads, lambda payload: _payload(temporal, payload))
+            return await _list(value.payloads, lambda payload: _one(temporal, field, payload))
         case Failure():
             return await temporal.failure(value)
         case Timestamp():

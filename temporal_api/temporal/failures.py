@@ -7,14 +7,15 @@ from typing import Annotated, Any, TypeVar
 
 import msgspec
 from google.protobuf.message import Message
-from msgspec import Meta
 from temporalio.api.common.v1 import Payload
 from temporalio.api.errordetails import v1 as errordetails
 from temporalio.api.failure.v1 import Failure, MultiOperationExecutionAborted
-from temporalio.service import RPCError, RPCStatusCode
+from temporalio.service import RPCError
+from temporalio.service import RPCStatusCode as Code
 
 from temporal_api import errors
 from temporal_api.errors import Problem, shown
+from temporal_api.fields import about
 from temporal_api.temporal.access import AccessDeniedError, cause
 
 Detail = TypeVar("Detail", bound=Message)
@@ -25,10 +26,10 @@ log = logging.getLogger(__name__)
 class FailureInfo(msgspec.Struct, omit_defaults=True):
     """Why a run failed: Temporal's failure without its stack trace."""
 
-    type: Annotated[str, Meta(description="Its kind; of an application's own failure, its type.")]
-    message: Annotated[str, Meta(description="What its code said.")]
-    details: Annotated[list[msgspec.Raw], Meta(description="What its code added: any JSON.")] = []
-    cause: Annotated["FailureInfo | None", Meta(description="The failure that led to it.")] = None
+    type: Annotated[str, about("Its kind; of an application's own failure, its type.")]
+    message: Annotated[str, about("What its code said.")]
+    details: Annotated[list[msgspec.Raw], about("What its code added: any JSON.")] = []
+    cause: Annotated["FailureInfo | None", about("The failure that led to it.")] = None
 
 
 class Subject(msgspec.Struct, frozen=True):
@@ -67,46 +68,31 @@ def start_subject(workflow_id: str) -> Subject:
 
 
 # The class says what these mean better than Temporal's message.
-_BY_STATUS: dict[RPCStatusCode, type[Problem]] = {
-    RPCStatusCode.CANCELLED: errors.TemporalTimeout,  # how the SDK reports some deadlines
-    RPCStatusCode.DEADLINE_EXCEEDED: errors.TemporalTimeout,
-    RPCStatusCode.RESOURCE_EXHAUSTED: errors.TemporalOverloaded,
-    RPCStatusCode.UNAVAILABLE: errors.TemporalConnectionError,
+_BY_STATUS: dict[Code, type[Problem]] = {
+    Code.CANCELLED: errors.TemporalTimeout,  # how the SDK reports some deadlines
+    Code.DEADLINE_EXCEEDED: errors.TemporalTimeout,
+    Code.RESOURCE_EXHAUSTED: errors.TemporalOverloaded,
+    Code.UNAVAILABLE: errors.TemporalConnectionError,
 }
-
-_PASSING = {
-    RPCStatusCode.UNAVAILABLE,
-    RPCStatusCode.UNKNOWN,
-    RPCStatusCode.INTERNAL,
-    RPCStatusCode.ABORTED,
-    RPCStatusCode.OUT_OF_RANGE,
-    RPCStatusCode.DATA_LOSS,
-}
+_PASSING = {Code.UNAVAILABLE, Code.UNKNOWN, Code.INTERNAL, Code.ABORTED, Code.OUT_OF_RANGE, Code.DATA_LOSS}
 # The SDK has no status of its own for a connection that broke during a call.
-_OF_CALLS_CUT_OFF = {
-    RPCStatusCode.UNKNOWN,
-    RPCStatusCode.INTERNAL,
-    RPCStatusCode.CANCELLED,
-    RPCStatusCode.DATA_LOSS,
-    RPCStatusCode.RESOURCE_EXHAUSTED,
-}
+_OF_CALLS_CUT_OFF = {Code.UNKNOWN, Code.INTERNAL, Code.CANCELLED, Code.DATA_LOSS, Code.RESOURCE_EXHAUSTED}
 _CUT_OFF = re.compile(
     r"transport error|h2 protocol error|operation was canceled|error reading a body|broken pipe|channel closed"
     r"|unexpected eof|connection (was )?(error|reset|closed|refused|aborted|lost|not ready)"
     r"|response with status: 50[234]"  # a proxy between here and Temporal
 )
+_TOO_LARGE = re.compile("exceeds (size )?limit|larger than max|too large")
 
 
 def is_overload(error: RPCError) -> bool:
     """Whether the caller, or everyone, asks more of Temporal than it takes."""
-    return error.status is RPCStatusCode.RESOURCE_EXHAUSTED and not _is_too_large(error.message.lower())
+    return error.status is Code.RESOURCE_EXHAUSTED and not _is_too_large(error.message.lower())
 
 
 def is_namespace_missing(error: RPCError) -> bool:
     """Whether Temporal says that there is no such namespace: it does so too when it could not look in time."""
-    return (
-        error.status is RPCStatusCode.NOT_FOUND and detail_of(error, errordetails.NamespaceNotFoundFailure) is not None
-    )
+    return error.status is Code.NOT_FOUND and bool(detail_of(error, errordetails.NamespaceNotFoundFailure))
 
 
 def is_passing(error: RPCError) -> bool:
@@ -118,42 +104,47 @@ def _is_cut_off(error: RPCError) -> bool:
     return error.status in _OF_CALLS_CUT_OFF and _CUT_OFF.search(error.message.lower()) is not None
 
 
-def problem_of(error: RPCError, subject: Subject = NOTHING) -> Problem:
-    """A failed call as the caller is told of it."""
+def problem_of(error: RPCError | RuntimeError, subject: Subject = NOTHING) -> Problem:
+    """A failed call as the caller is told of it; a RuntimeError is a connection that could not be made at all."""
+    if isinstance(error, RuntimeError):
+        log.warning("Temporal cannot be reached: %s", cause(error))
+        return errors.TemporalConnectionError(source="gateway", **subject.details)
     error = _decisive(error)
     details: dict[str, Any] = {"source": "temporal", **subject.details}
     text = error.message.lower()
     match error.status:
-        case RPCStatusCode.INVALID_ARGUMENT | RPCStatusCode.RESOURCE_EXHAUSTED if _is_too_large(text):
+        case Code.INVALID_ARGUMENT | Code.RESOURCE_EXHAUSTED if _is_too_large(text):
             return errors.PayloadTooLarge("The data is larger than Temporal takes.", **details)
-        case RPCStatusCode.INVALID_ARGUMENT if detail_of(error, errordetails.QueryFailedFailure) is not None:
-            return errors.QueryFailed(_query_failure(error.message), **{**details, "source": "workflow"})
-        case RPCStatusCode.INVALID_ARGUMENT:
+        case Code.INVALID_ARGUMENT if detail_of(error, errordetails.QueryFailedFailure) is not None:
+            # All that Temporal (1.29) passes on of an encrypted failure is "Encoded failure".
+            hidden = "The workflow refused the query. The reason is encrypted: only the worker's log tells it."
+            why = hidden if error.message == "Encoded failure" else error.message
+            return errors.QueryFailed(why, **{**details, "source": "workflow"})
+        case Code.INVALID_ARGUMENT:
             kind = subject.invalid
             if kind is errors.WorkflowStartError and "search attribute" in text:
                 kind = errors.SearchAttributeUnknown
             return kind(subject.invalid_intro + _without_internals(error.message), **details)
-        case RPCStatusCode.NOT_FOUND if not is_namespace_missing(error):
+        case Code.NOT_FOUND if not is_namespace_missing(error):
             if subject.missing is not errors.TemporalError:
                 return subject.missing(f"There is no {subject.name}.", **details)
-        case RPCStatusCode.ALREADY_EXISTS if subject.exists is not errors.TemporalError:
+        case Code.ALREADY_EXISTS if subject.exists is not errors.TemporalError:
             existing = detail_of(error, errordetails.WorkflowExecutionAlreadyStartedFailure)
             if existing and "run_id" in details:  # a schedule's run is Temporal's own business
                 details["run_id"] = existing.run_id
             return subject.exists(f"The {subject.name} exists already; take another id.", **details)
-        case RPCStatusCode.FAILED_PRECONDITION if "poller" in text:
+        case Code.FAILED_PRECONDITION if "poller" in text:
             return errors.NoWorker(**details)
-        case RPCStatusCode.FAILED_PRECONDITION if "task in failed state" in text:
+        case Code.FAILED_PRECONDITION if "task in failed state" in text:
             return errors.WorkflowTaskFailing(**details)
-        case RPCStatusCode.FAILED_PRECONDITION if "paused" in text:
+        case Code.FAILED_PRECONDITION if "paused" in text:
             return errors.WorkflowPaused(**details)
-        case RPCStatusCode.FAILED_PRECONDITION if "not present in task queue" in text:  # a version
+        case Code.FAILED_PRECONDITION if "not present in task queue" in text:  # a version
             return subject.invalid(subject.invalid_intro + error.message, **details)
-        case RPCStatusCode.UNIMPLEMENTED:
+        case Code.UNIMPLEMENTED:
             return errors.NotSupported("This Temporal server cannot do this, or it is switched off there.", **details)
-    kind = _BY_STATUS.get(error.status, errors.TemporalError)
-    if _is_cut_off(error):
-        kind = errors.TemporalConnectionError
+    by_status = _BY_STATUS.get(error.status, errors.TemporalError)
+    kind = errors.TemporalConnectionError if _is_cut_off(error) else by_status
     if kind is errors.TemporalError:
         denied = cause(error)
         told = denied if isinstance(denied, AccessDeniedError) else f"{error.status.name} {error.message}"
@@ -163,32 +154,19 @@ def problem_of(error: RPCError, subject: Subject = NOTHING) -> Problem:
     return kind(**details)
 
 
-def unreachable(error: RuntimeError, subject: Subject) -> Problem:
-    """A connection that could not be made at all."""
-    log.warning("Temporal cannot be reached: %s", cause(error))
-    return errors.TemporalConnectionError(source="gateway", **subject.details)
-
-
 def _decisive(error: RPCError) -> RPCError:
     """Of a start and an update in one call, the failure of the one that failed, not of the one given up for it."""
     both = detail_of(error, errordetails.MultiOperationExecutionFailure)
     for status in both.statuses if both else ():
         given_up = any(packed.Is(MultiOperationExecutionAborted.DESCRIPTOR) for packed in status.details)
         if status.code and not given_up:
-            return RPCError(status.message, RPCStatusCode(status.code), status.SerializeToString())
+            return RPCError(status.message, Code(status.code), status.SerializeToString())
     return error
 
 
 def _is_too_large(text: str) -> bool:
     """A message that is too large is also reported as RESOURCE_EXHAUSTED."""
-    limits = ("exceeds size limit", "exceeds limit", "larger than max", "too large")
-    return any(limit in text for limit in limits) and ("size" in text or "message" in text)
-
-
-def _query_failure(message: str) -> str:
-    if message == "Encoded failure":  # Temporal (1.29) passes on no more than that
-        return "The workflow refused the query. The reason is encrypted: only the worker's log tells it."
-    return message
+    return _TOO_LARGE.search(text) is not None and ("size" in text or "message" in text)
 
 
 def _without_internals(message: str) -> str:

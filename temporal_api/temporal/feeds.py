@@ -1,7 +1,6 @@
 """Histories as they grow: one long poll a run, shared by all who watch it in this process."""
 
 import asyncio
-import functools
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 
@@ -58,15 +57,12 @@ class Feeds:
         self._watchers: dict[tuple[str, str], set[_Watcher]] = {}
 
     async def events(self, run: Workflow, seen: int, length: int) -> AsyncGenerator[list[HistoryEvent], None]:
-        """The run's events after `seen`, some at a time, up to the one that closes it.
-
-        `length` is that of its history now.
-        """
+        """The run's events after `seen`, some at a time, until it is closed; `length` is that of its history now."""
         key, watcher = (run.id, run.run_id), _Watcher()
         watchers = self._watchers.setdefault(key, set())
         watchers.add(watcher)
         try:
-            with self._polls.join(key, functools.partial(_poll, run, length, watchers)):
+            with self._polls.join(key, lambda: _poll(run, length, watchers)):
                 async for page in watcher.read(run):
                     for some in in_parts([event for event in page if event.event_id > seen]):
                         seen = some[-1].event_id
@@ -90,7 +86,7 @@ async def _poll(run: Workflow, after: int, watchers: set[_Watcher]) -> None:
     token, batches, closed = b"", FIRST_BATCHES, False
     try:
         while True:
-            page = await retry_while_away(functools.partial(run.read_page, token=token, batches=batches, wait=True))
+            page = await retry_while_away(run.read_page, token=token, batches=batches, wait=True)
             batches = fitting(batches, page)
             fresh = [event for event in page.events if event.event_id > after]
             if fresh:

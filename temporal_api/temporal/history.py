@@ -4,10 +4,9 @@ Callers never get Temporal's own page tokens: one workflow's token opens the his
 """
 
 import asyncio
-import functools
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
-from typing import TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 import msgspec
 from temporalio.api.enums.v1 import EventType
@@ -17,6 +16,7 @@ from temporal_api.errors import TEMPORAL_AWAY
 from temporal_api.memory import WAIT_SECONDS
 from temporal_api.temporal.workflow import PAGE_BATCHES, Page, Workflow
 
+Asked = ParamSpec("Asked")
 Answer = TypeVar("Answer")
 
 RETRY_SECONDS = 1.0
@@ -46,8 +46,8 @@ async def read_pages(
         while True:
             if size > PAGE_BYTES:
                 await share.grow(HELD * size, seconds=seconds)
-            read = functools.partial(run.read_page, token=token, batches=batches, reverse=reverse)
-            found = await (retry_while_away(read) if while_away else read())
+            which: dict[str, Any] = {"token": token, "batches": batches, "reverse": reverse}
+            found = await (retry_while_away(run.read_page, **which) if while_away else run.read_page(**which))
             share.size = HELD * found.size
             yield found
             if not (token := found.token):
@@ -75,10 +75,7 @@ class _Cursor(msgspec.Struct, array_like=True):
 
 
 async def list_events(workflow: Workflow, *, cursor: bytes, size: int, reverse: bool) -> Listing:
-    """At most `size` events from the cursor on, as they are read.
-
-    What Temporal gives beyond `size` is left to the next page, which reads it again.
-    """
+    """At most `size` events from the cursor on, as they are read; the next page reads what is left again."""
     if cursor:
         at = msgspec.msgpack.decode(cursor, type=_Cursor)
     else:  # all pages are of one run, also when another one begins meanwhile
@@ -111,10 +108,7 @@ async def workflow_task_end(run: Workflow, *, last: bool) -> int | None:
 
 
 async def until_unpaused(run: Workflow, length: int | None = None) -> None:
-    """Come back when the run is no longer paused, or when its history is longer than `length`.
-
-    On a paused run Temporal (1.31) ends a long poll at once, as on a closed one: we must look now and then.
-    """
+    """Come back when it is not paused (Temporal 1.31 then ends long polls at once) or longer than `length`."""
     pause = RETRY_SECONDS
     while True:
         await asyncio.sleep(pause)
@@ -124,10 +118,10 @@ async def until_unpaused(run: Workflow, length: int | None = None) -> None:
         pause = min(1.5 * pause, PAUSED_SECONDS)
 
 
-async def retry_while_away(ask: Callable[[], Awaitable[Answer]]) -> Answer:
+async def retry_while_away(ask: Callable[Asked, Awaitable[Answer]], *args: Asked.args, **more: Asked.kwargs) -> Answer:
     """Ask again until Temporal answers: a caller who waits is not told that it was away."""
     while True:
         try:
-            return await ask()
+            return await ask(*args, **more)
         except TEMPORAL_AWAY:
             await asyncio.sleep(RETRY_SECONDS)

@@ -17,19 +17,13 @@ OWN_MEMO = "temporal_api."
 """What this service's own memo keys begin with. Callers neither set nor see them."""
 
 
-class JSONPayloadConverter(temporalio.converter.EncodingPayloadConverter):
+class JSONPayloadConverter(temporalio.converter.JSONPlainPayloadConverter):
     """JSON by msgspec: structs and Decimals as they are, `msgspec.Raw` byte for byte in both directions."""
-
-    @property
-    def encoding(self) -> str:
-        """Temporal's name of plain JSON."""
-        return "json/plain"
 
     def to_payload(self, value: object) -> Payload | None:
         """Encode any value that msgspec can."""
-        return Payload(
-            metadata=JSON_METADATA, data=bytes(value) if isinstance(value, msgspec.Raw) else _ENCODER.encode(value)
-        )
+        data = bytes(value) if isinstance(value, msgspec.Raw) else _ENCODER.encode(value)
+        return Payload(metadata=JSON_METADATA, data=data)
 
     def from_payload(self, payload: Payload, type_hint: type | None = None) -> object:
         """Decode into `type_hint`."""
@@ -38,16 +32,12 @@ class JSONPayloadConverter(temporalio.converter.EncodingPayloadConverter):
         return msgspec.json.decode(payload.data, type=type_hint or object)
 
 
-class PayloadConverter(temporalio.converter.CompositePayloadConverter):
+class PayloadConverter(temporalio.converter.DefaultPayloadConverter):
     """Temporal's default converters with their JSON one replaced."""
 
     def __init__(self) -> None:
-        super().__init__(
-            *(
-                JSONPayloadConverter() if isinstance(c, temporalio.converter.JSONPlainPayloadConverter) else c
-                for c in temporalio.converter.DefaultPayloadConverter.default_encoding_payload_converters
-            )
-        )
+        super().__init__()
+        self.converters = {**self.converters, b"json/plain": JSONPayloadConverter()}
 
 
 DATA_CONVERTER = temporalio.converter.DataConverter(payload_converter_class=PayloadConverter)

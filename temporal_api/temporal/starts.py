@@ -2,27 +2,23 @@
 
 import logging
 import time
-import uuid
 from collections.abc import Iterable, Mapping
 from typing import Annotated
 
 import msgspec
-import temporalio.api.common.v1 as common
 from msgspec import Meta, Raw
-from temporalio.api.common.v1 import Payload, WorkflowType
+from temporalio.api.common import v1 as common
+from temporalio.api.common.v1 import Payload
 from temporalio.api.deployment.v1 import WorkerDeploymentVersion
 from temporalio.api.enums.v1 import WorkflowIdConflictPolicy, WorkflowIdReusePolicy
-from temporalio.api.sdk.v1 import UserMetadata
 from temporalio.api.taskqueue.v1 import TaskQueue
 from temporalio.api.workflow.v1 import VersioningOverride as Override
-from temporalio.api.workflowservice.v1 import (
-    DescribeWorkerDeploymentVersionRequest,
-    SignalWithStartWorkflowExecutionRequest,
-    StartWorkflowExecutionRequest,
-)
+from temporalio.api.workflowservice import v1 as api
 from temporalio.common import RetryPolicy
 
 from temporal_api.errors import SearchAttributeUnknown, WorkflowStartError
+from temporal_api.fields import about
+from temporal_api.record import new_request_id
 from temporal_api.temporal.client import Temporal
 from temporal_api.temporal.failures import start_subject
 from temporal_api.temporal.payloads import JSON_METADATA, typed_payload
@@ -32,9 +28,6 @@ log = logging.getLogger(__name__)
 UNINDEXED_SECONDS = 300
 """How long starts leave out search attributes that the namespace lacks."""
 
-NO_ATTRIBUTES: Mapping[str, str] = {}
-NO_PAYLOADS: Mapping[str, Payload] = {}
-NO_HEADERS: Mapping[str, Raw] = {}
 PINNED = Override.PinnedOverrideBehavior.PINNED_OVERRIDE_BEHAVIOR_PINNED
 
 
@@ -48,31 +41,25 @@ class Started(msgspec.Struct, frozen=True):
 class Priority(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     """What is dispatched first: a lower `priority_key`; among the same, each `fairness_key` by its weight."""
 
-    priority_key: Annotated[
-        Annotated[int, Meta(ge=1, le=1000)] | None, Meta(description="A lower one goes first.", examples=[1])
-    ] = None
-    fairness_key: Annotated[
-        str, Meta(max_length=64, description="Whose it is: keys get turns.", examples=["tenant-7"])
-    ] = ""
+    priority_key: Annotated[Annotated[int, Meta(ge=1, le=1000)] | None, about("A lower one goes first.", 1)] = None
+    fairness_key: Annotated[str, about("Whose it is: keys get turns.", "tenant-7", max_length=64)] = ""
     fairness_weight: Annotated[
-        Annotated[float, Meta(ge=0.001, le=1000)] | None, Meta(description="Its key's share of the turns.")
+        Annotated[float, Meta(ge=0.001, le=1000)] | None, about("Its key's share of the turns.")
     ] = None
 
 
 class WorkerVersion(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     """A version of a worker deployment."""
 
-    deployment_name: Annotated[
-        str, Meta(min_length=1, max_length=1000, description="The deployment.", examples=["invoices"])
-    ]
-    build_id: Annotated[str, Meta(min_length=1, max_length=1000, description="Its version.", examples=["2.1"])]
+    deployment_name: Annotated[str, about("The deployment.", "invoices", min_length=1, max_length=1000)]
+    build_id: Annotated[str, about("Its version.", "2.1", min_length=1, max_length=1000)]
 
 
 class VersioningOverride(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     """Which version of the workers runs it, whatever its code says: `pinned` one, or always the current one."""
 
-    pinned: Annotated[WorkerVersion | None, Meta(description="This version.")] = None
-    auto_upgrade: Annotated[bool, Meta(description="The current version, at every time.")] = False
+    pinned: Annotated[WorkerVersion | None, about("This version.")] = None
+    auto_upgrade: Annotated[bool, about("The current version, at every time.")] = False
 
     def __post_init__(self) -> None:
         """Check that exactly one of the two is given."""
@@ -109,27 +96,30 @@ class Starts:
         retry_policy: RetryPolicy | None = None,
         id_reuse_policy: str | None = None,
         id_conflict_policy: str | None = None,
-        search_attributes: Mapping[str, Payload] = NO_PAYLOADS,
+        search_attributes: Mapping[str, Payload] = {},
         priority: Priority | None = None,
         summary: str = "",
         details: str = "",
-        headers: Mapping[str, Raw] = NO_HEADERS,
+        headers: Mapping[str, Raw] = {},
         versioning_override: VersioningOverride | None = None,
-    ) -> StartWorkflowExecutionRequest:
-        """Build the request of a start. The id policies are Temporal's names without their prefix.
-
-        Raises WorkflowStartError for a version of the workers that is not there.
-        """
+    ) -> api.StartWorkflowExecutionRequest:
+        """Build a start. The id policies are Temporal's names without their prefix. Raises WorkflowStartError."""
         temporal = self._temporal
-        request = StartWorkflowExecutionRequest(
+        reuse = f"WORKFLOW_ID_REUSE_POLICY_{id_reuse_policy or 'UNSPECIFIED'}"
+        conflict = f"WORKFLOW_ID_CONFLICT_POLICY_{id_conflict_policy or 'UNSPECIFIED'}"
+        request = api.StartWorkflowExecutionRequest(
             namespace=temporal.namespace,
             workflow_id=workflow_id,
-            workflow_type=WorkflowType(name=workflow_type),
+            workflow_type=common.WorkflowType(name=workflow_type),
             task_queue=TaskQueue(name=task_queue),
             input=await temporal.encode(args),
             # Temporal answers the SDK's retry of this request with the run that the first try started.
-            request_id=str(uuid.uuid4()),
+            request_id=new_request_id(),
             memo=await temporal.encode_memo(memo) if memo else None,
+            workflow_id_reuse_policy=WorkflowIdReusePolicy.Value(reuse),
+            workflow_id_conflict_policy=WorkflowIdConflictPolicy.Value(conflict),
+            search_attributes=common.SearchAttributes(indexed_fields=search_attributes) if search_attributes else None,
+            priority=common.Priority(**msgspec.structs.asdict(priority)) if priority else None,
         )
         for duration, seconds in (
             (request.workflow_execution_timeout, execution_timeout_seconds),
@@ -141,20 +131,10 @@ class Starts:
                 duration.FromNanoseconds(round(seconds * 1e9))
         if retry_policy is not None:
             retry_policy.apply_to_proto(request.retry_policy)
-        if id_reuse_policy is not None:
-            reuse = f"WORKFLOW_ID_REUSE_POLICY_{id_reuse_policy}"
-            request.workflow_id_reuse_policy = WorkflowIdReusePolicy.Value(reuse)
-        if id_conflict_policy is not None:
-            conflict = f"WORKFLOW_ID_CONFLICT_POLICY_{id_conflict_policy}"
-            request.workflow_id_conflict_policy = WorkflowIdConflictPolicy.Value(conflict)
-        for name, payload in search_attributes.items():
-            request.search_attributes.indexed_fields[name].CopyFrom(payload)
-        if priority is not None:
-            request.priority.CopyFrom(common.Priority(**msgspec.structs.asdict(priority)))
         for field, text in (("summary", summary), ("details", details)):
             if text:
                 (payload,) = (await temporal.encode([text])).payloads
-                request.user_metadata.MergeFrom(UserMetadata(**{field: payload}))
+                getattr(request.user_metadata, field).CopyFrom(payload)
         for name, value in headers.items():  # not encrypted: the SDKs' interceptors read them as they are
             request.header.fields[name].CopyFrom(Payload(metadata=JSON_METADATA, data=bytes(value)))
         if versioning_override is not None:
@@ -168,20 +148,17 @@ class Starts:
         temporal = self._temporal
         name = f"version {version.build_id!r} of a worker deployment {version.deployment_name!r}"
         subject = msgspec.structs.replace(start_subject(workflow_id), name=name, missing=WorkflowStartError)
-        request = DescribeWorkerDeploymentVersionRequest(namespace=temporal.namespace, deployment_version=version)
+        request = api.DescribeWorkerDeploymentVersionRequest(namespace=temporal.namespace, deployment_version=version)
         await temporal.call(temporal.service.describe_worker_deployment_version, request, subject)
 
     async def start(
-        self, request: StartWorkflowExecutionRequest, search_attributes: Mapping[str, str] = NO_ATTRIBUTES
+        self, request: api.StartWorkflowExecutionRequest, search_attributes: Mapping[str, str] = {}
     ) -> Started:
-        """Start a workflow. Raises WorkflowAlreadyExists, WorkflowStartError, ...
-
-        `search_attributes` are keywords; they are left out while the namespace lacks them.
-        """
+        """Start it, without keywords that the namespace lacks. Raises WorkflowAlreadyExists, WorkflowStartError, ..."""
         names = tuple(search_attributes)
         if names and time.monotonic() >= self._unindexed_until.get(names, 0):
             for name, value in search_attributes.items():
-                keyword = typed_payload("Keyword", msgspec.Raw(msgspec.json.encode(value)))
+                keyword = typed_payload("Keyword", msgspec.json.encode(value))
                 request.search_attributes.indexed_fields[name].CopyFrom(keyword)
             try:
                 return await self._start(request)
@@ -192,23 +169,20 @@ class Starts:
                 request.ClearField("search_attributes")
         return await self._start(request)
 
-    async def _start(self, request: StartWorkflowExecutionRequest) -> Started:
+    async def _start(self, request: api.StartWorkflowExecutionRequest) -> Started:
         subject = start_subject(request.workflow_id)
         response = await self._temporal.call(self._temporal.service.start_workflow_execution, request, subject)
         return Started(response.run_id, response.started)
 
     async def signal_with_start(
-        self, request: StartWorkflowExecutionRequest, signal_name: str, args: Iterable[object]
+        self, request: api.StartWorkflowExecutionRequest, signal_name: str, args: Iterable[object]
     ) -> Started:
         """Signal the workflow of that id; start it first unless it runs. Raises WorkflowStartError, ..."""
-        both = SignalWithStartWorkflowExecutionRequest(
-            signal_name=signal_name, signal_input=await self._temporal.encode(args)
+        both = api.SignalWithStartWorkflowExecutionRequest(
+            **{field.name: value for field, value in request.ListFields()},
+            signal_name=signal_name,
+            signal_input=await self._temporal.encode(args),
         )
-        for field, value in request.ListFields():
-            if field.message_type is None:
-                setattr(both, field.name, value)
-            else:
-                getattr(both, field.name).CopyFrom(value)
         rpc = self._temporal.service.signal_with_start_workflow_execution
         response = await self._temporal.call(rpc, both, start_subject(request.workflow_id))
         return Started(response.run_id, response.started)

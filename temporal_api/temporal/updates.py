@@ -4,8 +4,7 @@ Temporal may lose an update that it has only admitted: a caller hears of success
 """
 
 import asyncio
-import functools
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Iterable
 from contextlib import suppress
 from typing import Any, TypeVar
 
@@ -14,15 +13,9 @@ from temporalio.api.enums.v1 import UpdateWorkflowExecutionLifecycleStage as Sta
 from temporalio.api.update.v1 import Input, Meta, Request, UpdateRef, WaitPolicy
 from temporalio.api.workflowservice import v1 as api
 
-from temporal_api.errors import (
-    Problem,
-    TemporalTimeout,
-    Unavailable,
-    UpdateNotFound,
-    UpdateRejected,
-    WorkflowNotFound,
-    WorkflowPaused,
-)
+from temporal_api import errors
+from temporal_api.errors import Problem, UpdateNotFound
+from temporal_api.temporal.client import RPC
 from temporal_api.temporal.failures import start_subject
 from temporal_api.temporal.history import retry_while_away
 from temporal_api.temporal.starts import Started
@@ -31,12 +24,10 @@ from temporal_api.temporal.workflow import LONG_POLL_SECONDS, Workflow, is_too_l
 ACCEPTED = Stage.UPDATE_WORKFLOW_EXECUTION_LIFECYCLE_STAGE_ACCEPTED
 DONE = Stage.UPDATE_WORKFLOW_EXECUTION_LIFECYCLE_STAGE_COMPLETED
 
-Answer = TypeVar(
-    "Answer",
-    api.UpdateWorkflowExecutionResponse,
-    api.PollWorkflowExecutionUpdateResponse,
-    api.ExecuteMultiOperationResponse,
-)
+Sent = api.UpdateWorkflowExecutionResponse
+Polled = api.PollWorkflowExecutionUpdateResponse
+SentWithStart = api.ExecuteMultiOperationResponse
+Answer = TypeVar("Answer", Sent, Polled, SentWithStart)
 
 
 class Update(msgspec.Struct, frozen=True):
@@ -49,41 +40,29 @@ class Update(msgspec.Struct, frozen=True):
 
 
 async def send(workflow: Workflow, update_id: str, name: str, args: Iterable[object]) -> Update:
-    """Send an update until a worker has accepted it. An id runs once, and keeps its first outcome.
-
-    Raises WorkflowCompleted, UpdateRejected, NoWorker, WorkflowTaskFailing, TemporalTimeout, ... with the update's id.
-    """
+    """Send an update until a worker has accepted it; an id runs once. What it raises tells the update's id."""
     rpc = workflow.fail_without_worker(_until_accepted(workflow.temporal.waits.update_workflow_execution))
     try:
         response = await workflow.call_open(rpc, await _request(workflow, update_id, name, args))
-    except (Unavailable, TemporalTimeout) as problem:
-        hint = "The update may still happen: sent again with the same update_id, it happens once."
-        raise problem.adding(hint, update_id=update_id) from problem.__cause__
-    except WorkflowPaused as problem:
-        with suppress(UpdateNotFound):  # accepted before the pause, it has its outcome, or will have it
-            return await find(workflow, update_id)
-        raise problem.adding(update_id=update_id) from problem.__cause__
     except Problem as problem:
-        raise problem.adding(update_id=update_id) from problem.__cause__
+        if isinstance(problem, errors.WorkflowPaused):
+            with suppress(UpdateNotFound):  # accepted before the pause, it has its outcome, or will have it
+                return await find(workflow, update_id)
+        is_open = isinstance(problem, errors.Unavailable | errors.TemporalTimeout)
+        hint = "The update may still happen: sent again with the same update_id, it happens once." if is_open else ""
+        raise problem.adding(hint, update_id=update_id) from problem.__cause__
     return await _update(workflow, update_id, response)
 
 
 async def send_with_start(
     workflow: Workflow, start: api.StartWorkflowExecutionRequest, update_id: str, name: str, args: Iterable[object]
 ) -> tuple[Started, Update]:
-    """Start the workflow unless it runs, and send it the update, in one call (Temporal's update-with-start).
-
-    Raises Problem as the two do; a rejected update leaves the workflow started.
-    """
+    """Start the workflow unless it runs, and send it the update, in one call. A rejected update leaves it started."""
     temporal = workflow.temporal
     operation = api.ExecuteMultiOperationRequest.Operation
-    both = api.ExecuteMultiOperationRequest(
-        namespace=temporal.namespace,
-        operations=[
-            operation(start_workflow=start),
-            operation(update_workflow=await _request(workflow, update_id, name, args)),
-        ],
-    )
+    update = operation(update_workflow=await _request(workflow, update_id, name, args))
+    operations = [operation(start_workflow=start), update]
+    both = api.ExecuteMultiOperationRequest(namespace=temporal.namespace, operations=operations)
     rpc = workflow.fail_without_worker(_until_accepted(temporal.waits.execute_multi_operation))
     response = await temporal.call(rpc, both, start_subject(workflow.id))
     first, second = response.responses
@@ -99,17 +78,14 @@ async def _request(
         namespace=temporal.namespace,
         workflow_execution=workflow.execution,
         wait_policy=WaitPolicy(lifecycle_stage=ACCEPTED),
-        request=Request(
-            meta=Meta(update_id=update_id),
-            input=Input(name=name, args=await temporal.encode(args)),
-        ),
+        request=Request(meta=Meta(update_id=update_id), input=Input(name=name, args=await temporal.encode(args))),
     )
 
 
 async def find(workflow: Workflow, update_id: str) -> Update:
     """The update as it is now, once it is accepted. Raises UpdateNotFound, and as `send` does."""
     rpc = workflow.fail_without_worker(_until_accepted(workflow.temporal.waits.poll_workflow_execution_update))
-    with suppress(WorkflowNotFound):
+    with suppress(errors.WorkflowNotFound):
         if not is_too_long(update_id):
             return await _update(workflow, update_id, await workflow.call(rpc, _poll(workflow, update_id, ACCEPTED)))
     await workflow.describe()
@@ -122,7 +98,7 @@ async def wait(workflow: Workflow, update: Update) -> Update:
     run = workflow.run(update.run_id)
     rpc, request = run.temporal.waits.poll_workflow_execution_update, _poll(run, update.update_id, DONE)
     while update.result is None:
-        response = await retry_while_away(functools.partial(run.call, rpc, request, LONG_POLL_SECONDS))
+        response = await retry_while_away(run.call, rpc, request, LONG_POLL_SECONDS)
         update = await _update(run, update.update_id, response)
     return update
 
@@ -135,13 +111,11 @@ def _poll(workflow: Workflow, update_id: str, stage: Stage.ValueType) -> api.Pol
     )
 
 
-def _until_accepted(rpc: Callable[..., Awaitable[Answer]]) -> Callable[..., Awaitable[Answer]]:
+def _until_accepted(rpc: RPC[Answer]) -> RPC[Answer]:
     async def accepted(request: object, **options: Any) -> Answer:
         while True:
             answer = await rpc(request, **options)
-            update = (
-                answer.responses[1].update_workflow if isinstance(answer, api.ExecuteMultiOperationResponse) else answer
-            )
+            update = answer.responses[1].update_workflow if isinstance(answer, SentWithStart) else answer
             if update.stage >= ACCEPTED:
                 return answer
             # Temporal waits 20 s for a worker, and may then forget the update: send it again.
@@ -150,23 +124,11 @@ def _until_accepted(rpc: Callable[..., Awaitable[Answer]]) -> Callable[..., Awai
     return accepted
 
 
-async def _update(
-    workflow: Workflow,
-    update_id: str,
-    response: api.UpdateWorkflowExecutionResponse | api.PollWorkflowExecutionUpdateResponse,
-) -> Update:
-    run_id = response.update_ref.workflow_execution.run_id
-    if response.outcome.HasField("failure"):
-        failure = await workflow.temporal.failure(response.outcome.failure)
-        raise UpdateRejected(
-            failure.message or None,
-            source="workflow",
-            workflow_id=workflow.id,
-            run_id=run_id,
-            update_id=update_id,
-            failure=failure,
-        )
-    result = None
-    if response.outcome.HasField("success"):
-        result = await workflow.temporal.result(response.outcome.success.payloads)
+async def _update(workflow: Workflow, update_id: str, response: Sent | Polled) -> Update:
+    run_id, outcome = response.update_ref.workflow_execution.run_id, response.outcome
+    if outcome.HasField("failure"):
+        failure = await workflow.temporal.failure(outcome.failure)
+        details: dict[str, Any] = {"workflow_id": workflow.id, "run_id": run_id, "update_id": update_id}
+        raise errors.UpdateRejected(failure.message or None, source="workflow", failure=failure, **details)
+    result = await workflow.temporal.result(outcome.success.payloads) if outcome.HasField("success") else None
     return Update(workflow.id, run_id, update_id, result)

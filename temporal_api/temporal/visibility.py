@@ -23,7 +23,7 @@ from temporalio.api.workflowservice import v1 as api
 from temporal_api.errors import FieldError, InvalidQuery, ValidationError, invalid, shown
 from temporal_api.temporal.client import Temporal
 from temporal_api.temporal.failures import Subject
-from temporal_api.temporal.run import DIVISION, RUN_STATUS, TEMPORALS_OWN, Run, Status, read_run
+from temporal_api.temporal.run import DIVISION, RUN_STATUS, TEMPORALS_OWN, Run, Status
 
 
 class Filters(msgspec.Struct, frozen=True, kw_only=True):
@@ -85,15 +85,12 @@ _QUERY = Subject(invalid=InvalidQuery, invalid_intro="Temporal refuses this quer
 
 
 async def list_runs(temporal: Temporal, query: str, size: int, token: bytes) -> tuple[list[Run], bytes]:
-    """A page and Temporal's token of the next: open runs, newest first, then closed ones, last closed first.
-
-    Raises InvalidQuery.
-    """
+    """A page (newest open runs first, then last closed ones) and the token of the next. Raises InvalidQuery."""
     request = api.ListWorkflowExecutionsRequest(
         namespace=temporal.namespace, query=query, page_size=size, next_page_token=token
     )
     page = await temporal.call(temporal.service.list_workflow_executions, request, _QUERY)
-    runs = [read_run(info) for info in page.executions]
+    runs = [Run(info) for info in page.executions]
     # A caller's own query, with a parenthesis too many, gets round the terms that leave these out.
     return [run for run in runs if not run.is_temporals_own], page.next_page_token
 
@@ -149,10 +146,7 @@ def compare(column: str, value: str, operator: str = "=") -> str:
 
 
 def index_value(value: str) -> str:
-    """What the index holds for the value: itself, or the hash of a value that Temporal cannot look for.
-
-    Another value may read like that hash: compare what is found with the value itself.
-    """
+    """What the index holds for the value: itself, or a hash if it cannot be looked for; another may read like one."""
     return f"sha256:{hashlib.sha256(value.encode()).hexdigest()}" if _CANNOT_BE_FOUND.search(value) else value
 
 

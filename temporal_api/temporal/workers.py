@@ -26,14 +26,11 @@ class Workers:
         self._known = {name: known for name, known in self._known.items() if now - known[0] < ASK_EVERY_SECONDS}
         if task_queue in self._known:
             return self._known[task_queue][1]
-        response = await self._temporal.call(
-            self._temporal.service.describe_task_queue,
-            DescribeTaskQueueRequest(
-                namespace=self._temporal.namespace,
-                task_queue=TaskQueue(name=task_queue),
-                task_queue_type=TaskQueueType.TASK_QUEUE_TYPE_WORKFLOW,
-            ),
+        kind = TaskQueueType.TASK_QUEUE_TYPE_WORKFLOW
+        request = DescribeTaskQueueRequest(
+            namespace=self._temporal.namespace, task_queue=TaskQueue(name=task_queue), task_queue_type=kind
         )
+        response = await self._temporal.call(self._temporal.service.describe_task_queue, request)
         since = time.time() - POLLED_WITHIN_SECONDS
         polled = any(poller.last_access_time.ToMicroseconds() / 1e6 > since for poller in response.pollers)
         self._known[task_queue] = (now, polled)

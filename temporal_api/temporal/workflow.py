@@ -1,8 +1,7 @@
 """A workflow, or one run of it: everything that can be asked of it or done to it."""
 
 import asyncio
-import uuid
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Iterable
 from contextlib import suppress
 from typing import Any
 
@@ -16,19 +15,13 @@ from temporalio.api.query.v1 import WorkflowQuery
 from temporalio.api.workflowservice import v1 as api
 from temporalio.service import RPCError
 
-from temporal_api.errors import (
-    NoWorker,
-    Problem,
-    WorkflowCompleted,
-    WorkflowNotFound,
-    WorkflowPaused,
-    WorkflowTaskFailing,
-    shown,
-)
+from temporal_api import errors
+from temporal_api.errors import Problem, WorkflowCompleted, WorkflowNotFound, shown
+from temporal_api.record import new_request_id
 from temporal_api.temporal.caller import caller
-from temporal_api.temporal.client import Response, Temporal
+from temporal_api.temporal.client import RPC, Response, Temporal
 from temporal_api.temporal.failures import detail_of, workflow_subject
-from temporal_api.temporal.run import TEMPORALS_OWN, PendingWorkflowTask, Run, read_run
+from temporal_api.temporal.run import TEMPORALS_OWN, PendingWorkflowTask, Run
 from temporal_api.temporal.workers import Workers
 
 # How long a query or an update goes unanswered before we look for the reason, and how often we look again.
@@ -70,19 +63,18 @@ class Workflow:
         self.subject = workflow_subject(workflow_id, run_id)
         self.execution = WorkflowExecution(workflow_id=workflow_id, run_id=run_id)
         self._workers = workers
+        self._source: dict[str, Any] = {"namespace": temporal.namespace, "execution": self.execution}
         self._target: dict[str, Any] = {"namespace": temporal.namespace, "workflow_execution": self.execution}
 
     def run(self, run_id: str) -> "Workflow":
         """One run of this workflow."""
         return Workflow(self.temporal, self._workers, self.id, run_id)
 
-    async def call(
-        self, rpc: Callable[..., Awaitable[Response]], request: Message, seconds: float | None = None
-    ) -> Response:
+    async def call(self, rpc: RPC[Response], request: Message, seconds: float | None = None) -> Response:
         """Make a call about this workflow."""
         return await self.temporal.call(rpc, request, self.subject, seconds)
 
-    async def call_open(self, rpc: Callable[..., Awaitable[Response]], request: Message) -> Response:
+    async def call_open(self, rpc: RPC[Response], request: Message) -> Response:
         """Make a call that only an open workflow takes. Raises WorkflowCompleted."""
         try:
             return await self.call(rpc, request)
@@ -93,9 +85,9 @@ class Workflow:
 
     async def describe(self) -> Run:
         """Ask for its state now."""
-        request = api.DescribeWorkflowExecutionRequest(namespace=self.temporal.namespace, execution=self.execution)
+        request = api.DescribeWorkflowExecutionRequest(**self._source)
         described = await self.call(self.temporal.service.describe_workflow_execution, request)
-        run = read_run(described.workflow_execution_info, described)
+        run = Run(described.workflow_execution_info, described)
         if run.is_temporals_own:
             raise WorkflowNotFound(f"There is no {self.subject.name}.", **self.subject.details)
         return run
@@ -106,24 +98,17 @@ class Workflow:
 
     async def signal(self, name: str, args: Iterable[object], request_id: str | None = None) -> None:
         """Send a signal; a run gets those with the same request id once. Raises WorkflowCompleted."""
-        request = api.SignalWorkflowExecutionRequest(
-            **self._target,
-            signal_name=name,
-            input=await self.temporal.encode(args),
-            request_id=request_id or str(uuid.uuid4()),
-        )
+        which = {**self._target, "request_id": request_id or new_request_id()}
+        request = api.SignalWorkflowExecutionRequest(**which, signal_name=name, input=await self.temporal.encode(args))
         await self.call_open(self.temporal.service.signal_workflow_execution, request)
 
     async def query(self, name: str, args: Iterable[object]) -> msgspec.Raw:
         """Ask a worker. Raises QueryFailed, NoWorker, WorkflowTaskFailing, WorkflowPaused, ..."""
-        request = api.QueryWorkflowRequest(
-            namespace=self.temporal.namespace,
-            execution=self.execution,
-            query=WorkflowQuery(query_type=name, query_args=await self.temporal.encode(args)),
-        )
+        query = WorkflowQuery(query_type=name, query_args=await self.temporal.encode(args))
+        request = api.QueryWorkflowRequest(**self._source, query=query)
         response = await self.call(self.fail_without_worker(self.temporal.waits.query_workflow), request)
         if response.HasField("query_rejected"):  # without a condition of ours, Temporal rejects for this only
-            raise WorkflowPaused(source="temporal", **self.subject.details)
+            raise errors.WorkflowPaused(source="temporal", **self.subject.details)
         return await self.temporal.result(response.query_result.payloads)
 
     async def cancel(self, reason: str) -> None:
@@ -132,7 +117,7 @@ class Workflow:
         if not (await self.describe()).is_open:
             raise self._completed()
         # Name the workflow, not the run just described: it may have gone on as another run.
-        request = api.RequestCancelWorkflowExecutionRequest(**self._target, request_id=str(uuid.uuid4()), reason=reason)
+        request = api.RequestCancelWorkflowExecutionRequest(**self._target, request_id=new_request_id(), reason=reason)
         await self.call(self.temporal.service.request_cancel_workflow_execution, request)
 
     async def terminate(self, reason: str) -> None:
@@ -149,21 +134,11 @@ class Workflow:
         """Let its code go on. Raises WorkflowCompleted, NotSupported."""
         await self._pause(self.temporal.service.unpause_workflow_execution, api.UnpauseWorkflowExecutionRequest, reason)
 
-    async def _pause(
-        self,
-        rpc: Callable[..., Awaitable[Message]],
-        kind: type[api.PauseWorkflowExecutionRequest | api.UnpauseWorkflowExecutionRequest],
-        reason: str,
-    ) -> None:
+    async def _pause(self, rpc: RPC[Message], kind: type[Message], reason: str) -> None:
         await self.describe()  # one of Temporal's own is not there
-        request = kind(
-            namespace=self.temporal.namespace,
-            workflow_id=self.id,
-            run_id=self.run_id,
-            reason=reason,
-            request_id=str(uuid.uuid4()),
-        )
-        with suppress(WorkflowPaused):  # it is so already
+        target = {"namespace": self.temporal.namespace, "workflow_id": self.id, "run_id": self.run_id}
+        request = kind(**target, reason=reason, request_id=new_request_id())
+        with suppress(errors.WorkflowPaused):  # it is so already
             await self.call_open(rpc, request)
 
     async def delete(self) -> None:
@@ -179,7 +154,7 @@ class Workflow:
             **self._target,
             reason=f"{reason} (by {caller()})",
             workflow_task_finish_event_id=event_id,
-            request_id=str(uuid.uuid4()),
+            request_id=new_request_id(),
             reset_reapply_type=ResetReapplyType.RESET_REAPPLY_TYPE_ALL_ELIGIBLE,
         )
         return (await self.call(self.temporal.service.reset_workflow_execution, request)).run_id
@@ -194,12 +169,7 @@ class Workflow:
         closing_only: bool = False,
     ) -> Page:
         """One page of its history. With `wait`, the last page comes when something happens (Temporal's long poll)."""
-        which: dict[str, Any] = {
-            "namespace": self.temporal.namespace,
-            "execution": self.execution,
-            "maximum_page_size": batches,
-            "next_page_token": token,
-        }
+        which = {**self._source, "maximum_page_size": batches, "next_page_token": token}
         answer: api.GetWorkflowExecutionHistoryResponse | api.GetWorkflowExecutionHistoryReverseResponse
         if reverse:
             backward = api.GetWorkflowExecutionHistoryReverseRequest(**which)
@@ -218,11 +188,8 @@ class Workflow:
 
     # --- nobody there to answer ---
 
-    def fail_without_worker(self, rpc: Callable[..., Awaitable[Response]]) -> Callable[..., Awaitable[Response]]:
-        """Give up the call as soon as we know that no worker will answer; Temporal itself would keep waiting.
-
-        The call raises NoWorker, WorkflowTaskFailing, or WorkflowCompleted (before it could be asked).
-        """
+    def fail_without_worker(self, rpc: RPC[Response]) -> RPC[Response]:
+        """Make it raise NoWorker, WorkflowTaskFailing or WorkflowCompleted, where Temporal would wait for nobody."""
 
         async def answer(request: Message, **options: Any) -> Response:
             asking = asyncio.ensure_future(rpc(request, **options))
@@ -248,42 +215,32 @@ class Workflow:
         try:
             run = await self.describe()
             if not await self._workers.poll(run.task_queue):
-                return NoWorker(
-                    f"No worker polls the task queue {run.task_queue!r}; start one, or try again.",
-                    source="gateway",
-                    task_queue=run.task_queue,
-                    **self.subject.details,
-                )
+                told = f"No worker polls the task queue {run.task_queue!r}; start one, or try again."
+                details = {**self.subject.details, "task_queue": run.task_queue}
+                return errors.NoWorker(told, source="gateway", **details)
             return await self._task_failing(run)
         except Problem:  # the call itself reports what is wrong with Temporal
             return None
-        return None
 
     async def _why_not_ready(self) -> Problem:
         """Why Temporal refuses to ask the workflow at all."""
         run = await self.describe()
         if not run.is_open:
             return self._completed(f"The workflow {self.id!r} was closed before a worker could answer for it.")
-        return await self._task_failing(run) or WorkflowTaskFailing(source="gateway", **self.subject.details)
+        return await self._task_failing(run) or errors.WorkflowTaskFailing(source="gateway", **self.subject.details)
 
     async def _task_failing(self, run: Run) -> Problem | None:
         task = await self.pending_workflow_task(run)
         if task is None:
             return None
+        details = {**self.subject.details, "run_id": run.run_id}
         if task.failure is None:
-            return WorkflowTaskFailing(source="gateway", **self.subject.details)
-        return WorkflowTaskFailing(
-            f"The workflow cannot answer: its code fails again and again: {task.failure.message}",
-            source="workflow",
-            failure=task.failure,
-            **{**self.subject.details, "run_id": run.run_id},
-        )
+            return errors.WorkflowTaskFailing(source="gateway", **details)
+        told = f"The workflow cannot answer: its code fails again and again: {task.failure.message}"
+        return errors.WorkflowTaskFailing(told, source="workflow", failure=task.failure, **details)
 
     async def pending_workflow_task(self, run: Run) -> PendingWorkflowTask | None:
-        """The workflow task that the run's code fails again and again; None when its code is not to blame.
-
-        `failure` is None when it is no longer among the recent events.
-        """
+        """The task that its code fails again and again, if there is one; `failure` is None unless it is recent."""
         if run.task_attempt <= 1:
             return None
         for event in (await self.run(run.run_id).read_page(batches=RECENT_BATCHES, reverse=True)).events:

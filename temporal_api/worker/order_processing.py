@@ -266,11 +266,11 @@ class OrderProcessing:
 def create_worker(client: Client, task_queue: str, activities: StandIns | None = None) -> Worker:
     """Make a worker for orders; run it with `async with` or `run()`. The client needs `payloads.data_converter`."""
     activities = activities or StandIns()
-    named = [work.__name__ for step in STEPS for work in (step.do, step.undo) if work is not None]
+    methods = [work for step in STEPS for work in (step.do, step.undo) if work is not None]
     return Worker(
         client,
         task_queue=task_queue,
         workflows=[OrderProcessing],
-        activities=[getattr(activities, name) for name in named],
+        activities=[getattr(activities, method.__name__) for method in methods],
         graceful_shutdown_timeout=timedelta(seconds=5),
     )

@@ -1,6 +1,7 @@
 """Runs a worker: the sample's, or one of your own."""
 
 import asyncio
+import logging
 from collections.abc import Callable
 
 from temporalio.client import Client
@@ -16,15 +17,12 @@ from temporal_api.tracing import spans_of
 
 
 async def run_worker(settings: Settings, create: Callable[[Client], Worker]) -> None:
-    """Run a worker until cancelled, from when Temporal is there. It follows the certificates and API key in files.
-
-    Raises AccessDeniedError when Temporal refuses it, from the start or later.
-    """
+    """Run a worker once Temporal is there; it follows certificates and keys in files. Raises AccessDeniedError."""
     metrics, spans = Metrics(__version__), spans_of(settings)
     options = {
         "data_converter": data_converter(settings),
         "runtime": metrics.runtime(),
-        "interceptors": [spans.of_worker()] if spans else [],
+        "interceptors": [spans.of_worker] if spans else [],
     }
     async with measuring(settings, metrics):
         worker = create(await wait_for_temporal(settings, **options))
@@ -37,9 +35,20 @@ async def run_worker(settings: Settings, create: Callable[[Client], Worker]) -> 
         try:
             await worker.run()
         except RuntimeError as error:
-            refused = cause(RuntimeError(error.__cause__ or error))
-            raise (refused if isinstance(refused, AccessDeniedError) else error) from None
+            raise (_refusal(error) or error) from None
         finally:
             following.cancel()
             if spans is not None:
                 await spans.close()
+
+
+def _refusal(error: BaseException | None) -> AccessDeniedError | None:
+    """What Temporal says if it was Temporal's refusal that ended the worker."""
+    found = cause(RuntimeError(error.__cause__ or error)) if error else None
+    return found if isinstance(found, AccessDeniedError) else None
+
+
+# The command ends with a line that says it: the SDK's traceback says no more.
+logging.getLogger("temporalio.worker._worker").addFilter(
+    lambda record: not (record.exc_info and _refusal(record.exc_info[1]))
+)

@@ -87,10 +87,9 @@ async def test_the_last_connections_are_served(dev_server: DevServer) -> None:
     """A connection that the kernel has made, and nobody has taken yet when the listener closes, gets its answer."""
     port = free_port()
     app = create_app(from_env({"JWT_SECRET": SECRET, "TEMPORAL_ADDRESS": dev_server.address}))
-    config = serving._config(app, "127.0.0.1", port)
-    config.load()
-    server = serving._DrainingServer(app, config, 0)
-    server.lifespan = config.lifespan_class(config)
+    server = serving._DrainingServer(app)
+    server.config.load()
+    server.lifespan = server.config.lifespan_class(server.config)
     await server.startup(serving.listen("127.0.0.1", port))
     callers: list[socket.socket] = []
 

@@ -1,30 +1,30 @@
 """Which workflow a request means, and what the handlers of all workflows share: scopes, fields of bodies."""
 
+from collections.abc import Mapping
 from datetime import datetime
 from typing import Annotated, Any
 from urllib.parse import quote
 
 from litestar.di import NamedDependency, Provide
 from litestar.params import PathParameter, QueryParameter, SkipValidation
-from msgspec import UNSET, Meta, Raw, Struct, UnsetType
+from msgspec import Meta, Raw, Struct
 
 from temporal_api.auth import APIRequest
-from temporal_api.errors import WorkflowNotFound, shown
+from temporal_api.errors import PreconditionFailed, WorkflowCompleted, WorkflowNotFound, shown
 from temporal_api.mistakes import RUN_ID
+from temporal_api.problems import responses
 from temporal_api.record import record_of
+from temporal_api.requests import JSONResponse
 from temporal_api.services import CurrentServices
 from temporal_api.temporal.run import Status
 from temporal_api.temporal.workflow import MAX_ID_BYTES, Workflow, is_too_long
-from temporal_api.waiting import IfMatch, check_match
+from temporal_api.waiting import RETRY_AFTER_SECONDS, IfMatch, check_match
 
 ADMIN = "workflows:admin"
 READ = ("workflows:read", ADMIN)
 WRITE = ("workflows:write", ADMIN)
-
-DOTS = (".", "..")
-NOT_DOTS = "Expected an id that a URL can carry: not . or .."
-ONE = "/workflows/{workflow_id:str}"
-"""The path of one workflow."""
+CHANGES = responses(WorkflowNotFound, PreconditionFailed, WorkflowCompleted, body=True)
+"""How changing a workflow may fail."""
 
 # Fields of bodies, with the examples that the documentation shows.
 NonEmpty = Annotated[str, Meta(min_length=1, max_length=1000)]
@@ -34,18 +34,6 @@ RunId = Annotated[str, Meta(description="The run's id.", examples=["019ab3c4-7d1
 StatusName = Annotated[Status, Meta(description="The run's state, in Temporal's words.", examples=["RUNNING"])]
 Result = Annotated[Raw, Meta(description="What it returned: any JSON; null while it runs.", examples=[None])]
 Time = Annotated[datetime, Meta(tz=True)]
-Argument = Raw | UnsetType
-ArgumentList = Annotated[list[Raw], Meta(max_length=100)]
-Arguments = Annotated[ArgumentList | UnsetType, Meta(description="The arguments, each any JSON.")]
-
-PinnedRun = Annotated[
-    str,
-    QueryParameter(
-        name="run_id",
-        description="Pins one run; without it, the latest.",
-        pattern=RUN_ID,
-    ),
-]
 
 
 def in_path(what: str) -> PathParameter:
@@ -56,6 +44,19 @@ def in_path(what: str) -> PathParameter:
 def location(workflow_id: str, *below: str) -> str:
     """The path of a workflow, or of something below it: absolute, percent-encoded."""
     return "/".join(("/api/v1/workflows", *(quote(part, safe="") for part in (workflow_id, *below))))
+
+
+ASK_AGAIN = {200: ("Preference-Applied",), 202: ("Location", "Preference-Applied", "Retry-After")}
+"""The headers of an operation that answers `ask_again`."""
+
+
+def ask_again(
+    pending: Any, headers: Mapping[str, str], run_id: str, workflow_id: str, *below: str
+) -> JSONResponse[Any]:
+    """Answer 202: it has not ended yet, and `Location` is where to ask again."""
+    where = location(workflow_id, *below) + (f"?run_id={run_id}" if run_id else "")
+    headers = {**headers, "Location": where, "Retry-After": RETRY_AFTER_SECONDS}
+    return JSONResponse(pending, status_code=202, headers=headers)
 
 
 def excludes(*others: str) -> dict[str, Any]:
@@ -70,29 +71,11 @@ def check_lengths(body: Struct, *fields: str) -> None:
             raise ValueError(f"{field}: Expected at most {MAX_ID_BYTES} bytes of UTF-8")
 
 
-def check_in_path(body: Struct, field: str) -> None:
-    """Raises ValueError, likewise, for an id that no URL carries: clients resolve dots before they send."""
-    if getattr(body, field, None) in DOTS:
-        raise ValueError(f"{field}: {NOT_DOTS}")
-
-
-def check_arguments(body: Struct, one: str, many: str) -> None:
-    """Raises ValueError, likewise, for one argument and an argument list at once."""
-    # An empty list is what some generated clients send when they have none.
-    if getattr(body, one, UNSET) is not UNSET and getattr(body, many, False):
-        raise ValueError(f"{many}: Send {one} or {many}, not both")
-
-
-def arguments(one: Argument, many: Arguments) -> list[Raw]:
-    """One argument, an argument list, or none."""
-    return many or [] if isinstance(one, UnsetType) else [one]
-
-
 def provide_workflow(
     request: APIRequest,
     services: CurrentServices,
     workflow_id: Annotated[str, in_path("workflow")],
-    run_id: PinnedRun = "",
+    run_id: Annotated[str, QueryParameter(description="Pins one run; without it, the latest.", pattern=RUN_ID)] = "",
 ) -> Workflow:
     """The workflow that the path names. Hide workflows that the caller may not see: answer 404."""
     record_of(request.scope).workflow_id = workflow_id

@@ -12,23 +12,15 @@ from litestar.params import QueryParameter
 from litestar.types import Receive, Scope, Send
 from msgspec import UNSET, Meta, UnsetType
 
-from temporal_api import deadline
+from temporal_api import deadline, errors
 from temporal_api.auth import APIRequest
-from temporal_api.controllers.workflows.addressing import ADMIN, ONE, READ, PathWorkflow
-from temporal_api.errors import (
-    InsufficientScope,
-    InvalidPageToken,
-    Problem,
-    ShuttingDown,
-    TooManyWaits,
-    WorkflowNotFound,
-    invalid,
-)
+from temporal_api.controllers.workflows.addressing import ADMIN, READ, PathWorkflow
+from temporal_api.errors import Problem, invalid
 from temporal_api.memory import PIECE_BYTES
 from temporal_api.problems import responses
 from temporal_api.record import record_of
 from temporal_api.requests import JSONResponse
-from temporal_api.sealing import LONGEST_TOKEN, NextPageToken
+from temporal_api.sealing import NextPageToken, page_size, page_token
 from temporal_api.services import CurrentServices, Services
 from temporal_api.temporal.client import Temporal
 from temporal_api.temporal.events import (
@@ -73,22 +65,19 @@ class TemporalHistory(msgspec.Struct):
 
 
 @get(
-    f"{ONE}/history",
+    "/history",
     scope=READ,
-    operation_id="getWorkflowHistory",
     response_description="A page of its events, or the whole in Temporal's own JSON.",
     summary="A workflow's history, in pages",
-    responses=responses(WorkflowNotFound, InvalidPageToken),
+    responses=responses(errors.WorkflowNotFound, errors.InvalidPageToken),
 )
-async def get_history(
+async def get_workflow_history(
     request: APIRequest,
     workflow: PathWorkflow,
     services: CurrentServices,
     order: Annotated[Literal["forward", "reverse"], QueryParameter(description="From which end.")] = "forward",
-    page_size: Annotated[int, QueryParameter(ge=1, le=1000, description="Events a page, at most.")] = 100,
-    page_token: Annotated[
-        str, QueryParameter(max_length=LONGEST_TOKEN, description="`next_page_token` of the page before.")
-    ] = "",
+    page_size: Annotated[int, page_size("Events")] = 100,
+    page_token: Annotated[str, page_token()] = "",
     form: Annotated[
         Literal["json", "temporal"],
         QueryParameter(name="format", description=f"`temporal` gives a `TemporalHistory` and needs {ADMIN}."),
@@ -101,7 +90,7 @@ async def get_history(
     temporal, bound = services.temporal, ("history", workflow.id, workflow.run_id, order)
     if form == "temporal":
         if ADMIN not in request.user.scopes:
-            raise InsufficientScope(f"format=temporal needs the scope {ADMIN}.", ADMIN)
+            raise errors.InsufficientScope(f"format=temporal needs the scope {ADMIN}.", ADMIN)
         for name in ("order", "page_size", "page_token"):
             if name in request.query_params:
                 raise invalid(name, "Expected none with format=temporal, which gives the whole history")
@@ -110,15 +99,11 @@ async def get_history(
     else:
         cursor = services.page_tokens.unseal(page_token, *bound)
         events = list_events(workflow, cursor=cursor, size=page_size, reverse=order == "reverse")
-        pieces = _pieces(
-            temporal,
-            events,
-            event_json,
-            b'{"items":[',
-            lambda cursor: (
-                b'],"next_page_token":' + msgspec.json.encode(services.page_tokens.seal(cursor, *bound)) + b"}"
-            ),
-        )
+
+        def end(cursor: bytes) -> bytes:
+            return b'],"next_page_token":%b}' % msgspec.json.encode(services.page_tokens.seal(cursor, *bound))
+
+        pieces = _pieces(temporal, events, event_json, b'{"items":[', end)
     first, second = await anext(pieces), await anext(pieces, None)  # a failure so far is an answer of its own
     if second is None:
         whole: Any = msgspec.Raw(first)
@@ -127,18 +112,14 @@ async def get_history(
 
 
 @get(
-    f"{ONE}/events",
+    "/events",
     scope=READ,
-    operation_id="streamWorkflowEvents",
     summary="A workflow's history, live",
     media_type="text/event-stream",
-    responses=responses(WorkflowNotFound, TooManyWaits, ShuttingDown),
+    responses=responses(errors.WorkflowNotFound, errors.TooManyWaits, errors.ShuttingDown),
 )
-async def stream_events(
-    request: APIRequest,
-    workflow: PathWorkflow,
-    services: CurrentServices,
-    last_event_id: LastEventId = None,
+async def stream_workflow_events(
+    request: APIRequest, workflow: PathWorkflow, services: CurrentServices, last_event_id: LastEventId = None
 ) -> EventStream[WorkflowEvent]:
     """Server-sent events: `history`, each an `Event` as in the history, then `done` with `run_id` and `status`.
 

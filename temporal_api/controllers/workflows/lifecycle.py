@@ -7,26 +7,25 @@ from litestar import delete, post
 from litestar.params import JSONBody
 from msgspec import Meta
 
+from temporal_api import errors
 from temporal_api.controllers.workflows.addressing import (
     ADMIN,
-    ONE,
+    CHANGES,
     WRITE,
     NonEmpty,
     RunId,
     Target,
     WorkflowId,
+    check_lengths,
     excludes,
 )
-from temporal_api.errors import (
-    NotSupported,
-    PreconditionFailed,
-    ValidationError,
-    WorkflowCompleted,
-    WorkflowNotFound,
-    invalid,
-)
+from temporal_api.errors import invalid
 from temporal_api.problems import responses
 from temporal_api.temporal.history import workflow_task_end
+
+_PAUSES = responses(
+    errors.WorkflowNotFound, errors.PreconditionFailed, errors.WorkflowCompleted, errors.NotSupported, body=True
+)
 
 
 class CancelRequest(msgspec.Struct, forbid_unknown_fields=True):
@@ -41,14 +40,7 @@ class CancelResponse(msgspec.Struct):
     workflow_id: WorkflowId
 
 
-@post(
-    f"{ONE}/cancel",
-    scope=WRITE,
-    status_code=202,
-    operation_id="cancelWorkflow",
-    summary="Ask a workflow to end",
-    responses=responses(WorkflowNotFound, PreconditionFailed, WorkflowCompleted, body=True),
-)
+@post("/cancel", scope=WRITE, status_code=202, summary="Ask a workflow to end", responses=CHANGES)
 async def cancel_workflow(target: Target, data: JSONBody[CancelRequest | None] = None) -> CancelResponse:
     """Ask the workflow's code to end. It may clean up first, or go on. To end it at once, terminate it."""
     await target.cancel(data.reason if data else "")
@@ -61,14 +53,7 @@ class TerminateRequest(msgspec.Struct, forbid_unknown_fields=True):
     reason: Annotated[NonEmpty, Meta(description="Why.", examples=["runs away"])]
 
 
-@post(
-    f"{ONE}/terminate",
-    scope=ADMIN,
-    status_code=204,
-    operation_id="terminateWorkflow",
-    summary="End a workflow at once",
-    responses=responses(WorkflowNotFound, PreconditionFailed, WorkflowCompleted, body=True),
-)
+@post("/terminate", scope=ADMIN, status_code=204, summary="End a workflow at once", responses=CHANGES)
 async def terminate_workflow(target: Target, data: JSONBody[TerminateRequest]) -> None:
     """End the workflow without asking its code, which cleans nothing up."""
     await target.terminate(data.reason)
@@ -79,18 +64,12 @@ class PauseRequest(msgspec.Struct, forbid_unknown_fields=True):
 
     reason: Annotated[str, Meta(max_length=1000, description="Why.", examples=["the bank is closed"])] = ""
 
+    def __post_init__(self) -> None:
+        """Refuse a reason that Temporal does not take: this one it keeps where ids and names are kept."""
+        check_lengths(self, "reason")
 
-_PAUSES = responses(WorkflowNotFound, PreconditionFailed, WorkflowCompleted, NotSupported, body=True)
 
-
-@post(
-    f"{ONE}/pause",
-    scope=ADMIN,
-    status_code=204,
-    operation_id="pauseWorkflow",
-    summary="Pause a workflow",
-    responses=_PAUSES,
-)
+@post("/pause", scope=ADMIN, status_code=204, summary="Pause a workflow", responses=_PAUSES)
 async def pause_workflow(target: Target, data: JSONBody[PauseRequest | None] = None) -> None:
     """Let the workflow's code rest until it is unpaused. Signals are kept for it; queries and updates are a 409.
 
@@ -99,14 +78,7 @@ async def pause_workflow(target: Target, data: JSONBody[PauseRequest | None] = N
     await target.pause(data.reason if data else "")
 
 
-@post(
-    f"{ONE}/unpause",
-    scope=ADMIN,
-    status_code=204,
-    operation_id="unpauseWorkflow",
-    summary="Let a paused workflow go on",
-    responses=_PAUSES,
-)
+@post("/unpause", scope=ADMIN, status_code=204, summary="Let a paused workflow go on", responses=_PAUSES)
 async def unpause_workflow(target: Target, data: JSONBody[PauseRequest | None] = None) -> None:
     """Let the workflow's code go on. A workflow that is not paused stays so."""
     await target.unpause(data.reason if data else "")
@@ -126,7 +98,6 @@ class ResetRequest(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     reason: Annotated[NonEmpty, Meta(description="Why.", examples=["fixed code"])]
 
     def __post_init__(self) -> None:
-        """Check that exactly one of the two is given."""
         if (self.to is None) == (self.event_id is None):
             raise ValueError("to: Expected either to or event_id")
 
@@ -139,12 +110,11 @@ class ResetResponse(msgspec.Struct):
 
 
 @post(
-    f"{ONE}/reset",
+    "/reset",
     scope=ADMIN,
     status_code=200,
-    operation_id="resetWorkflow",
     summary="Run a workflow again from a point",
-    responses=responses(WorkflowNotFound, PreconditionFailed, body=True),
+    responses=responses(errors.WorkflowNotFound, errors.PreconditionFailed, body=True),
 )
 async def reset_workflow(target: Target, data: JSONBody[ResetRequest]) -> ResetResponse:
     """Begin a new run with the history up to that point. Signals and updates that came later are sent to it again.
@@ -157,17 +127,13 @@ async def reset_workflow(target: Target, data: JSONBody[ResetRequest]) -> ResetR
         raise invalid("to", "Expected a run with a completed workflow task; this one has none")
     try:
         return ResetResponse(target.id, await run.reset(event_id, data.reason))
-    except ValidationError as error:
+    except errors.ValidationError as error:
         field = "event_id" if data.event_id else "to"
         raise invalid(field, f"Temporal cannot reset the run to the event {event_id}: {error.message}") from None
 
 
 @delete(
-    ONE,
-    scope=ADMIN,
-    operation_id="deleteWorkflow",
-    summary="Delete a workflow",
-    responses=responses(WorkflowNotFound, PreconditionFailed),
+    scope=ADMIN, summary="Delete a workflow", responses=responses(errors.WorkflowNotFound, errors.PreconditionFailed)
 )
 async def delete_workflow(target: Target) -> None:
     """Permanently delete the workflow and its history. A running workflow is terminated first.

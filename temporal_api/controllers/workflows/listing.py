@@ -11,31 +11,23 @@ from litestar.di import NamedDependency, Provide
 from litestar.params import QueryParameter, SkipValidation
 from msgspec import Meta, Raw
 
-from temporal_api.auth import APIRequest, User
+from temporal_api import errors
+from temporal_api.auth import APIRequest
 from temporal_api.controllers.workflows.addressing import READ
 from temporal_api.controllers.workflows.status import RunFields
-from temporal_api.errors import (
-    FieldError,
-    InsufficientScope,
-    InvalidPageToken,
-    InvalidQuery,
-    ValidationError,
-    invalid,
-    invalid_fields,
-)
+from temporal_api.errors import FieldError, invalid_fields
 from temporal_api.problems import responses
 from temporal_api.requests import JSONResponse
-from temporal_api.sealing import LONGEST_TOKEN, NextPageToken
-from temporal_api.services import CurrentServices, Services
+from temporal_api.sealing import NextPageToken, page_size, page_token
+from temporal_api.services import CurrentServices
 from temporal_api.temporal.payloads import raw_json
-from temporal_api.temporal.run import Run, Status
+from temporal_api.temporal.run import Status
 from temporal_api.temporal.visibility import Filters, compile_query, count_by_status, list_runs, parse_time
 
 _EXACT = (
     "exactly. Temporal's index cannot look for a text with a double quote, a backslash or a control character in it, "
     "or a single quote at an end: such a one matches nothing."
 )
-_QUERY_LENGTH = 4_000  # a request line has 8 KiB, and a query in it is percent-encoded
 
 
 def _text(description: str) -> QueryParameter:
@@ -46,7 +38,9 @@ def _moment(description: str) -> QueryParameter:
     return QueryParameter(description=f"{description} RFC 3339, with its zone.", format="date-time", max_length=100)
 
 
-def provide_filters(
+async def provide_query(
+    request: APIRequest,
+    services: CurrentServices,
     workflow_type: Annotated[str | None, _text(f"Of this type, {_EXACT}")] = None,
     status: Annotated[
         list[Status] | None, QueryParameter(description="Of this status; repeated: of any of them.", max_items=50)
@@ -80,28 +74,33 @@ def provide_filters(
                 "filters hold beside it. It may find any workflow, so the token needs the admin scope of every "
                 "resource too, such as `orders:admin`."
             ),
-            schema_extra={"maxLength": _QUERY_LENGTH},
+            max_length=4_000,  # a request line has 8 KiB, and a query in it is percent-encoded
         ),
     ] = None,
-) -> Filters:
-    """The filters that the list and the count share."""
-    if where is not None and len(where) > _QUERY_LENGTH:  # Litestar itself would blame `where`
-        raise invalid("query", f"Expected at most {_QUERY_LENGTH} characters")
-    begin_and_end = ("started_from", "started_to"), ("closed_from", "closed_to")
+) -> str:
+    """The visibility query of the filters that list and count share; what is hidden from the user is left out.
+
+    Raises ValidationError, InvalidQuery or InsufficientScope.
+    """
     sent = {"started_from": started_from, "started_to": started_to, "closed_from": closed_from, "closed_to": closed_to}
     times, mistakes = {}, []
     for key, text in sent.items():
         try:
             if text is not None:
                 times[key] = parse_time(key, text)
-        except ValidationError as error:
+        except errors.ValidationError as error:
             mistakes += error.details["errors"]
-    for begin, end in begin_and_end:
+    for begin, end in (("started_from", "started_to"), ("closed_from", "closed_to")):
         if begin in times and end in times and times[end] <= times[begin]:
             mistakes.append(FieldError(end, f"Expected a time after {begin}"))
     if mistakes:
         raise invalid_fields(mistakes)
-    return Filters(
+    hidden = services.hidden_from(request.user)
+    if where is not None and hidden:
+        scopes = [services.hidden[prefix] for prefix in hidden]
+        message = f"A query of your own may find any workflow: the token needs the scope {' and '.join(scopes)}."
+        raise errors.InsufficientScope(message, " ".join(scopes))
+    filters = Filters(
         workflow_type=workflow_type,
         status=status or (),
         task_queue=task_queue,
@@ -110,16 +109,11 @@ def provide_filters(
         query=where,
         **times,
     )
-
-
-async def _compile(services: Services, user: User, filters: Filters) -> str:
-    """The visibility query, without the workflows that are hidden from the user. Raises InsufficientScope."""
-    hidden = services.hidden_from(user)
-    if filters.query is not None and hidden:
-        scopes = [services.hidden[prefix] for prefix in hidden]
-        message = f"A query of your own may find any workflow: the token needs the scope {' and '.join(scopes)}."
-        raise InsufficientScope(message, " ".join(scopes))
     return await compile_query(services.temporal, filters, without_prefixes=hidden)
+
+
+_QUERY = {"visibility_query": Provide(provide_query)}
+VisibilityQuery = NamedDependency[SkipValidation[str]]
 
 
 class WorkflowSummary(RunFields, kw_only=True):
@@ -129,14 +123,6 @@ class WorkflowSummary(RunFields, kw_only=True):
         dict[str, Raw], Meta(description="Values as the index has them.", examples=[{"CustomerId": "cust_123"}])
     ]
     history_length: Annotated[int | None, Meta(description="Events in its history.", examples=[None])]
-
-
-def _summary(run: Run) -> WorkflowSummary:
-    return WorkflowSummary.of(
-        run,
-        search_attributes={name: raw_json(payload) for name, payload in sorted(run.search_attributes.items())},
-        history_length=run.history_length if run.close_time else None,
-    )
 
 
 _Consistency = Annotated[
@@ -159,34 +145,32 @@ class WorkflowListResponse(msgspec.Struct):
 @get(
     "/workflows",
     scope=READ,
-    operation_id="listWorkflows",
     summary="List workflows",
-    responses=responses(InvalidQuery, InvalidPageToken),
-    dependencies={"filters": Provide(provide_filters, sync_to_thread=False)},
+    responses=responses(errors.InvalidQuery, errors.InvalidPageToken),
+    dependencies=_QUERY,
 )
 async def list_workflows(
-    request: APIRequest,
     services: CurrentServices,
-    filters: NamedDependency[SkipValidation[Filters]],
-    page_size: Annotated[int, QueryParameter(ge=1, le=1000, description="Runs a page, at most.")] = 100,
-    page_token: Annotated[
-        str,
-        QueryParameter(
-            max_length=LONGEST_TOKEN,
-            description="`next_page_token` of the page before; send the same filters with it.",
-        ),
-    ] = "",
+    visibility_query: VisibilityQuery,
+    page_size: Annotated[int, page_size("Runs")] = 100,
+    page_token: Annotated[str, page_token("; send the same filters with it")] = "",
 ) -> JSONResponse[WorkflowListResponse]:
     """Running workflows first, newest first; then closed ones, last closed first.
 
     Eventually consistent: a workflow that was started, or has ended, just now may be missing or be shown as it was.
     The workflows of a resource are left out unless the token has its admin scope, such as `orders:admin`.
     """
-    query = await _compile(services, request.user, filters)
-    bound = ("workflows", query)
+    bound = ("workflows", visibility_query)
     token = services.page_tokens.unseal(page_token, *bound)
-    runs, next_token = await list_runs(services.temporal, query, page_size, token)
-    items = [_summary(run) for run in runs]
+    runs, next_token = await list_runs(services.temporal, visibility_query, page_size, token)
+    items = [
+        WorkflowSummary.of(
+            run,
+            search_attributes={name: raw_json(payload) for name, payload in sorted(run.search_attributes.items())},
+            history_length=run.history_length if run.close_time else None,
+        )
+        for run in runs
+    ]
     return JSONResponse(WorkflowListResponse(items, services.page_tokens.seal(next_token, *bound), "eventual"))
 
 
@@ -203,18 +187,17 @@ class WorkflowCountResponse(msgspec.Struct):
 @get(
     "/workflow-count",
     scope=READ,
-    operation_id="countWorkflows",
     summary="Count workflows by status",
-    responses=responses(InvalidQuery),
-    dependencies={"filters": Provide(provide_filters, sync_to_thread=False)},
+    responses=responses(errors.InvalidQuery),
+    dependencies=_QUERY,
 )
 async def count_workflows(
-    request: APIRequest, services: CurrentServices, filters: NamedDependency[SkipValidation[Filters]]
+    services: CurrentServices, visibility_query: VisibilityQuery
 ) -> JSONResponse[WorkflowCountResponse]:
     """How many workflows meet the filters.
 
     Eventually consistent: what started or ended just now may be counted as it was. The workflows of a resource are not
     counted unless the token has its admin scope, such as `orders:admin`.
     """
-    groups = await count_by_status(services.temporal, await _compile(services, request.user, filters))
+    groups = await count_by_status(services.temporal, visibility_query)
     return JSONResponse(WorkflowCountResponse(sum(groups.values()), groups, "eventual"))

@@ -4,14 +4,14 @@ JSON passes through untouched: what the caller sends as an argument is, byte for
 result's bytes are the answer's.
 """
 
-import asyncio
+import time
 import uuid
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import msgspec
 from litestar import get, post
 from litestar.openapi.datastructures import ResponseSpec
-from litestar.params import HeaderParameter, JSONBody
+from litestar.params import JSONBody
 from msgspec import UNSET, Meta, Raw, UnsetType
 
 from temporal_api import errors
@@ -19,48 +19,65 @@ from temporal_api.auth import APIRequest
 from temporal_api.bounds import check_entries
 from temporal_api.controllers.workflows.addressing import (
     ADMIN,
-    DOTS,
-    NOT_DOTS,
-    ONE,
+    ASK_AGAIN,
+    CHANGES,
     READ,
     WRITE,
-    Argument,
-    ArgumentList,
-    Arguments,
     NonEmpty,
     PathWorkflow,
     RunId,
     Target,
     WorkflowId,
-    arguments,
-    check_arguments,
-    check_in_path,
+    ask_again,
     check_lengths,
     excludes,
     in_path,
-    location,
 )
 from temporal_api.errors import invalid, invalid_fields
-from temporal_api.idempotency import check_key, derived_id
-from temporal_api.mistakes import KEY, body_mistakes
+from temporal_api.idempotency import check_key, derived_id, key_header
+from temporal_api.mistakes import body_mistakes
 from temporal_api.problems import responses
 from temporal_api.record import record_of
 from temporal_api.requests import JSONResponse
-from temporal_api.services import CurrentServices
+from temporal_api.services import CurrentServices, Services
 from temporal_api.temporal import updates
 from temporal_api.temporal.updates import Update
-from temporal_api.waiting import RETRY_AFTER_SECONDS, Prefer, preference_applied, preferred_wait
+from temporal_api.temporal.workflow import Workflow
+from temporal_api.waiting import Prefer, preference_applied, preferred_wait
 
 _ASKED = (errors.WorkflowNotFound, errors.NoWorker, errors.WorkflowTaskFailing)
 """How asking a worker may fail."""
+DOTS = (".", "..")
+NOT_DOTS = "Expected an id that a URL can carry: not . or .."
+
+Argument = Raw | UnsetType
+ArgumentList = Annotated[list[Raw], Meta(max_length=100)]
+Arguments = Annotated[ArgumentList | UnsetType, Meta(description="The arguments, each any JSON.")]
+
+
+def check_in_path(body: msgspec.Struct, field: str) -> None:
+    """Raises ValueError, as `check_lengths` does, for an id that no URL carries: clients resolve its dots."""
+    if getattr(body, field, None) in DOTS:
+        raise ValueError(f"{field}: {NOT_DOTS}")
+
+
+def check_arguments(body: msgspec.Struct, one: str, many: str) -> None:
+    """Raises ValueError, likewise, for one argument and an argument list at once."""
+    # An empty list is what some generated clients send when they have none.
+    if getattr(body, one, UNSET) is not UNSET and getattr(body, many, False):
+        raise ValueError(f"{many}: Send {one} or {many}, not both")
+
+
+def arguments(one: Argument, many: Arguments) -> list[Raw]:
+    """One argument, an argument list, or none."""
+    return many or [] if isinstance(one, UnsetType) else [one]
+
 
 SignalKey = Annotated[
     str | None,
-    HeaderParameter(
-        name="Idempotency-Key",
-        pattern=KEY,
-        description="The same key again, from the same caller, sends nothing to a run that has the signal, whatever "
-        "the body says. A run that a reset has begun may get it once more. 1 to 255 visible ASCII characters.",
+    key_header(
+        "The same key again, from the same caller, sends nothing to a run that has the signal, whatever the body says. "
+        "A run that a reset has begun may get it once more. 1 to 255 visible ASCII characters."
     ),
 ]
 
@@ -75,13 +92,8 @@ class SignalRequest(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     signal_args: Annotated[Arguments, Meta(extra_json_schema=excludes("signal_input"))] = UNSET
 
     def __post_init__(self) -> None:
-        """Refuse names that Temporal does not take, and arguments given twice."""
         check_lengths(self, "signal_name")
         check_arguments(self, "signal_input", "signal_args")
-
-    def arguments(self) -> list[Raw]:
-        """What is sent along."""
-        return arguments(self.signal_input, self.signal_args)
 
 
 class SignalResponse(msgspec.Struct):
@@ -91,24 +103,14 @@ class SignalResponse(msgspec.Struct):
     signal_name: Annotated[str, Meta(description="The signal's name.", examples=["cancel"])]
 
 
-@post(
-    f"{ONE}/signal",
-    scope=WRITE,
-    status_code=202,
-    operation_id="signalWorkflow",
-    summary="Send a signal",
-    responses=responses(errors.WorkflowNotFound, errors.WorkflowCompleted, errors.PreconditionFailed, body=True),
-)
+@post("/signal", scope=WRITE, status_code=202, summary="Send a signal", responses=CHANGES)
 async def signal_workflow(
-    target: Target,
-    data: JSONBody[SignalRequest],
-    request: APIRequest,
-    idempotency_key: SignalKey = None,
+    target: Target, data: JSONBody[SignalRequest], request: APIRequest, idempotency_key: SignalKey = None
 ) -> SignalResponse:
     """Send a signal. Temporal keeps it (202) until a worker handles it."""
     key = check_key(request, idempotency_key)
     request_id = derived_id("signals", request.user, key) if key else None
-    await target.signal(data.signal_name, data.arguments(), request_id)
+    await target.signal(data.signal_name, arguments(data.signal_input, data.signal_args), request_id)
     return SignalResponse(target.id, data.signal_name)
 
 
@@ -119,7 +121,6 @@ class QueryRequest(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     query_args: Annotated[Argument, Meta(description="Any JSON; an array of at most 100.")] = UNSET
 
     def __post_init__(self) -> None:
-        """Refuse names that Temporal does not take."""
         check_lengths(self, "query_name")
 
 
@@ -146,10 +147,9 @@ async def _query_arguments(args: Argument) -> list[Raw]:
 
 
 @post(
-    f"{ONE}/query",
+    "/query",
     scope=READ,
     status_code=200,
-    operation_id="queryWorkflow",
     summary="Ask a workflow",
     responses=responses(*_ASKED, errors.WorkflowCompleted, errors.WorkflowPaused, errors.QueryFailed, body=True),
 )
@@ -201,15 +201,14 @@ class _Metadata(msgspec.Struct, rename="camel"):
 
 
 @get(
-    f"{ONE}/metadata",
+    "/metadata",
     scope=READ,
-    operation_id="getWorkflowMetadata",
     summary="What a workflow can be sent and asked",
     responses=responses(
         *_ASKED, errors.WorkflowCompleted, errors.WorkflowPaused, errors.QueryFailed, errors.PayloadUndecodable
     ),
 )
-async def get_metadata(workflow: PathWorkflow) -> MetadataResponse:
+async def get_workflow_metadata(workflow: PathWorkflow) -> MetadataResponse:
     """The signals, queries and updates that the workflow's code handles now, with their descriptions.
 
     A worker answers. Workers with an SDK that is too old to know say 422.
@@ -237,11 +236,9 @@ def _own(handlers: list[_Handler]) -> list[MessageHandler]:
 
 UpdateKey = Annotated[
     str | None,
-    HeaderParameter(
-        name="Idempotency-Key",
-        pattern=KEY,
-        description="Serves as `update_id`: the same one again gives the first outcome, whatever else the body says, "
-        "also after the workflow has closed. 1 to 255 visible ASCII characters.",
+    key_header(
+        "Serves as `update_id`: the same one again gives the first outcome, whatever else the body says, also after "
+        "the workflow has closed. 1 to 255 visible ASCII characters."
     ),
 ]
 UpdateId = Annotated[str, Meta(description="The update's id.", examples=["add-line-7"])]
@@ -259,14 +256,9 @@ class UpdateRequest(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     ] = None
 
     def __post_init__(self) -> None:
-        """Refuse names that Temporal does not take, and arguments given twice."""
         check_lengths(self, "update_name", "update_id")
         check_in_path(self, "update_id")
         check_arguments(self, "update_input", "update_args")
-
-    def arguments(self) -> list[Raw]:
-        """What is sent along."""
-        return arguments(self.update_input, self.update_args)
 
 
 class UpdateResponse(msgspec.Struct):
@@ -293,12 +285,11 @@ _PENDING: dict[int, ResponseSpec] = {
 
 
 @post(
-    f"{ONE}/updates",
+    "/updates",
     scope=WRITE,
     status_code=200,
-    operation_id="updateWorkflow",
     summary="Send an update",
-    headers={200: ("Preference-Applied",), 202: ("Location", "Preference-Applied", "Retry-After")},
+    headers=ASK_AGAIN,
     responses={
         **_PENDING,
         **responses(
@@ -325,35 +316,27 @@ async def update_workflow(
     ask for the outcome. An update that is rejected or fails is a 422.
     """
     update_id = _update_id(data, check_key(request, idempotency_key))
-    settings, waits = services.settings, services.waits
-    preferred = preferred_wait(request, settings.max_wait_seconds)
+    preferred = preferred_wait(request, services.settings.max_wait_seconds)
     record_of(request.scope).waited = bool(preferred)  # for a worker, to begin with
-    now = asyncio.get_running_loop().time
-    until = now() + (settings.rpc_timeout_seconds if preferred is None else preferred)
-    update = await updates.send(target, update_id, data.update_name, data.arguments())
-    if update.result is None:
-        left = max(0, until - now())
-        done = await waits.within(request, left, lambda: updates.wait(target, update))
-        update = done or update
+    began = time.monotonic()
+    update = await updates.send(target, update_id, data.update_name, arguments(data.update_input, data.update_args))
+    seconds = services.settings.rpc_timeout_seconds if preferred is None else preferred
+    update = await until_done(request, services, target, update, max(0, seconds + began - time.monotonic()))
     return _answer(request, update, preferred)
 
 
 # The path of before, for clients that still use it.
-update_at_old_path = post(f"{ONE}/update", scope=WRITE, status_code=200, include_in_schema=False)(update_workflow.fn)
+update_at_old_path = post("/update", scope=WRITE, status_code=200, include_in_schema=False)(update_workflow.fn)
 
 
 @get(
-    ONE + "/updates/{update_id:str}",
+    "/updates/{update_id:str}",
     scope=READ,
-    operation_id="getWorkflowUpdate",
     summary="An update's outcome",
-    headers={200: ("Preference-Applied",), 202: ("Location", "Preference-Applied", "Retry-After")},
-    responses={
-        **_PENDING,
-        **responses(*_ASKED, errors.UpdateNotFound, errors.UpdateRejected),
-    },
+    headers=ASK_AGAIN,
+    responses={**_PENDING, **responses(*_ASKED, errors.UpdateNotFound, errors.UpdateRejected)},
 )
-async def get_update(
+async def get_workflow_update(
     request: APIRequest,
     workflow: PathWorkflow,
     update_id: Annotated[str, in_path("update")],
@@ -362,11 +345,17 @@ async def get_update(
 ) -> JSONResponse[UpdateResponse]:
     """The outcome is kept as long as the run, also after its end. A rejected update is not kept: it is a 404."""
     seconds = preferred_wait(request, services.settings.max_wait_seconds)
-    update = await updates.find(workflow, update_id)
-    if update.result is None:
-        done = await services.waits.within(request, seconds, lambda: updates.wait(workflow, update))
-        update = done or update
+    update = await until_done(request, services, workflow, await updates.find(workflow, update_id), seconds)
     return _answer(request, update, seconds)
+
+
+async def until_done(
+    request: APIRequest, services: Services, workflow: Workflow, update: Update, seconds: float | None
+) -> Update:
+    """The update once it is done, or as it is when the time is over."""
+    if update.result is not None:
+        return update
+    return await services.waits.within(request, seconds, lambda: updates.wait(workflow, update)) or update
 
 
 def _update_id(data: UpdateRequest, key: str | None) -> str:
@@ -383,7 +372,5 @@ def _answer(request: APIRequest, update: Update, preferred: float | None) -> JSO
     if update.result is not None:
         return JSONResponse(UpdateResponse(*ids, update.result), headers=headers)
     # Pinned: an update is of one run, and the next one, after a continue-as-new, does not know it.
-    headers["Location"] = f"{location(update.workflow_id, 'updates', update.update_id)}?run_id={update.run_id}"
-    headers["Retry-After"] = RETRY_AFTER_SECONDS
-    pending: Any = UpdatePendingResponse(*ids, "ACCEPTED")
-    return JSONResponse(pending, status_code=202, headers=headers)
+    pending = UpdatePendingResponse(*ids, "ACCEPTED")
+    return ask_again(pending, headers, update.run_id, update.workflow_id, "updates", update.update_id)

@@ -16,22 +16,27 @@ from temporal_api.auth import APIRequest, User
 from temporal_api.controllers.workflows.addressing import (
     ADMIN,
     WRITE,
-    Argument,
-    Arguments,
     NonEmpty,
     Result,
     RunId,
     StatusName,
     Time,
     WorkflowId,
-    arguments,
-    check_arguments,
-    check_in_path,
     check_lengths,
     excludes,
     location,
 )
-from temporal_api.controllers.workflows.messages import SignalRequest, UpdateId, UpdateRequest
+from temporal_api.controllers.workflows.messages import (
+    Argument,
+    Arguments,
+    SignalRequest,
+    UpdateId,
+    UpdateRequest,
+    arguments,
+    check_arguments,
+    check_in_path,
+    until_done,
+)
 from temporal_api.errors import Problem, invalid
 from temporal_api.idempotency import REPLAYED, IdempotencyKey, check_key, check_same, derived_id, fingerprint
 from temporal_api.problems import responses
@@ -102,7 +107,6 @@ class SearchAttribute(msgspec.Struct, forbid_unknown_fields=True):
     value: Annotated[Raw, Meta(description="A value of this type.")]
 
     def __post_init__(self) -> None:
-        """Check that the value is of the type."""
         try:
             msgspec.json.decode(self.value, type=_SEARCH_TYPES[self.type])
         except msgspec.ValidationError as error:
@@ -160,8 +164,7 @@ class WorkflowExecutionRequest(msgspec.Struct, forbid_unknown_fields=True, kw_on
     start_delay_seconds: Annotated[
         Duration | None,
         Meta(
-            description="When it begins. Not with `signal` or `update`.",
-            extra_json_schema=excludes("signal", "update"),
+            description="When it begins. Not with `signal` or `update`.", extra_json_schema=excludes("signal", "update")
         ),
     ] = None
     retry_policy: Annotated[RetryPolicy | None, Meta(description="Without it a failed run is not retried.")] = None
@@ -201,7 +204,6 @@ class WorkflowExecutionRequest(msgspec.Struct, forbid_unknown_fields=True, kw_on
     ] = None
 
     def __post_init__(self) -> None:
-        """Refuse names that Temporal does not take, and fields that do not go together."""
         check_lengths(self, "workflow_type", "task_queue", "workflow_id")
         check_in_path(self, "workflow_id")
         check_arguments(self, "input_data", "args")
@@ -233,7 +235,6 @@ class WorkflowExecutionResponse(msgspec.Struct, omit_defaults=True):
 @post(
     "/workflows",
     scope=WRITE,
-    operation_id="startWorkflow",
     summary="Start a workflow",
     headers={200: ("Location", "Preference-Applied"), 201: ("Location", "Preference-Applied", "Idempotent-Replayed")},
     responses={
@@ -363,20 +364,18 @@ async def _start(
         versioning_override=data.versioning_override or None,
     )
     if data.signal is not None:
-        args = data.signal.arguments()
+        args = arguments(data.signal.signal_input, data.signal.signal_args)
         return await services.starts.signal_with_start(start, data.signal.signal_name, args), None
     if data.update is None:
         return await services.starts.start(start), None
 
     workflow, update_id = services.workflow(workflow_id), data.update.update_id or str(uuid.uuid4())
-    args = data.update.arguments()
+    args = arguments(data.update.update_input, data.update.update_args)
     record_of(request.scope).waited = bool(preferred)  # for a worker, to begin with
     run, update = await updates.send_with_start(workflow, start, update_id, data.update.update_name, args)
-    if update.result is None:
-        # Without a preference, as long as any call.
-        seconds = services.settings.rpc_timeout_seconds if preferred is None else preferred
-        done = await services.waits.within(request, seconds, lambda: updates.wait(workflow, update))
-        update = done or update
+    # Without a preference, as long as any call.
+    seconds = services.settings.rpc_timeout_seconds if preferred is None else preferred
+    update = await until_done(request, services, workflow, update, seconds)
     if update.result is None:
         return run, StartedUpdate(update_id, "ACCEPTED", Raw(b"null"))
     return run, StartedUpdate(update_id, "COMPLETED", update.result)

@@ -9,7 +9,7 @@ from msgspec import Meta, Raw
 
 from temporal_api.auth import APIRequest
 from temporal_api.controllers.workflows.addressing import (
-    ONE,
+    ASK_AGAIN,
     READ,
     PathWorkflow,
     Result,
@@ -17,25 +17,16 @@ from temporal_api.controllers.workflows.addressing import (
     StatusName,
     Time,
     WorkflowId,
-    location,
+    ask_again,
 )
 from temporal_api.errors import ShuttingDown, WorkflowNotFound
 from temporal_api.problems import responses
-from temporal_api.requests import NOT_MODIFIED, JSONResponse, unchanged
-from temporal_api.services import CurrentServices
+from temporal_api.requests import JSONResponse
+from temporal_api.services import NOT_MODIFIED, STATUS_HEADERS, CurrentServices
 from temporal_api.temporal.endings import Ending
 from temporal_api.temporal.failures import FailureInfo
 from temporal_api.temporal.run import PendingActivity, PendingChild, PendingWorkflowTask, Run
-from temporal_api.waiting import (
-    RETRY_AFTER_SECONDS,
-    IfNoneMatch,
-    Prefer,
-    etag,
-    is_known,
-    preference_applied,
-    preferred_wait,
-    wait_for_change,
-)
+from temporal_api.waiting import IfNoneMatch, Prefer, preference_applied, preferred_wait
 
 
 class RunFields(msgspec.Struct, kw_only=True):
@@ -77,12 +68,10 @@ class WorkflowStatusResponse(RunFields, kw_only=True):
 
 
 @get(
-    ONE,
     scope=READ,
-    operation_id="getWorkflow",
     summary="A workflow as it is now",
-    headers={200: ("ETag", "Preference-Applied"), 304: ("ETag", "Preference-Applied")},
-    responses={304: NOT_MODIFIED, **responses(WorkflowNotFound)},
+    headers=STATUS_HEADERS,
+    responses={**NOT_MODIFIED, **responses(WorkflowNotFound)},
 )
 async def get_workflow(
     request: APIRequest,
@@ -96,27 +85,25 @@ async def get_workflow(
     With `If-None-Match` the answer is 304 while nothing has changed. With `Prefer: wait` too, it comes as soon as
     something changes.
     """
-    seconds = preferred_wait(request, services.settings.max_wait_seconds) if if_none_match else None
-    run = await workflow.describe()
-    if await wait_for_change(request, services.waits, services.feeds, workflow, run, seconds):
-        run = await workflow.describe()
-    headers = {"ETag": etag(run), **preference_applied(request, seconds)}
-    if if_none_match and is_known(request, run):
-        return unchanged(headers)
     temporal = services.temporal
-    ending = None if run.is_open else await services.endings.read(workflow.run(run.run_id))
-    status = WorkflowStatusResponse.of(
-        run,
-        result=ending.result if ending else Raw(b"null"),
-        failure=ending.failure if ending else None,
-        history_length=run.history_length,
-        memo=await temporal.values(run.memo.fields),
-        search_attributes=await temporal.values(run.search_attributes),
-        pending_activities=await run.pending_activities(temporal),
-        pending_children=run.pending_children(),
-        pending_workflow_task=await workflow.pending_workflow_task(run),
-    )
-    return JSONResponse(status, headers=headers)
+
+    async def read() -> tuple[None, Run]:
+        return None, await workflow.describe()
+
+    async def tell(_: None, run: Run, ending: Ending | None) -> WorkflowStatusResponse:
+        return WorkflowStatusResponse.of(
+            run,
+            result=ending.result if ending else Raw(b"null"),
+            failure=ending.failure if ending else None,
+            history_length=run.history_length,
+            memo=await temporal.values(run.memo.fields),
+            search_attributes=await temporal.values(run.search_attributes),
+            pending_activities=await run.pending_activities(temporal),
+            pending_children=run.pending_children(),
+            pending_workflow_task=await workflow.pending_workflow_task(run),
+        )
+
+    return await services.answer_status(request, if_none_match, read, tell)
 
 
 class WorkflowResultResponse(Ending):
@@ -132,17 +119,16 @@ class WorkflowPendingResponse(msgspec.Struct):
 
 
 @get(
-    f"{ONE}/result",
+    "/result",
     scope=READ,
-    operation_id="getWorkflowResult",
     summary="A workflow's result, when it has one",
-    headers={200: ("Preference-Applied",), 202: ("Location", "Preference-Applied", "Retry-After")},
+    headers=ASK_AGAIN,
     responses={
         202: ResponseSpec(WorkflowPendingResponse, description="Not yet.", generate_examples=False),
         **responses(WorkflowNotFound, ShuttingDown),
     },
 )
-async def get_result(
+async def get_workflow_result(
     request: APIRequest, workflow: PathWorkflow, services: CurrentServices, prefer: Prefer = None
 ) -> JSONResponse[WorkflowResultResponse]:
     """The result of the last run: continue-as-new, retries and cron are followed.
@@ -158,8 +144,6 @@ async def get_result(
         ending = await services.endings.read(pinned)
     headers = preference_applied(request, seconds)
     if ending is None:
-        pending: Any = WorkflowPendingResponse(workflow.id, run.run_id, run.status)
-        where = location(workflow.id, "result") + (f"?run_id={workflow.run_id}" if workflow.run_id else "")
-        headers |= {"Location": where, "Retry-After": RETRY_AFTER_SECONDS}
-        return JSONResponse(pending, status_code=202, headers=headers)
+        pending = WorkflowPendingResponse(workflow.id, run.run_id, run.status)
+        return ask_again(pending, headers, workflow.run_id, workflow.id, "result")
     return JSONResponse(WorkflowResultResponse(**msgspec.structs.asdict(ending)), headers=headers)
