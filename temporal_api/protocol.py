@@ -26,9 +26,13 @@ MAX_HEAD_BYTES = 32 * 1024
 MAX_FIELDS = 100
 PIECE_BYTES = 16 * 1024
 """What the parser gets at once, so what it may take before a bound is looked at."""
+FLOOD_BYTES = 128 * 1024
+"""Who sends so much at once waits until all others were read from."""
 MAX_HELD_BYTES = 16 * 1024 * 1024
 """Requests that were sent before their turn, of all connections."""
 BODY_BYTES_PER_SECOND = 64 * 1024
+DROPPED_BYTES = 4 * 1024 * 1024
+"""The most that is read of a body which is answered already; then the connection is closed."""
 LINGER_SECONDS = 2.0
 """How long a caller who is still sending has to read the last answer."""
 LAST_REQUEST_SECONDS = 1.0
@@ -108,12 +112,19 @@ class Connection(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         """Take what was read."""
+        if len(data) >= FLOOD_BYTES:  # else uvloop reads on from this one, 8 MB in a row, while others wait
+            self.transport.pause_reading()
+            self.loop.call_soon(self._read_on)
         if self._reads is NOTHING:
             return
         if self.pipeline or len(data) > PIECE_BYTES or data.count(_HEAD_END) > 1:
             self._feed_in_turn(self._held + data)
         else:
             self._feed(data)
+
+    def _read_on(self) -> None:
+        if not (self.flow.read_paused or self.transport.is_closing()):
+            self.transport.resume_reading()
 
     def _feed_in_turn(self, data: bytes) -> None:
         """Feed the parser a head at a time: what follows a request that waits for its turn is held unparsed."""
@@ -239,6 +250,8 @@ class Connection(HttpToolsProtocol):
             if len(cycle.body) > HIGH_WATER_LIMIT:
                 self.flow.pause_reading()
             cycle.message_event.set()
+        elif self._body_bytes > DROPPED_BYTES:
+            self._close_in_stages()
 
     def on_message_complete(self) -> None:
         """The request is here as a whole."""
