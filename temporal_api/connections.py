@@ -4,7 +4,8 @@ import asyncio
 import heapq
 import logging
 import resource
-from typing import TYPE_CHECKING
+from collections import deque
+from typing import TYPE_CHECKING, Any
 
 from uvicorn.server import ServerState
 
@@ -20,6 +21,8 @@ SPARE_CONNECTIONS = 32
 """Beyond MAX_CONNECTIONS: those that may turn out to ask for health or metrics."""
 OTHER_DESCRIPTORS = 32
 """Files and sockets of the process that are not its clients' connections."""
+BEGUN_IN_A_TURN = 32
+"""Requests that begin in one turn of the event loop: of 500 at once, health waits for a few."""
 
 log = logging.getLogger(__name__)
 
@@ -43,6 +46,8 @@ class Connections(ServerState):
         self._evicted = 0
         self._longest: list[tuple[float, int, Connection]] = []
         self._sweeping = False
+        self._begun = 0
+        self._later: deque[tuple[Connection, Any]] = deque()
 
     def add(self, connection: "Connection") -> None:
         """Find a place for a new connection: where there is none, that of whoever has sent nothing for the longest."""
@@ -75,6 +80,21 @@ class Connections(ServerState):
                 )
                 self._longest = heapq.nsmallest(SPARE_CONNECTIONS, waiting)[::-1]
         return False
+
+    def begin(self, connection: "Connection", cycle: Any) -> None:
+        """Begin a request now, or when those before it have begun."""
+        if self._begun >= BEGUN_IN_A_TURN and not cycle.scope["path"].startswith(self.spared):
+            self._later.append((connection, cycle))
+            return
+        if not self._begun:
+            connection.loop.call_soon(self._next_turn)
+        self._begun += 1
+        connection.answer(cycle)
+
+    def _next_turn(self) -> None:
+        self._begun = 0
+        while self._later and self._begun < BEGUN_IN_A_TURN:
+            self.begin(*self._later.popleft())
 
     def drain(self) -> None:
         """From now on every answer is the last one on its connection, and says so."""

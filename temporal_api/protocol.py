@@ -280,9 +280,13 @@ class Connection(HttpToolsProtocol):
         )
         if in_turn:
             self._answered = self.cycle
-            self._start_asgi_task(self.cycle, self.app)
+            self.server_state.begin(self, self.cycle)
         else:
             self.pipeline.appendleft((self.cycle, self.app))
+
+    def answer(self, cycle: _Cycle) -> None:
+        """Give the request to the app."""
+        self._start_asgi_task(cycle, self.app)
 
     def on_response_complete(self) -> None:
         """An answer is written: on to the next request."""
@@ -295,8 +299,9 @@ class Connection(HttpToolsProtocol):
         if self.transport.is_closing():
             return
         if self.pipeline:  # one at most: that which was read last
+            self.pipeline.pop()
             self._answered = self.cycle
-            self._start_asgi_task(*self.pipeline.pop())
+            self.server_state.begin(self, self.cycle)
         if self._reads is NEXT:
             self.since = self.server_state.clock
         self.flow.resume_reading()

@@ -96,6 +96,7 @@ def _config(app: Litestar, host: str, port: int) -> uvicorn.Config:
         ws="none",
         log_config=None,
         access_log=False,
+        reset_contextvars=True,  # or a request may begin in the context of the one before it
         server_header=False,
         forwarded_allow_ips=app.state.settings.forwarded_allow_ips,
         # Longer than proxies and clients keep theirs (60 s, 5 s): a server that closes first may lose a request.
