@@ -49,6 +49,7 @@ def serve(app: Litestar, host: str, port: int, shutdown_delay_seconds: float) ->
     config = _config(app, host, port)
     gc.collect()
     gc.freeze()  # what is there now stays: now and then, looking through all of it held up every request for 80 ms
+    gc.set_threshold(10_000)  # by default, and with little left to look through, it would look too often
     # After a graceful stop uvicorn raises the signal again; the handler of `__main__` makes that exit code 0.
     _DrainingServer(app, config, shutdown_delay_seconds).run(sockets)
 
