@@ -2,7 +2,8 @@
 
 The modules, in the order a request meets them:
 
-    protocol      the clients' connections: how many there may be, what a caller may send on one, how long that may take
+    clients       their connections: how many there may be, and how they end
+    protocol      HTTP/1.1 on one connection: what a caller may send, and how long that may take
     observe       outermost: request id, access log, HTTP metrics, headers of every answer, gzip, HEAD
     prefix        the path below which a proxy serves the service
     cors          what pages of other origins may do

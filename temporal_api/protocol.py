@@ -1,15 +1,13 @@
-"""The clients' connections, and HTTP/1.1 on each: what a caller may send, and how long that may take.
+"""HTTP/1.1 on one connection: what a caller may send, and how long that may take, before there is a request.
 
-Whatever a caller without a token can do is bounded here, before it costs anything. The parser is httptools', the
-answers are uvicorn's.
+Whatever a caller without a token can do is bounded here, before it costs anything; `clients` bounds how many
+connections there are. The parser is httptools', the answers are uvicorn's.
 """
 
 import asyncio
 import enum
-import heapq
 import logging
 import re
-import resource
 from types import SimpleNamespace
 from typing import Any, ClassVar
 from urllib.parse import unquote
@@ -17,11 +15,10 @@ from urllib.parse import unquote
 import httptools
 from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
-from uvicorn.server import ServerState
 
 from temporal_api import errors
+from temporal_api.clients import SWEEP_SECONDS, Clients
 from temporal_api.record import refuse
-from temporal_api.settings import Settings
 
 MAX_TARGET_BYTES = 8 * 1024 - len("GET  HTTP/1.1")
 """Of a request line of 8 KiB."""
@@ -29,108 +26,23 @@ MAX_HEAD_BYTES = 32 * 1024
 MAX_FIELDS = 100
 PIECE_BYTES = 16 * 1024
 """What the parser gets at once, so what it may take before a bound is looked at."""
+FLOOD_BYTES = 128 * 1024
+"""Who sends so much at once waits until all others were read from."""
 MAX_HELD_BYTES = 16 * 1024 * 1024
 """Requests that were sent before their turn, of all connections."""
 BODY_BYTES_PER_SECOND = 64 * 1024
+DROPPED_BYTES = 4 * 1024 * 1024
+"""The most that is read of a body which is answered already; then the connection is closed."""
 LINGER_SECONDS = 2.0
 """How long a caller who is still sending has to read the last answer."""
 LAST_REQUEST_SECONDS = 1.0
 """At the end, how long an idle connection is left open for a request that is on its way."""
-
-SWEEP_SECONDS = 0.5
-LAST_BODY_SECONDS = 4.0
-"""At the end, how long a request has to arrive as a whole: before uvicorn cancels it."""
-SPARE_CONNECTIONS = 32
-"""Beyond MAX_CONNECTIONS: those that may turn out to ask for health or metrics."""
-OTHER_DESCRIPTORS = 32
-"""Files and sockets of the process that are not its clients' connections."""
 
 _HEAD_END = b"\r\n\r\n"
 # RFC 3986 3.2.2, with a port; RFC 9112 3.2 leaves no room for anything else in Host.
 _HOST = re.compile(rb"(?:[\w.~!$&'()*+,;=%-]+|\[[0-9A-Fa-fv:.]+\])(?::\d*)?")
 
 log = logging.getLogger(__name__)
-
-
-class Clients(ServerState):
-    """The open connections of one server: how many, how long each may wait for its caller, and how they end."""
-
-    connections: set["Connection"]  # type: ignore[assignment]
-
-    def __init__(self, settings: Settings) -> None:
-        super().__init__()
-        descriptors = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-        self.limit = max(1, min(settings.max_connections, descriptors - SPARE_CONNECTIONS - OTHER_DESCRIPTORS))
-        self.request_timeout = settings.request_timeout_seconds
-        self.spared = tuple(f"{root}/{first}" for root in ("", settings.root_path) for first in ("health", "metrics"))
-        self.draining = False
-        self.ends_at: float | None = None
-        self.clock = 0.0  # counted, not read: while this process is held up itself, no caller is late
-        self.held_bytes = 0
-        self._made = 0
-        self._evicted = 0
-        self._longest: list[tuple[float, int, Connection]] = []
-        self._sweeping = False
-
-    def add(self, connection: "Connection") -> None:
-        """Find a place for a new connection: where there is none, that of whoever has sent nothing for the longest."""
-        self._made += 1
-        connection.number = self._made
-        connection.since = self.clock
-        over = len(self.connections) - self.limit
-        if over > 0 and not self._evict(connection, every=over > SPARE_CONNECTIONS):
-            connection.over_limit = over <= SPARE_CONNECTIONS
-            if not connection.over_limit:
-                self._evicted += 1
-                connection.transport.abort()
-        if not self._sweeping:
-            self._sweeping = True
-            connection.loop.call_later(SWEEP_SECONDS, self._sweep, connection.loop)
-
-    def _evict(self, new: "Connection", *, every: bool) -> bool:
-        for found in (False, True):  # a list is used up before the next one is made: each costs a look at everybody
-            while self._longest:
-                since, _, connection = self._longest.pop()
-                if connection.waits and connection.since == since and not connection.transport.is_closing():
-                    self._evicted += 1
-                    connection.transport.abort()
-                    return True
-            if not found:
-                waiting = (
-                    (c.since, c.number, c)
-                    for c in self.connections
-                    if c.waits and c is not new and (every or not c.over_limit)
-                )
-                self._longest = heapq.nsmallest(SPARE_CONNECTIONS, waiting)[::-1]
-        return False
-
-    def drain(self) -> None:
-        """From now on every answer is the last one on its connection, and says so."""
-        self.draining = True
-        for connection in self.connections:
-            cycle = connection.cycle
-            if cycle is not None and not cycle.response_started:
-                cycle.keep_alive = False
-
-    def end(self) -> None:
-        """Close what is idle, and soon what is not."""
-        if self.ends_at is None:
-            self.drain()
-            self.ends_at = self.clock + LAST_BODY_SECONDS
-            for connection in self.connections:
-                if connection.waits:
-                    connection.since = self.clock
-
-    def _sweep(self, loop: asyncio.AbstractEventLoop) -> None:
-        self.clock += SWEEP_SECONDS
-        for connection in list(self.connections):
-            connection.check()
-        if self._evicted:
-            log.warning("closed %d connections: %d are open, as many as may be", self._evicted, len(self.connections))
-            self._evicted = 0
-        self._sweeping = bool(self.connections)
-        if self._sweeping:
-            loop.call_later(SWEEP_SECONDS, self._sweep, loop)
 
 
 class _Reads(enum.Enum):
@@ -218,12 +130,19 @@ class Connection(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         """Take what was read."""
+        if len(data) >= FLOOD_BYTES:  # else uvloop reads on from this one, 8 MB in a row, while others wait
+            self.transport.pause_reading()
+            self.loop.call_soon(self._read_on)
         if self._reads is NOTHING:
             return
         if self.pipeline or len(data) > PIECE_BYTES or data.count(_HEAD_END) > 1:
             self._feed_in_turn(self._held + data)
         else:
             self._feed(data)
+
+    def _read_on(self) -> None:
+        if not (self.flow.read_paused or self.transport.is_closing()):
+            self.transport.resume_reading()
 
     def _feed_in_turn(self, data: bytes) -> None:
         """Feed the parser a head at a time: what follows a request that waits for its turn is held unparsed."""
@@ -349,6 +268,8 @@ class Connection(HttpToolsProtocol):
             if len(cycle.body) > HIGH_WATER_LIMIT:
                 self.flow.pause_reading()
             cycle.message_event.set()
+        elif self._body_bytes > DROPPED_BYTES:
+            self._close_in_stages()
 
     def on_message_complete(self) -> None:
         """The request is here as a whole."""
@@ -377,9 +298,14 @@ class Connection(HttpToolsProtocol):
         )
         if in_turn:
             self._answered = self.cycle
-            self._start_asgi_task(self.cycle, self.app)
+            self.server_state.begin(self, self.cycle.scope["path"])
         else:
             self.pipeline.appendleft((self.cycle, self.app))
+
+    def answer(self) -> None:
+        """Give the request whose turn it is to the app."""
+        if self._answered is not None:
+            self._start_asgi_task(self._answered, self.app)
 
     def on_response_complete(self) -> None:
         """An answer is written: on to the next request."""
@@ -392,9 +318,10 @@ class Connection(HttpToolsProtocol):
             self.scope = self._nothing
         if self.transport.is_closing():
             return
-        if self.pipeline:  # one at most: that which was read last
+        if self.pipeline and self.cycle is not None:  # one at most: that which was read last
+            self.pipeline.pop()
             self._answered = self.cycle
-            self._start_asgi_task(*self.pipeline.pop())
+            self.server_state.begin(self, self.cycle.scope["path"])
         if self._reads is NEXT:
             self.since = self.server_state.clock
         self.flow.resume_reading()

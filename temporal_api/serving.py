@@ -18,6 +18,7 @@ import uvicorn
 from litestar import Litestar
 from litestar.datastructures import State
 
+from temporal_api.clients import Clients
 from temporal_api.controllers.health import live
 from temporal_api.cors import Cors
 from temporal_api.memory import Memory, turn_off_caches
@@ -25,7 +26,7 @@ from temporal_api.metrics import Metrics, metrics_route
 from temporal_api.observe import Observe
 from temporal_api.prefix import Prefix
 from temporal_api.problems import EXCEPTION_HANDLERS
-from temporal_api.protocol import Clients, Connection
+from temporal_api.protocol import Connection
 from temporal_api.requests import JSONRequest
 from temporal_api.services import Services
 from temporal_api.settings import Settings, SettingsError
@@ -101,6 +102,7 @@ class _Server(uvicorn.Server):
             ws="none",
             log_config=None,
             access_log=False,
+            reset_contextvars=True,  # or a request may begin in the context of the one before it
             server_header=False,
             forwarded_allow_ips=settings.forwarded_allow_ips,
             # Longer than proxies and clients keep theirs (60 s, 5 s): a server that closes first may lose a request.
@@ -122,9 +124,9 @@ class _DrainingServer(_Server):
         """Begin to serve, and say so: uvicorn says it only of sockets that it has opened itself."""
         await super().startup(sockets)
         if self.started:
-            # What is there now stays: the garbage collector holds up every request, and need not look at it again.
             gc.collect()
-            gc.freeze()
+            gc.freeze()  # what is there now stays: to look through it again held up every request for 80 ms
+            gc.set_threshold(10_000)  # with little left to look through, the default looks too often
             self._sockets = sockets or []
             self._last: list[asyncio.Future[Any]] = []
             self._log_started_message(self._sockets)

@@ -13,7 +13,7 @@ import httpx
 import pytest
 from temporalio.client import Client
 
-from api import SECRET, WORKFLOWS, assert_problem, bearer, eventually, order, run_dev_server, samples, service, token
+from api import SECRET, WORKFLOWS, assert_problem, bearer, eventually, order, own_server, samples, service, token
 from commands import temporal_api
 from temporal_api.dev.server import DevServer, free_port
 from temporal_api.errors import Overloaded
@@ -59,10 +59,12 @@ async def served(server: DevServer, **environ: str) -> AsyncIterator[Served]:
     """A process of its own, for its memory to be its own."""
     port = free_port()
     environ |= {"TEMPORAL_ADDRESS": server.address, "PORT": str(port), "LOG_LEVEL": "warning"}
-    limits = httpx.Limits(max_connections=500)
+    connections = httpx.Limits(max_connections=500)
     async with (
         temporal_api("serve", JWT_SECRET=SECRET, **environ) as process,
-        httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", headers=bearer(), timeout=120, limits=limits) as alice,
+        httpx.AsyncClient(
+            base_url=f"http://127.0.0.1:{port}", headers=bearer(), timeout=120, limits=connections
+        ) as alice,
     ):
 
         async def listens() -> bool:
@@ -78,7 +80,7 @@ async def served(server: DevServer, **environ: str) -> AsyncIterator[Served]:
 @pytest.fixture
 async def harmed() -> AsyncIterator[DevServer]:
     """A server of the test's own: a dev server may hang when calls with megabytes of answer are broken off."""
-    async with run_dev_server() as server:
+    async with own_server() as server:
         yield server
 
 
@@ -215,17 +217,17 @@ async def test_a_large_page_is_the_same_json(alice: httpx.AsyncClient, dev_serve
 
 async def test_who_takes_their_time_gets_everything(dev_server: DevServer) -> None:
     """The deadline bounds Temporal's calls, not the time in which a caller reads a large page."""
-    history, content = f"{await large_history(dev_server)}/history", b""
+    history, pieces = f"{await large_history(dev_server)}/history", []
     async with (
         service(TEMPORAL_ADDRESS=dev_server.address, RPC_TIMEOUT_SECONDS="3") as api,
         api.stream("GET", history) as answer,
     ):
         async for piece in answer.aiter_bytes():
-            if not content:
+            if not pieces:
                 await asyncio.sleep(4)
-            content += piece
+            pieces.append(piece)
 
-    assert 20 == len(json.loads(content)["items"])
+    assert 20 == len(json.loads(b"".join(pieces))["items"])
 
 
 async def test_a_failure_before_the_first_byte_is_an_answer(alice: httpx.AsyncClient) -> None:
@@ -307,6 +309,20 @@ async def test_who_waits_is_not_under_way(dev_server: DevServer) -> None:
             == (await api.post(f"{path}/terminate", json={"reason": "done"}, headers=bearer(scope=ADMIN))).status_code
         )
         assert [200, 200] == [(await wait).status_code for wait in waits]
+
+
+async def test_more_creates_than_can_be_served(dev_server: DevServer) -> None:
+    """Of five hundred at once those that MAX_REQUESTS lets in are placed; the others are told to come back."""
+    content, headers = json.dumps(order()), {"Content-Type": "application/json"}
+    async with served(dev_server, RPC_TIMEOUT_SECONDS="60", MAX_REQUESTS="40") as api:
+        creates = (api.alice.post("/api/v1/orders", content=content, headers=headers) for _ in range(500))
+        answers = await asyncio.gather(*creates)
+
+    placed = [answer for answer in answers if answer.status_code == 201]
+    assert 40 <= len(placed) < 500
+    for answer in answers:
+        if answer.status_code != 201:
+            assert_problem(answer, 503, "overloaded")
 
 
 # --- waits ---
