@@ -28,6 +28,7 @@ from temporal_api.controllers.health import HealthController, live
 from temporal_api.controllers.orders import OrderController
 from temporal_api.controllers.workflows import WORKFLOWS
 from temporal_api.cors import Cors
+from temporal_api.errors import Problem
 from temporal_api.logs import configure_logging
 from temporal_api.memory import Memory, give_back_at_once, limits, turn_off_caches
 from temporal_api.metrics import Metrics, metrics_route
@@ -36,7 +37,7 @@ from temporal_api.observe import Observe
 from temporal_api.openapi import openapi_config
 from temporal_api.owned import ResourceController
 from temporal_api.prefix import Prefix
-from temporal_api.problems import EXCEPTION_HANDLERS, allow
+from temporal_api.problems import EXCEPTION_HANDLERS, DeclaredProblems, allow
 from temporal_api.requests import JSONRequest, JSONResponse, check_parameters
 from temporal_api.sealing import PageTokens
 from temporal_api.services import SERVICES, Services
@@ -87,7 +88,6 @@ def create_app(
     nouns = [noun for each in resources for noun in {each.name, each.plural}]  # a set: "sheep" may be both
     if twice := {noun for noun in nouns if nouns.count(noun) > 1}:
         raise TypeError(f"two resources are called {' and '.join(sorted(twice))}")
-    problems = [*errors.EVERY, *(problem for each in resources for problem in each.problems)]
     metrics = Metrics(__version__, without=frozenset({"task_queue"}))  # callers choose it
     most_requests = "The most requests that may be under way, not counting waits and streams."
     metrics.limit("temporal_api_requests", most_requests, settings.max_requests)
@@ -112,16 +112,18 @@ def create_app(
         request_max_body_size=settings.max_body_bytes,
         exception_handlers=EXCEPTION_HANDLERS,
         openapi_config=openapi_config(resources, settings.root_path),
-        # `settings` and `metrics` are for the server, `problems` for `/problems`.
-        state=State({"settings": settings, "metrics": metrics, "problems": problems}),
+        state=State({"settings": settings, "metrics": metrics}),  # for the server
         logging_config=None,  # observe.py logs requests, problems.py logs defects
     )
+    problems = {kind.code: kind for kind in errors.EVERY}
     for route in app.routes:
         if isinstance(route, HTTPRoute):
             _check_scopes(route)
             _list_all_methods(route)
             for handler, parameters in route.route_handler_map.values():
                 _list_parameters(handler, parameters)
+                problems |= _declared_problems(handler)
+    app.state.problems = list(problems.values())  # for `/problems`
     turn_off_caches(app)
     give_back_at_once()
     app.asgi_handler = Observe(
@@ -206,6 +208,12 @@ def _list_parameters(handler: HTTPRouteHandler, expected: KwargsModel) -> None:
             each.field_alias: Parameter(types[each.field_name], each.is_sequence)
             for each in sorted(found, key=lambda each: each.field_alias)
         }
+
+
+def _declared_problems(handler: HTTPRouteHandler) -> dict[str, type[Problem]]:
+    """The errors that a handler declares with `responses`, by their codes."""
+    specs = (spec for spec in (handler.responses or {}).values() if isinstance(spec, DeclaredProblems))
+    return {problem.code: problem for spec in specs for problem in spec.classes}
 
 
 def _list_all_methods(route: HTTPRoute) -> None:

@@ -2,7 +2,8 @@
 
 import itertools
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Annotated, Any
 
@@ -153,18 +154,27 @@ EVERYWHERE = {problem.code for problem in _EVERY_OPERATION}
 _EVERY_BODY: tuple[type[Problem], ...] = (errors.MalformedJSON, errors.PayloadTooLarge, errors.UnsupportedMediaType)
 
 
+@dataclass
+class DeclaredProblems(ResponseSpec):
+    """The errors of one status that an operation declares; `/problems` explains their classes."""
+
+    classes: Sequence[type[Problem]] = ()
+
+
 def responses(*problems: type[Problem] | Problem, body: bool = False) -> dict[int, ResponseSpec]:
     """Declare the errors of an operation under `/api/v1`: those of every operation, and `problems`, its own.
 
     A problem that was made is its own example; of a class there is one here.
     """
     declared = sorted((*_EVERY_OPERATION, *(_EVERY_BODY if body else ()), *problems), key=lambda p: (p.status, p.code))
-    specs = {}
+    specs: dict[int, ResponseSpec] = {}
     for status, group in itertools.groupby(declared, key=lambda p: p.status):
-        examples = [_example(problem) for problem in group]
+        found = list(group)
+        examples = [_example(problem) for problem in found]
+        classes = [each if isinstance(each, type) else type(each) for each in found]
         codes = ", ".join(f"`{example.id}`" for example in examples)
         description = f"{phrase(status)}: {codes}"
-        specs[status] = ResponseSpec(ProblemDetails, False, description, PROBLEM_JSON, examples)
+        specs[status] = DeclaredProblems(ProblemDetails, False, description, PROBLEM_JSON, examples, classes)
     return specs
 
 

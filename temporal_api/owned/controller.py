@@ -182,7 +182,7 @@ def _check_create(cls: type[ResourceController]) -> None:
     resource = cls.resource
     found = [each for each in vars(cls).values() if getattr(each, "operation_id", "") == f"create{resource.title}"]
     if len(found) != 1:
-        raise TypeError(f"{cls.__name__} needs one handler that is marked with `create()` of its resource")
+        raise TypeError(f"{cls.__name__} needs one handler marked with its resource's `create()`; it has {len(found)}")
     body = get_type_hints(found[0].fn).get("data", object)
     if not (issubclass(body, msgspec.Struct) and body.__struct_config__.forbid_unknown_fields):
         raise TypeError(f"{cls.__name__} needs `data: JSONBody[...]` of a struct with forbid_unknown_fields=True")

@@ -6,7 +6,7 @@ import uuid
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
-from typing import Annotated, Any, Generic, TypeVar, get_args, get_type_hints
+from typing import Annotated, Any, Generic, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 import msgspec
 from litestar import post
@@ -87,8 +87,10 @@ class Resource(Generic[Kept, Answer]):
     ) -> None:
         self.name, self.plural = name, plural or _plural(name)
         for noun in (self.name, self.plural):
-            if not _NOUN.fullmatch(noun) or noun in _TAKEN:
+            if not _NOUN.fullmatch(noun):
                 raise TypeError(f"a resource cannot be called {noun!r}: expected lower case, such as gift_card")
+            if noun in _TAKEN:
+                raise TypeError(f"a resource cannot be called {noun!r}: the API uses that name itself")
         self.words, self.plural_words = self.name.replace("_", " "), self.plural.replace("_", " ")
         self.title, self.plural_title = (words.title().replace(" ", "") for words in (self.words, self.plural_words))
         self.a_name = f"{article or ('an' if name[0] in 'aeiou' else 'a')} {self.words}"
@@ -101,9 +103,14 @@ class Resource(Generic[Kept, Answer]):
         self.completed, self.cancelled, self.ends = completed, cancelled, {completed, cancelled, *other_ends}
         self.too_late = {*too_late_to_cancel, *self.ends}
         if unknown := self.too_late.difference(self.statuses):
-            raise TypeError(f"{answer.__name__}.status has no {', '.join(sorted(unknown))}")
+            raise TypeError(
+                f"{answer.__name__}.status has no {', '.join(sorted(unknown))}: add it to the Literal, or change "
+                "`completed`, `cancelled` (unless given, 'cancelled'), `other_ends` or `too_late_to_cancel`"
+            )
         if self.statuses[0] in self.ends:
-            raise TypeError(f"{answer.__name__}.status begins with {self.statuses[0]}, which ends it")
+            raise TypeError(
+                f"{answer.__name__}.status begins with {self.statuses[0]}, which ends it: begin with a new one's status"
+            )
 
         self.path = f"/{self.plural.replace('_', '-')}"
         self.id_prefix = f"{name}-"
@@ -116,7 +123,6 @@ class Resource(Generic[Kept, Answer]):
         too_late = f"The {self.words} can no longer be cancelled. Read `details.status`, which says why."
         self.NotFound = _problem(errors.NotFound, f"{name}_not_found", no_such)
         self.NotCancellable = _problem(errors.Conflict, f"{name}_not_cancellable", too_late)
-        self.problems = (self.NotFound, self.NotCancellable)
         # The owner and the time come from us, never from the handler.
         self.memo_type: Any = msgspec.defstruct(
             f"{self.title}Memo", [("owner", str), ("created_at", datetime)], bases=(kept,), kw_only=True
@@ -128,12 +134,20 @@ class Resource(Generic[Kept, Answer]):
         kept, found = get_type_hints(self.kept), get_type_hints(self.answer)
         ours: dict[str, Any] = {"id": str, "workflow_id": str, "created_at": datetime, "reason": str | None}
         if own := kept.keys() & {*ours, "status", "owner"}:
-            raise TypeError(f"{self.kept.__name__} cannot have {', '.join(sorted(own))}: this service keeps it itself")
+            raise TypeError(f"{self.kept.__name__} cannot have {', '.join(sorted(own))}: the service adds it")
         needed = {**ours, **kept, "status": found.get("status", "a Literal")}
         for name in sorted({*found, *needed}):
             if found.get(name) != needed.get(name):
-                has, expected = found.get(name, "nothing"), needed.get(name, "nothing")
-                raise TypeError(f"{self.answer.__name__}.{name}: expected {expected}, found {has}")
+                expected, has = (
+                    kind.__name__ if isinstance(kind, type) else kind
+                    for kind in (needed.get(name, "nothing"), found.get(name, "nothing"))
+                )
+                raise TypeError(
+                    f"{self.answer.__name__}.{name}: expected {expected}, found {has}. An answer has the fields of "
+                    f"{self.kept.__name__}, and id, status, created_at, workflow_id and reason"
+                )
+        if get_origin(needed["status"]) is not Literal:
+            raise TypeError(f"{self.answer.__name__}.status: expected a Literal of its statuses")
         return needed["status"]
 
     def create(
@@ -237,16 +251,18 @@ class Resource(Generic[Kept, Answer]):
         return " AND ".join(terms if status is None else [*terms, self._status_query(status)])
 
     def _status_query(self, status: str) -> str:
-        # A run that ended before its workflow wrote an end has the status that its ending implies, as in `status`: its
-        # search attribute is out of date.
+        # A run that closed before its workflow wrote an end has the status that `status` gives it: its search attribute
+        # is out of date.
         written = f"{self.status_attribute} = '{status}'"
-        no_other_end = " AND ".join(f"{self.status_attribute} != '{end}'" for end in sorted(self.ends - {status}))
-        if status == self.completed:
-            return f"({written} OR (ExecutionStatus = 'Completed' AND {no_other_end}))"
-        if status == self.cancelled:
-            failed = "ExecutionStatus IN ('Failed', 'Canceled', 'Terminated', 'TimedOut')"
-            return f"({written} OR ({failed} AND {no_other_end}))"
-        return written if status in self.ends else f"{written} AND CloseTime IS NULL"
+        if status not in self.ends:
+            return f"{written} AND CloseTime IS NULL"
+        closed = ["Completed"] if status == self.completed else []
+        closed += ["Failed", "Canceled", "Terminated", "TimedOut"] if status == self.cancelled else []
+        if not closed:
+            return written
+        implied = [f"{self.status_attribute} != '{end}'" for end in sorted(self.ends - {status})]
+        implied.append(f"ExecutionStatus IN ({', '.join(map(repr, closed))})")
+        return f"({written} OR ({' AND '.join(implied)}))"
 
     async def page(
         self, temporal: Temporal, owner: str | None, status: str | None, size: int, token: bytes
