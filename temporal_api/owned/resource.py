@@ -260,9 +260,10 @@ class Resource(Generic[Kept, Answer]):
         closed += ["Failed", "Canceled", "Terminated", "TimedOut"] if status == self.cancelled else []
         if not closed:
             return written
-        implied = [f"{self.status_attribute} != '{end}'" for end in sorted(self.ends - {status})]
-        implied.append(f"ExecutionStatus IN ({', '.join(map(repr, closed))})")
-        return f"({written} OR ({' AND '.join(implied)}))"
+        # Not IN: some Temporal servers do not take a list of one.
+        outcomes = " OR ".join(f"ExecutionStatus = '{outcome}'" for outcome in closed)
+        no_other_end = (f" AND {self.status_attribute} != '{end}'" for end in sorted(self.ends - {status}))
+        return f"({written} OR (({outcomes}){''.join(no_other_end)}))"
 
     async def page(
         self, temporal: Temporal, owner: str | None, status: str | None, size: int, token: bytes
