@@ -28,6 +28,7 @@ from temporal_api.controllers.health import HealthController, live
 from temporal_api.controllers.orders import OrderController
 from temporal_api.controllers.workflows import WORKFLOWS
 from temporal_api.cors import Cors
+from temporal_api.errors import Problem
 from temporal_api.logs import configure_logging
 from temporal_api.memory import Memory, give_back_at_once, limits, turn_off_caches
 from temporal_api.metrics import Metrics, metrics_route
@@ -36,7 +37,7 @@ from temporal_api.observe import Observe
 from temporal_api.openapi import openapi_config
 from temporal_api.owned import ResourceController
 from temporal_api.prefix import Prefix
-from temporal_api.problems import EXCEPTION_HANDLERS, allow
+from temporal_api.problems import EXCEPTION_HANDLERS, DeclaredProblems, allow
 from temporal_api.requests import JSONRequest, JSONResponse, check_parameters
 from temporal_api.sealing import PageTokens
 from temporal_api.services import SERVICES, Services
@@ -63,20 +64,20 @@ SCOPES = [
     *(scope for each in RESOURCES for scope in each.resource.scopes),
     *("workflows:read", "workflows:write", "workflows:admin"),
 ]
-"""What a token for trying things out may do."""
+"""The scopes of the tokens that `temporal-api dev` and `temporal-api token` make."""
 
 SEARCH_ATTRIBUTES = [name for each in RESOURCES for name in each.resource.search_attributes]
-"""What `temporal-api setup` adds to a namespace."""
+"""The search attributes that `temporal-api setup` adds to a namespace."""
 
 
 def create_app(
     settings: Settings | None = None, public_handlers: Sequence[ControllerRouterHandler] = pages.HANDLERS
 ) -> Litestar:
-    """The service, ready to be served. Raises SettingsError; TypeError if resources or handlers lack a part.
+    """Make the ASGI application. Raises SettingsError, or TypeError for a wrong resource or a handler without scope.
 
     Without settings it reads them from the environment, configures the log and handles the process's signals, so that
     any ASGI server can call it: `uvicorn --factory temporal_api.app:create_app`, `litestar --app ... run --reload`.
-    It then raises what `check_metrics_port` does, too.
+    It then also raises what `check_metrics_port` raises.
     """
     own_signals = [drain_on_signal] if settings is None else []
     if settings is None:
@@ -84,16 +85,15 @@ def create_app(
         configure_logging(settings.log_level, settings.log_format)
         check_metrics_port(settings)
     resources = [controller.resource for controller in RESOURCES]
-    nouns = [noun for each in resources for noun in {each.name, each.plural}]  # a set: "sheep" may be both
+    nouns = [noun for each in resources for noun in {each.name, each.plural}]  # a set: both may be "sheep"
     if twice := {noun for noun in nouns if nouns.count(noun) > 1}:
         raise TypeError(f"two resources are called {' and '.join(sorted(twice))}")
-    problems = [*errors.EVERY, *(problem for each in resources for problem in each.problems)]
-    metrics = Metrics(__version__, without=frozenset({"task_queue"}))  # callers choose it
+    metrics = Metrics(__version__, without=frozenset({"task_queue"}))  # callers choose it: it has any number of values
     most_requests = "The most requests that may be under way, not counting waits and streams."
     metrics.limit("temporal_api_requests", most_requests, settings.max_requests)
     verifier = Verifier(settings)
     spans = spans_of(settings)
-    # The pages, which need no token, have their own: whoever asks for them and does not read holds up no one else.
+    # Pages need no token. They have a memory limit of their own, so that they cannot hold up the API.
     memory, pages_memory = Memory(settings.max_memory_bytes), Memory(settings.max_memory_bytes // 8)
     public = Router("/", route_handlers=public_handlers, middleware=[limits(settings.max_requests, pages_memory)])
     api = Router(
@@ -112,16 +112,18 @@ def create_app(
         request_max_body_size=settings.max_body_bytes,
         exception_handlers=EXCEPTION_HANDLERS,
         openapi_config=openapi_config(resources, settings.root_path),
-        # `settings` and `metrics` are for the server, `problems` for `/problems`.
-        state=State({"settings": settings, "metrics": metrics, "problems": problems}),
+        state=State({"settings": settings, "metrics": metrics}),  # for the server
         logging_config=None,  # observe.py logs requests, problems.py logs defects
     )
+    problems = {kind.code: kind for kind in errors.EVERY}
     for route in app.routes:
         if isinstance(route, HTTPRoute):
             _check_scopes(route)
             _list_all_methods(route)
             for handler, parameters in route.route_handler_map.values():
                 _list_parameters(handler, parameters)
+                problems |= _declared_problems(handler)
+    app.state.problems = list(problems.values())  # for `/problems`
     turn_off_caches(app)
     give_back_at_once()
     app.asgi_handler = Observe(
@@ -137,7 +139,7 @@ def create_app(
 
 
 class _Litestar(Litestar):
-    """A Litestar that does not load OpenTelemetry, where it is installed, only to look for a plugin of its own."""
+    """A Litestar that does not look for its OpenTelemetry plugin, which would load OpenTelemetry if installed."""
 
     @staticmethod
     def _patch_opentelemetry_middleware(config: AppConfig) -> AppConfig:
@@ -191,13 +193,13 @@ def _services(settings: Settings, temporal: Temporal, verifier: Verifier) -> Ser
 def _check_scopes(route: HTTPRoute) -> None:
     """Raise TypeError for a handler under `/api/v1` without a scope: nobody could call it."""
     for handler in route.route_handlers:
-        # Litestar's own OPTIONS handlers have none.
+        # Litestar's own OPTIONS handlers have no scope.
         if route.path.startswith("/api/v1") and not handler.opt.get("scope") and handler.http_methods != {"OPTIONS"}:
             raise TypeError(f"{handler} needs a scope: such as @get(..., scope='orders:read')")
 
 
 def _list_parameters(handler: HTTPRouteHandler, expected: KwargsModel) -> None:
-    """Note the names and types of a handler's parameters, its dependencies' too: Litestar checks them one by one."""
+    """Note a handler's and its dependencies' parameters and types: Litestar itself reports only the first mistake."""
     provided = [each.provide for batch in expected.dependency_batches for each in batch]
     models = [handler.signature_model, *(each.signature_model for each in provided)]
     types = {name: kind for model in models for name, kind in model.__annotations__.items()}
@@ -208,8 +210,14 @@ def _list_parameters(handler: HTTPRouteHandler, expected: KwargsModel) -> None:
         }
 
 
+def _declared_problems(handler: HTTPRouteHandler) -> dict[str, type[Problem]]:
+    """The errors that a handler declares with `responses`, by their codes."""
+    specs = (spec for spec in (handler.responses or {}).values() if isinstance(spec, DeclaredProblems))
+    return {problem.code: problem for spec in specs for problem in spec.classes}
+
+
 def _list_all_methods(route: HTTPRoute) -> None:
-    """Answer OPTIONS: where controllers share a path, Litestar 2 lists those of the first only (its issue 4169)."""
+    """Answer OPTIONS. Where controllers share a path, Litestar 2 lists the first one's methods (its issue 4169)."""
 
     async def options(_: object) -> JSONResponse[None]:
         return JSONResponse(None, status_code=204, headers=allow(route.methods))

@@ -1,9 +1,8 @@
 """Everything that can go wrong: one class for each failure, with its code and status.
 
-Code that fails on purpose raises a Problem, and `problems` answers it. The class's docstring is the message when there
-is nothing more exact to say, and what `/problems` tells: its first sentence says what it means, the others what to do.
-Catch a class or its base: `NotFound` is every 404, `Unavailable` every 503. A resource's declaration adds its own
-classes (`order_not_found`, `order_not_cancellable`).
+Code raises a Problem, and `problems` answers it. The class's docstring is the default message, and the explanation at
+`/problems`: its first sentence says what the error means, the others what to do. Catch a class or its base: `NotFound`
+is every 404, `Unavailable` every 503. A resource adds classes of its own (`order_not_found`, `order_not_cancellable`).
 """
 
 import copy
@@ -18,7 +17,7 @@ _LONGEST_MESSAGE = 500
 
 
 def shown(text: str, most: int = LONGEST_ECHO) -> str:
-    """Cut what a caller sent, for an answer that quotes it."""
+    """Shorten what a caller sent, to quote it in an answer."""
     return text if len(text) <= most else f"{text[: most - 1]}…"
 
 
@@ -53,7 +52,7 @@ class Problem(Exception):
             self.details.setdefault("retryable", True)
 
     def adding(self, hint: str = "", headers: Mapping[str, str] | None = None, **details: Any) -> Self:
-        """Copy the failure and add a hint, headers and details; it keeps those that it has."""
+        """Copy the failure, with a hint, headers and details added. Its own headers and details stay."""
         more = copy.copy(self)
         more.message = f"{self.message} {hint}".rstrip()
         more.headers = {**(headers or {}), **self.headers}
@@ -74,7 +73,7 @@ class InvalidQuery(ValidationError, code="invalid_query"):
 
 
 class InvalidPageToken(ValidationError, code="invalid_page_token"):
-    """The page token is not of this listing. Send it with the same parameters, or start again without one."""
+    """The page token is of another listing. Send it with the same parameters, or start again without one."""
 
 
 class WorkflowStartError(ValidationError, code="workflow_start_error"):
@@ -214,7 +213,7 @@ class SearchAttributesMissing(Problem, code="search_attributes_missing", status=
 
 
 class NotSupported(Problem, code="not_supported", status=501):
-    """This service, or its Temporal server, cannot do this. Ask in another way."""
+    """This service or its Temporal server does not support this. Ask its operators."""
 
 
 class TemporalError(Problem, code="temporal_error", status=502):
@@ -264,16 +263,16 @@ class TemporalTimeout(Problem, code="temporal_timeout", status=504):
 EVERY: list[type[Problem]] = [kind for kind in list(globals().values()) if "code" in getattr(kind, "__dict__", ())]
 """The classes with a code of their own."""
 TEMPORAL_AWAY = (TemporalTimeout, TemporalConnectionError, TemporalOverloaded)
-"""Failures of a call that may succeed when it is made again."""
+"""Failures of calls that may succeed when repeated."""
 
 
 def invalid(key: str, message: str) -> ValidationError:
-    """Refuse one field; `key` is its path in the body, or the parameter's name."""
+    """Make the error about one field. `key` is its path in the body, or the parameter's name."""
     return invalid_fields([FieldError(shown(key), message)])
 
 
 def invalid_fields(mistakes: Sequence[FieldError]) -> ValidationError:
-    """Refuse several fields, at least one."""
+    """Make the error about one or more fields."""
     first, more = mistakes[0], len(mistakes) - 1
     message = f"{first.key}: {first.message}" if first.key else first.message
     if more:

@@ -1,6 +1,7 @@
-"""`Idempotency-Key` without a store: the workflow's id comes from the caller and the key, its memo identifies the body.
+"""`Idempotency-Key` without a store: the workflow's id is derived from the caller and the key; its memo has the body's
+fingerprint.
 
-Temporal makes it exactly once: it starts one run for an id, however many requests come at once, to any replica.
+Temporal starts only one run for an id, however many requests come at once, to any replica.
 """
 
 import hashlib
@@ -26,15 +27,15 @@ _CANONICAL = msgspec.json.Encoder(order="sorted", decimal_format="number")
 
 
 def key_header(what_it_does: str) -> HeaderParameter:
-    """The header with a key, whatever it does in an operation."""
+    """The header `Idempotency-Key`, with what it does in an operation."""
     return HeaderParameter(name="Idempotency-Key", pattern=KEY, description=what_it_does)
 
 
 IdempotencyKey = Annotated[
     str | None,
     key_header(
-        "The same key and body, from the same caller: the same answer, started once. 1 to 255 visible ASCII "
-        "characters; good for as long as Temporal keeps the run."
+        "Makes the request safe to repeat: the same key and body from the same caller start one workflow, as long as "
+        "Temporal keeps its run. 1 to 255 visible ASCII characters."
     ),
 ]
 
@@ -47,19 +48,21 @@ def check_key(request: APIRequest, key: str | None) -> str | None:
 
 
 def derived_id(resource: str, user: User, key: str) -> str:
-    """The id that this caller's key stands for; the same key of another caller is another id."""
+    """The id derived from a caller and a key: another caller's same key gives another id."""
     parts = "".join(f"{len(part)}:{part}" for part in (resource, user.sub, key))
     return str(uuid.UUID(bytes=hashlib.sha256(parts.encode()).digest()[:16]))
 
 
 def fingerprint(key: str, body: msgspec.Struct) -> str:
-    """Tells a replay from another request. It is keyed, so that the memo does not give the body away."""
+    """The HMAC of a body, to tell a replay from another request. The memo with it does not reveal the body."""
     canonical = msgspec.json.encode(body, order="sorted")
-    # `msgspec.Raw` is as the caller wrote it: ignore spaces and the order of names. Very many values are compared as
-    # they are written: reading them all would hold up other requests.
+    # `msgspec.Raw` is as the caller wrote it: ignore spaces and the order of names. But compare a very large body as
+    # written: decoding it would hold up other requests.
     if canonical.count(b",") < FEW:
         try:
-            with suppress(ValueError, OverflowError, RecursionError):  # numbers of thousands of digits: as written
+            with suppress(
+                ValueError, OverflowError, RecursionError
+            ):  # a number of thousands of digits is compared as written
                 canonical = _CANONICAL.encode(_ANY.decode(canonical))
         except InvalidOperation:
             raise invalid("", "Expected numbers with an exponent of at most 18 digits") from None

@@ -56,7 +56,7 @@ def _header(description: str, kind: OpenAPIType = OpenAPIType.STRING, *, always:
 
 
 def openapi_config(resources: Iterable[Resource[Any, Any]], root_path: str) -> OpenAPIConfig:
-    """Configure what the document says beside the operations."""
+    """Configure the parts of the document that are not operations."""
     return OpenAPIConfig(
         title=TITLE,
         version=__version__,
@@ -64,7 +64,7 @@ def openapi_config(resources: Iterable[Resource[Any, Any]], root_path: str) -> O
         description=(
             "Start, watch and steer Temporal workflows over REST.\n\n"
             "Everything under `/api/v1` needs a bearer token with the scopes of the operation. "
-            f"Every error is one body, `{PROBLEM_JSON}` (RFC 9457), whose `error` is a stable code to act on. "
+            f"Every error is one body, `{PROBLEM_JSON}` (RFC 9457), whose `error` is a stable code for programs. "
             f"[{root_path}/problems]({root_path}/problems) explains each."
         ),
         openapi_router=_Unserved("/openapi", route_handlers=[]),
@@ -83,14 +83,14 @@ def openapi_config(resources: Iterable[Resource[Any, Any]], root_path: str) -> O
                 )
             },
             headers={
-                "X-Request-ID": _header("The caller's id of the request, or a new one. The service's log has it too."),
-                "Location": _header("The path of what was created, or the one to ask again."),
+                "X-Request-ID": _header("The request's id: the caller's, or a new one. The service's log has it too."),
+                "Location": _header("The path of what was created, or where to ask again."),
                 "Retry-After": _header("Seconds until you may try again.", OpenAPIType.INTEGER),
                 "WWW-Authenticate": _header("What is wrong with the token (RFC 6750)."),
                 "Accept-Encoding": _header(
                     "`identity`: the body had a Content-Encoding (RFC 9110 12.5.3).", always=False
                 ),
-                "ETag": _header("The state of the answer. Send it as `If-None-Match` to ask for a newer one."),
+                "ETag": _header("The version of this state. Send it as `If-None-Match` to get only a newer state."),
                 "Preference-Applied": _header("The wait that was granted.", always=False),
                 "Idempotent-Replayed": _header(
                     "`true`: the same request came before, and nothing new was started.", always=False
@@ -261,7 +261,7 @@ def _complete_responses(operation: _JSON, schemas: _JSON, headers: Mapping[int, 
 
 
 def _share_errors(responses: _JSON, shared: _JSON, root_path: str) -> None:
-    """Write each error answer once, under its codes. Of those that every operation has, the status is enough."""
+    """Write each error response once, named after its codes. Codes of every operation are left out of the name."""
     for status, response in responses.items():
         if codes := response.get("content", {}).get(PROBLEM_JSON, {}).get("examples"):
             own = sorted(codes.keys() - EVERYWHERE)

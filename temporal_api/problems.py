@@ -2,7 +2,8 @@
 
 import itertools
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Annotated, Any
 
@@ -25,7 +26,7 @@ log = logging.getLogger(__name__)
 _FIELD_ERRORS = {
     "type": "array",
     "items": {"$ref": "#/components/schemas/FieldError"},
-    "description": "The mistakes of the request.",
+    "description": "The mistakes in the request.",
 }
 
 
@@ -35,19 +36,17 @@ class ProblemDetails(msgspec.Struct):
     type: Annotated[str, Meta(description="The page that explains the code.")]
     title: Annotated[str, Meta(description="The status in words (RFC 9110).")]
     status: Annotated[int, Meta(description="The HTTP status.")]
-    detail: Annotated[str, Meta(description="The same as `message`: RFC 9457's name of it.")]
-    error: Annotated[str, Meta(description="What went wrong: a stable code to act on.")]
+    detail: Annotated[str, Meta(description="The same as `message`, which RFC 9457 calls `detail`.")]
+    error: Annotated[str, Meta(description="What went wrong: a stable code for programs.")]
     message: Annotated[str, Meta(description="What went wrong, and what to do.")]
     details: Annotated[
         dict[str, Any],
-        Meta(
-            description="Values that a program can act on.", extra_json_schema={"properties": {"errors": _FIELD_ERRORS}}
-        ),
+        Meta(description="Values for programs.", extra_json_schema={"properties": {"errors": _FIELD_ERRORS}}),
     ]
     request_id: Annotated[str | None, Meta(description="The request's id, as in `X-Request-ID`.")]
 
 
-# RFC 9110's, which not every version of Python knows.
+# Phrases of RFC 9110 that some versions of Python lack.
 _PHRASES = {413: "Content Too Large", 414: "URI Too Long", 422: "Unprocessable Content"}
 
 
@@ -93,7 +92,7 @@ def allow(methods: Iterable[str]) -> dict[str, str]:
 def on_http_exception(request: Request[Any, Any, Any], error: HTTPException) -> Response[bytes]:
     """Answer what Litestar itself refuses."""
     if isinstance(error, InternalServerException) and "disconnect" in error.detail:
-        record_of(request.scope).client_gone = True  # no defect, and nobody reads this answer
+        record_of(request.scope).client_gone = True  # no defect; nobody reads this answer
         return on_problem(request, errors.InternalServerError())
     problem: Problem
     match error.status_code:
@@ -153,18 +152,27 @@ EVERYWHERE = {problem.code for problem in _EVERY_OPERATION}
 _EVERY_BODY: tuple[type[Problem], ...] = (errors.MalformedJSON, errors.PayloadTooLarge, errors.UnsupportedMediaType)
 
 
-def responses(*problems: type[Problem] | Problem, body: bool = False) -> dict[int, ResponseSpec]:
-    """Declare the errors of an operation under `/api/v1`: those of every operation, and `problems`, its own.
+@dataclass
+class DeclaredProblems(ResponseSpec):
+    """The errors of one status that an operation declares; `/problems` explains their classes."""
 
-    A problem that was made is its own example; of a class there is one here.
+    classes: Sequence[type[Problem]] = ()
+
+
+def responses(*problems: type[Problem] | Problem, body: bool = False) -> dict[int, ResponseSpec]:
+    """Declare the errors of an operation under `/api/v1`: its own, `problems`, and those of every operation.
+
+    An instance is the contract's example of its error; for a class, the example is below.
     """
     declared = sorted((*_EVERY_OPERATION, *(_EVERY_BODY if body else ()), *problems), key=lambda p: (p.status, p.code))
-    specs = {}
+    specs: dict[int, ResponseSpec] = {}
     for status, group in itertools.groupby(declared, key=lambda p: p.status):
-        examples = [_example(problem) for problem in group]
+        found = list(group)
+        examples = [_example(problem) for problem in found]
+        classes = [each if isinstance(each, type) else type(each) for each in found]
         codes = ", ".join(f"`{example.id}`" for example in examples)
         description = f"{phrase(status)}: {codes}"
-        specs[status] = ResponseSpec(ProblemDetails, False, description, PROBLEM_JSON, examples)
+        specs[status] = DeclaredProblems(ProblemDetails, False, description, PROBLEM_JSON, examples, classes)
     return specs
 
 
@@ -172,7 +180,7 @@ def responses(*problems: type[Problem] | Problem, body: bool = False) -> dict[in
 _INVOICE: Any = {"workflow_id": "invoice-2041"}
 _RUN: Any = {**_INVOICE, "run_id": "019ab3c4-7d1e-7f3a-8b55-0c2d4e6f8a10"}
 _UNKNOWN_UPDATE = "Update handler for 'add_line' expected but not found, and there is no dynamic handler."
-# What callers really get, where it is not their class's own message.
+# Realistic messages, for classes whose docstring is rarely the message.
 _EXAMPLES: dict[str, Problem] = {
     problem.code: problem
     for problem in (
@@ -198,7 +206,7 @@ _EXAMPLES: dict[str, Problem] = {
             "The workflow 'invoice-2041' exists already; take another id.", source="temporal", **_RUN
         ),
         errors.WorkflowCompleted("The workflow 'invoice-2041' is closed.", **_INVOICE),
-        errors.ReservedId("Ids that begin with order- belong to a resource of its own; take another."),
+        errors.ReservedId("Ids that begin with order- are reserved for a resource of the API. Choose another id."),
         errors.PreconditionFailed(**_RUN),
         errors.UpdateRejected(
             _UNKNOWN_UPDATE,

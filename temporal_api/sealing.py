@@ -1,4 +1,4 @@
-"""Page tokens: Temporal's own, encrypted, so that each opens only the listing that it was given for."""
+"""Page tokens: Temporal's own, encrypted, so that each is valid only for the listing that gave it."""
 
 import base64
 import hashlib
@@ -19,25 +19,25 @@ log = logging.getLogger(__name__)
 
 
 def page_size(what: str) -> QueryParameter:
-    """How many of them a page has."""
-    return QueryParameter(ge=1, le=1000, description=f"{what} a page, at most.")
+    """The parameter for the size of a page."""
+    return QueryParameter(ge=1, le=1000, description=f"The most {what} on a page.")
 
 
 def page_token(hint: str = "") -> QueryParameter:
-    """Where the page begins. No sealed token is as long."""
-    return QueryParameter(max_length=8_000, description=f"`next_page_token` of the page before{hint}.")
+    """The parameter for where a page begins. Sealed tokens are far shorter than its bound."""
+    return QueryParameter(max_length=8_000, description=f"The `next_page_token` of the previous page{hint}.")
 
 
 NextPageToken = Annotated[
-    str | None, Meta(description="The `page_token` of the next page; null on the last one.", examples=[None])
+    str | None, Meta(description="The `page_token` of the next page. Null on the last page.", examples=[None])
 ]
 
 
 class PageTokens:
     """Encrypts with AES-256-GCM. Replicas with the same secrets read each other's tokens.
 
-    The key comes from SECRET_KEY, else from JWT_SECRET. What any of the settings' secrets has sealed is opened, so that
-    a secret can be replaced without losing a page token.
+    The key comes from SECRET_KEY, else from JWT_SECRET. Tokens of JWT_SECRET and JWT_SECRET_PREVIOUS are read too, so
+    that a secret can be replaced without losing a page token.
     """
 
     def __init__(self, settings: Settings) -> None:

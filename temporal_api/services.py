@@ -1,4 +1,4 @@
-"""What handlers reach: one typed bundle, and how Litestar hands it to them."""
+"""`Services`: what handlers use, in one typed struct that Litestar injects."""
 
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, TypeVar
@@ -27,7 +27,7 @@ T = TypeVar("T")
 
 
 class Services(msgspec.Struct, frozen=True):
-    """The parts of the running service; there is one bundle a process."""
+    """The parts of the running service, once for each process."""
 
     settings: Settings
     temporal: Temporal
@@ -39,14 +39,14 @@ class Services(msgspec.Struct, frozen=True):
     page_tokens: PageTokens
     health: HealthCheck
     hidden: Mapping[str, str]
-    """What the ids of a resource's workflows begin with, and the scope that sees them under /workflows too."""
+    """The prefix of each resource's workflow ids, and the scope that may see them under /workflows."""
 
     def workflow(self, workflow_id: str, run_id: str = "") -> Workflow:
-        """A handle of any workflow. It checks no permission: handlers of `/workflows` get theirs by injection."""
+        """A handle of any workflow. It checks no permission: in `/workflows`, use `PathWorkflow` or `Target`."""
         return Workflow(self.temporal, self.workers, workflow_id, run_id)
 
     def hidden_from(self, user: User) -> tuple[str, ...]:
-        """What the ids begin with that this user may not see under /workflows."""
+        """The prefixes of the ids that this user may not see under /workflows."""
         return tuple(prefix for prefix, scope in self.hidden.items() if scope not in user.scopes)
 
     async def answer_status(
@@ -56,9 +56,9 @@ class Services(msgspec.Struct, frozen=True):
         read: Callable[[], Awaitable[tuple[T, Run]]],
         tell: Callable[[T, Run, Ending | None], Awaitable[msgspec.Struct]],
     ) -> JSONResponse[Any]:
-        """What `tell` makes of what `read` finds, and of how the run ended; 304 if the caller knows it.
+        """Answer with what `tell` makes of what `read` returns and of how the run ended.
 
-        A caller who knows it and prefers to wait gets it as soon as something changes.
+        For the state that `If-None-Match` names, answer 304. With `Prefer: wait`, first wait until the state changes.
         """
         seconds = preferred_wait(request, self.settings.max_wait_seconds) if if_none_match else None
         found, run = await read()
@@ -66,10 +66,10 @@ class Services(msgspec.Struct, frozen=True):
         if seconds and known and run.is_open:
             workflow, length = self.workflow(run.workflow_id, run.run_id), run.history_length
             await self.waits.within(request, seconds, lambda: self.feeds.wait_for_change(workflow, length))
-            # However the wait ended: an activity's next attempt changes the run, but adds no event to its history.
+            # Read again even if the wait was cut off: an activity's next attempt changes the run, but adds no event.
             found, run = await read()
             known = is_known(request, run)
-        # Weak: two answers with the same tag mean the same (RFC 9110 8.8.1).
+        # Weak: two answers with the same tag need not have the same bytes (RFC 9110 8.8.1).
         headers = {"ETag": f'W/"{run.version}"', **preference_applied(request, seconds)}
         if known:
             return JSONResponse(None, status_code=304, headers=headers)
@@ -79,17 +79,17 @@ class Services(msgspec.Struct, frozen=True):
 
 STATUS_HEADERS = dict.fromkeys((200, 304), ("ETag", "Preference-Applied"))
 NOT_MODIFIED = {304: ResponseSpec(None, description="Nothing has changed.", generate_examples=False)}
-"""For the contract: what `answer_status` answers."""
+"""For the contract: the headers and the 304 of `answer_status`."""
 
 
 def services_of(request: Request[Any, Any, Any]) -> Services:
-    """The bundle; for public handlers, which have no user."""
+    """The services, for public handlers, which have no user."""
     services: Services = request.app.state.services
     return services
 
 
 def provide_services(request: APIRequest, user: CurrentUser) -> Services:
-    """Depends on the user: no handler reaches Temporal anonymously."""
+    """Takes the user, so that no handler reaches Temporal without a verified token."""
     return services_of(request)
 
 

@@ -1,6 +1,6 @@
-"""What takes time, over HTTP: `Prefer: wait`, ETags and server-sent events.
+"""Waiting over HTTP: `Prefer: wait`, ETags and server-sent events.
 
-Every wait and stream ends by itself when the caller leaves, its time is over or the service shuts down.
+Every wait and stream ends when the caller leaves, its time is over or the service shuts down.
 """
 
 import asyncio
@@ -29,7 +29,7 @@ T = TypeVar("T")
 
 LONGEST_HEADER = 4_000
 RETRY_AFTER_SECONDS = "2"
-"""When to ask again for what has not ended yet."""
+"""How soon to ask again for a result that is not there yet."""
 KEEP_ALIVE_SECONDS = 15.0
 LAST_SEND_SECONDS = 1.0
 _A_YEAR = 31_536_000.0  # event loops take no timer without end
@@ -56,22 +56,26 @@ _TAGS = r'^\s*(\*|(W/)?"[^"]*"(\s*,\s*(W/)?"[^"]*")*)\s*$'
 Prefer = Annotated[
     str | None,
     _header(
-        "Prefer", "`wait=SECONDS` waits that long (RFC 7240).", r'(^|[,;])\s*[Ww][Aa][Ii][Tt]\s*=\s*"?\d+"?\s*($|[,;])'
+        "Prefer",
+        "`wait=SECONDS`: wait at most that long for the answer (RFC 7240).",
+        r'(^|[,;])\s*[Ww][Aa][Ii][Tt]\s*=\s*"?\d+"?\s*($|[,;])',
     ),
 ]
 IfNoneMatch = Annotated[str | None, _header("If-None-Match", "The `ETag` of the answer that you have.", _TAGS)]
 IfMatch = Annotated[
     str | None,
     _header(
-        "If-Match", "The `ETag` of the state that you mean to change; several, or `*`. Another state is a 412.", _TAGS
+        "If-Match",
+        "The `ETag` of the state to change, several, or `*`. If the state is another, the answer is 412.",
+        _TAGS,
     ),
 ]
 LastEventId = Annotated[
     str | None,
-    # The contract tells of the 204 only here: declared, it would make clients type each event as maybe none.
+    # The 204 is not declared as a response: generated clients would type each event as optional.
     HeaderParameter(
         name="Last-Event-ID",
-        description="Go on after the event of this `id`. After that of `done` the answer is 204: there is no more.",
+        description="Continue after the event with this `id`. After `done`, the answer is 204: there are no more.",
         pattern=EVENT_ID,
     ),
 ]
@@ -84,7 +88,7 @@ def preferred_wait(request: APIRequest, most: float) -> float | None:
 
 
 def preference_applied(request: APIRequest, seconds: float | None) -> dict[str, str]:
-    """Make the header that confirms the wait; there is none when nothing was waited for, or no place was left."""
+    """Make the header that confirms the wait. Without a wait, or with no place left for one, there is none."""
     applied = seconds and record_of(request.scope).waited
     return {"Preference-Applied": f"wait={seconds:g}"} if applied else {}
 
@@ -122,9 +126,9 @@ class Waits:
     async def within(
         self, request: APIRequest, seconds: float | None, work: Callable[[], Coroutine[Any, Any, T]]
     ) -> T | None:
-        """Run the work for at most `seconds`; return its result, or None when it was cut off.
+        """Run the work for at most `seconds`; return its result, or None when the time is over.
 
-        Without a place there is no wait: it was only preferred (RFC 7240 4.3).
+        Without a free place it returns None at once: a wait is only a preference (RFC 7240 4.3).
         """
         record = record_of(request.scope)
         record.waited = bool(seconds) and not (self.draining.is_set() or self._is_full(request.user))
@@ -141,7 +145,7 @@ class Waits:
                 await cancel(working, over)
 
     async def over(self, receive: Receive, seconds: float) -> bool:
-        """Return when the caller leaves, the time is over or the service shuts down: whether the caller left."""
+        """Wait until the caller leaves, the time is over or the service shuts down. Return whether the caller left."""
         gone = asyncio.ensure_future(disconnect(receive))
         draining = asyncio.ensure_future(self.draining.wait())
         try:
@@ -190,7 +194,7 @@ def _joined(request: APIRequest, header: str) -> str:
 
 
 def matches(tags: str, version: str) -> bool:
-    """Whether one of the tags is this version's; a proxy may have put its suffix to it."""
+    """Whether one of the tags is this version, or this version with a proxy's suffix."""
     found = (tag.removeprefix(version) for tag in _TAG.findall(tags) if tag.startswith(version))
     return tags.strip() == "*" or any(not suffix or _PROXY_SUFFIX.fullmatch(suffix) for suffix in found)
 
@@ -210,15 +214,15 @@ def resume(last_event_id: str | None) -> tuple[str, int]:
 
 
 def end_id(run_id: str, last: int) -> str:
-    """The id of `done`: the one that would follow the run's last event."""
+    """The id of `done`: the number after the run's last event."""
     return f"{run_id}:{last + 1}"
 
 
 class EventStream(Response[T]):
-    """Server-sent events of `T`. The stream ends with its events, the token, the service or the client."""
+    """Server-sent events of `T`, until they end, the token expires, the service stops or the client leaves."""
 
     def __init__(self, waits: Waits, events: AsyncGenerator[bytes, None] | None, user: User) -> None:
-        """Without events: the caller has seen them all, and gets a 204 (WHATWG HTML 9.2.1)."""
+        """`events` is None when the caller has seen them all: the answer is 204 (WHATWG HTML 9.2.1)."""
         self._waits = waits
         self._events = events
         self._user = user
@@ -264,7 +268,7 @@ class EventStream(Response[T]):
 
 
 async def _next(events: AsyncGenerator[bytes, None], record: Record) -> bytes | None:
-    """The next event; the stream's failure is its last one."""
+    """The next event. A failure becomes the last event, `error`."""
     try:
         return await anext(events, None)
     except Problem as problem:
@@ -272,7 +276,7 @@ async def _next(events: AsyncGenerator[bytes, None], record: Record) -> bytes | 
 
 
 async def _sent(send: Send, content: bytes, over: asyncio.Future[Any], *, more: bool = True) -> bool:
-    """Send a part; give up on a client that does not read it by the time the stream is over."""
+    """Send a part. Give up if the client has not read it when the stream is over."""
     sending = asyncio.ensure_future(send({"type": "http.response.body", "body": content, "more_body": more}))
     try:
         await asyncio.wait({sending, over}, return_when=asyncio.FIRST_COMPLETED)

@@ -215,7 +215,10 @@ async def test_an_update_id_with_other_arguments(alice: AsyncClient, queue: str)
     answers = [await update(alice, path, "put", update_input=value, update_id="one") for value in (7, 8)]
     assert [(200, 7)] * 2 == [(answer.status_code, answer.json()["result"]) for answer in answers]
     assert 1 == await finish(alice, path)
-    assert "gives the first outcome, whatever else the body says" in (await alice.get("/openapi.json")).text
+    assert (
+        "gets the first outcome, also after the workflow has closed; later bodies are ignored"
+        in (await alice.get("/openapi.json")).text
+    )
 
 
 @pytest.mark.parametrize(("name", "value"), [("put", None), ("put", "sold"), ("nonsense", 7)])

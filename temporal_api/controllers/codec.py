@@ -29,13 +29,13 @@ class CodecPayload(msgspec.Struct):
 
     metadata: Annotated[
         dict[Annotated[str, Meta(max_length=1000)], Annotated[bytes, Meta(max_length=10_000)]],
-        Meta(max_length=100, description="What the data is."),
+        Meta(max_length=100, description="The payload's metadata, such as its `encoding`."),
     ] = {}
     data: Annotated[bytes, Meta(max_length=LARGEST_PAYLOAD, description="The data.")] = b""
 
 
 class CodecPayloads(msgspec.Struct):
-    """What the protocol sends, and wants back in the same order."""
+    """Payloads. The answer has them in the same order."""
 
     payloads: Annotated[
         list[CodecPayload], Meta(max_length=1000, description="The payloads, in order.", examples=[[_PAYLOAD]])
@@ -50,7 +50,7 @@ class CodecController(Controller):
 
     @post("/encode", scope=SCOPE, status_code=200, summary="Encrypt payloads", responses=responses(NotFound, body=True))
     async def encode_payloads(self, data: JSONBody[CodecPayloads], services: CurrentServices) -> CodecPayloads:
-        """Encrypt each payload with the first key."""
+        """Encrypt each payload with the first of PAYLOAD_ENCRYPTION_KEYS."""
         return await _coded(data, _codec(services).encode)
 
     @post(
@@ -61,7 +61,7 @@ class CodecController(Controller):
         responses=responses(NotFound, PayloadUndecodable, body=True),
     )
     async def decode_payloads(self, data: JSONBody[CodecPayloads], services: CurrentServices) -> CodecPayloads:
-        """Decrypt each payload with the key that it names; one that is not encrypted comes back as it is."""
+        """Decrypt each payload with the key that it names. A payload that is not encrypted is returned unchanged."""
         return await _coded(data, _codec(services).decode)
 
 

@@ -17,14 +17,16 @@ _SILENT = "unhealthy: no answer in time"
 
 
 class HealthStatus(msgspec.Struct):
-    """What this service found when it asked."""
+    """The health of this service and of what it needs."""
 
     status: Annotated[Literal["healthy", "unhealthy"], Meta(description="`healthy` with 200, `unhealthy` with 503.")]
-    timestamp: Annotated[datetime, Meta(tz=True, description="When.", examples=["2026-01-31T12:00:00.123456Z"])]
+    timestamp: Annotated[
+        datetime, Meta(tz=True, description="When it was checked.", examples=["2026-01-31T12:00:00.123456Z"])
+    ]
     services: Annotated[
         dict[str, str],
         Meta(
-            description="What was found of each.",
+            description="The state of each part.",
             examples=[{"temporal": "healthy", "orders_workers": "polling", "auth": "healthy"}],
         ),
     ]
@@ -32,7 +34,7 @@ class HealthStatus(msgspec.Struct):
 
 
 class ReadyStatus(msgspec.Struct, omit_defaults=True):
-    """Whether requests may come."""
+    """Whether this process takes requests."""
 
     status: Annotated[
         Literal["ready", "not_ready"], Meta(description="`ready` with 200, `not_ready` with 503.", examples=["ready"])
@@ -43,7 +45,7 @@ class ReadyStatus(msgspec.Struct, omit_defaults=True):
 class LiveStatus(msgspec.Struct):
     """The process answers."""
 
-    status: Annotated[Literal["alive"], Meta(description="Always the same.")]
+    status: Annotated[Literal["alive"], Meta(description="Always `alive`.")]
 
 
 _NEEDED = ("temporal", "auth")
@@ -54,7 +56,7 @@ def _unavailable(answer: msgspec.Struct) -> dict[int, ResponseSpec]:
     return {
         503: ResponseSpec(
             type(answer),
-            description="Temporal does not answer, its namespace does not exist, or there are no keys for tokens yet.",
+            description="Temporal does not answer, the namespace does not exist, or keys to verify tokens are missing.",
             generate_examples=False,
             examples=[Example(id="unavailable", value=msgspec.to_builtins(answer))],
         )
@@ -65,7 +67,7 @@ _THEN = datetime(2026, 1, 31, 12, tzinfo=UTC)
 
 
 class HealthController(Controller):
-    """Health of the service and of what it stands on."""
+    """Health of the service and of what it needs."""
 
     path = "/health"
     tags = ["health"]  # noqa: RUF012 - Litestar's way
@@ -76,9 +78,9 @@ class HealthController(Controller):
         responses=_unavailable(HealthStatus("unhealthy", _THEN, {"temporal": _SILENT, "auth": "healthy"}, __version__)),
     )
     async def get_health(self, request: Request[Any, Any, Any]) -> JSONResponse[HealthStatus]:
-        """Ask Temporal, and whether a worker polls the queue of each resource, such as `orders_workers`.
+        """Ask whether Temporal answers, and whether a worker polls each resource's task queue (`orders_workers`).
 
-        `auth` tells whether the keys that tokens are checked with have been fetched.
+        `auth` says whether the keys that verify tokens have been fetched.
         """
         found = await services_of(request).health.check()
         healthy = all(found[name] == "healthy" for name in _NEEDED)
@@ -87,8 +89,8 @@ class HealthController(Controller):
 
     @get("/ready", summary="Readiness probe", responses=_unavailable(ReadyStatus("not_ready", f"temporal {_SILENT}")))
     async def get_ready(self, request: Request[Any, Any, Any]) -> JSONResponse[ReadyStatus]:
-        """200 when Temporal answers, the namespace exists, the keys that tokens are checked with have been fetched, and
-        the process is not ending.
+        """200 when Temporal answers, the namespace exists, the keys that verify tokens have been fetched, and the
+        process is not shutting down.
         """
         if services_of(request).waits.draining.is_set():
             return JSONResponse(ReadyStatus("not_ready", "shutting down"), status_code=503)
@@ -104,5 +106,5 @@ _ALIVE = LiveStatus("alive")
 
 @get("/health/live", operation_id="getLive", summary="Liveness probe", tags=["health"], security=[])
 async def live() -> LiveStatus:
-    """200 whenever the process answers; never depends on Temporal."""
+    """200 whenever the process answers. It does not depend on Temporal."""
     return _ALIVE

@@ -45,12 +45,12 @@ StreamedEvent = TypeVar("StreamedEvent")
 
 
 class ResourceController(Controller):
-    """The operations that every resource has: get, list, events, cancel. Its own controller adds how one is placed."""
+    """The operations that every resource has: get, list, events, cancel. A subclass adds the one that creates it."""
 
     resource: ClassVar[Resource[Any, Any]]
 
     def __init_subclass__(cls, *, resource: Resource[Any, Any]) -> None:
-        """Make the shared handlers the resource's own: its paths, scopes, names, types and sentences."""
+        """Give the shared handlers this resource's paths, scopes, names, types and descriptions."""
         cls.resource, cls.path, cls.tags = resource, resource.path, [resource.plural]
         title, one, a_name = resource.title, f"/{{{resource.name}_id:str}}", resource.a_name
         read, write = (resource.read_scope, resource.admin_scope), (resource.write_scope, resource.admin_scope)
@@ -97,9 +97,9 @@ class ResourceController(Controller):
         if_none_match: IfNoneMatch = None,
         prefer: Prefer = None,
     ) -> JSONResponse[StatusResponse]:
-        """The status is the one that the workflow keeps: right while it runs, and after it has ended.
+        """The status is the last one that the workflow wrote. It is also right after the workflow has ended.
 
-        With `If-None-Match` the answer is 304 while nothing has changed. With `Prefer: wait` too, it comes as soon as
+        With `If-None-Match`, the answer is 304 while nothing has changed. With `Prefer: wait` too, it comes as soon as
         something changes.
         """
         resource = self.resource
@@ -125,10 +125,10 @@ class ResourceController(Controller):
         user: CurrentUser,
         status: StatusFilter = None,  # type: ignore[assignment]
         owner: OwnerFilter = None,  # type: ignore[assignment]
-        page_size: Annotated[int, page_size("Items")] = 100,
+        page_size: Annotated[int, page_size("items")] = 100,
         page_token: Annotated[str, page_token()] = "",
     ) -> JSONResponse[ListResponse]:
-        """Running ones first, newest first; then closed ones, last closed first. Eventually consistent.
+        """First those whose workflow runs, newest first; then the others, last closed first. Eventually consistent.
 
         Callers with the admin scope get everyone's.
         """
@@ -146,7 +146,7 @@ class ResourceController(Controller):
     async def stream(
         self, request: APIRequest, resource_id: ResourceId, services: CurrentServices, last_event_id: LastEventId = None
     ) -> EventStream[StreamedEvent]:
-        """Server-sent events: `status` (`status`, `reason`) at each change, from the first one on, then `done`."""
+        """Server-sent events: a `status` event for each status, from the first one on, then `done`."""
         run_id, seen = resume(last_event_id)
         _, run = await self.resource.read(request, services, resource_id)
         workflow = services.workflow(run.workflow_id)
@@ -163,7 +163,7 @@ class ResourceController(Controller):
         data: JSONBody[CancelRequest | None] = None,
         if_match: IfMatch = None,
     ) -> None:
-        """Ask the workflow to stop, and to undo what it did. Once it is too late, the answer is 409."""
+        """Ask the workflow to stop, and to undo what it did. When it is too late, the answer is 409."""
         resource = self.resource
         answer, run = await resource.read(request, services, resource_id)
         workflow = services.workflow(run.workflow_id)
@@ -172,17 +172,17 @@ class ResourceController(Controller):
         if answer.status not in resource.too_late:
             try:
                 return await workflow.run(run.run_id).signal("cancel", [data or resource.cancel_request()])
-            except errors.WorkflowCompleted:  # it closed just now: say how
+            except errors.WorkflowCompleted:  # it closed just now: read its last status
                 answer, _ = await resource.read(request, services, resource_id)
         raise resource.not_cancellable(workflow.id, answer.status)
 
 
 def _check_create(cls: type[ResourceController]) -> None:
-    """Raise TypeError unless one handler places the resource, from a body that takes no unknown field and no id."""
+    """Raise TypeError unless one handler creates the resource, from a body without unknown fields and without an id."""
     resource = cls.resource
     found = [each for each in vars(cls).values() if getattr(each, "operation_id", "") == f"create{resource.title}"]
     if len(found) != 1:
-        raise TypeError(f"{cls.__name__} needs one handler that is marked with `create()` of its resource")
+        raise TypeError(f"{cls.__name__} needs one handler marked with its resource's `create()`; it has {len(found)}")
     body = get_type_hints(found[0].fn).get("data", object)
     if not (issubclass(body, msgspec.Struct) and body.__struct_config__.forbid_unknown_fields):
         raise TypeError(f"{cls.__name__} needs `data: JSONBody[...]` of a struct with forbid_unknown_fields=True")
@@ -191,9 +191,9 @@ def _check_create(cls: type[ResourceController]) -> None:
 
 
 def _types(resource: Resource[Any, Any]) -> dict[Any, Any]:
-    """The types and sentences that are one resource's own."""
+    """One resource's types and descriptions, by the placeholders of the shared handlers."""
     status = resource.status_type | None
-    whose = f"Only those of this caller: the `sub` of a token. Ignored without the scope `{resource.admin_scope}`."
+    whose = f"Only those of the caller with this `sub`. Ignored without the scope `{resource.admin_scope}`."
     return {
         ResourceId: Annotated[
             str, PathParameter(name=f"{resource.name}_id", description=f"The {resource.words}'s `id`.")
@@ -208,14 +208,14 @@ def _types(resource: Resource[Any, Any]) -> dict[Any, Any]:
 
 
 async def _watched_run(workflow: Workflow, run: Run, run_id: str, seen: int) -> Run:
-    """The run of the watcher's last event: an earlier one if an operator has reset it since. Raises ValidationError."""
+    """The run of the caller's last event, which may be older than the latest one. Raises ValidationError."""
     forged = invalid("Last-Event-ID", "Expected the id of an event of this stream")
     if run_id not in ("", run.run_id):
         try:
             run = await workflow.run(run_id).describe()
         except (errors.ValidationError, errors.NotFound):
             raise forged from None
-    if seen > run.history_length + (not run.is_open):  # the last one is that of `done`
+    if seen > run.history_length + (not run.is_open):  # `done` has the number after the last event's
         raise forged
     return run
 
@@ -228,9 +228,9 @@ def _goes_on(run: Run) -> bool:
 async def _status_events(
     resource: Resource[Any, Any], feeds: Feeds, workflow: Workflow, run: Run, seen: int
 ) -> AsyncGenerator[bytes, None]:
-    """The statuses that the workflow keeps in its memo, as its history tells them, then `done`.
+    """Each status that the workflow has written into its memo, as its history shows, then `done`.
 
-    One that an operator has reset, or that continued as new, goes on in another run.
+    It follows a reset and continue-as-new into the next run.
     """
     temporal, run_id, length = workflow.temporal, run.run_id, run.history_length
     while True:

@@ -1,4 +1,4 @@
-"""What a resource is: its declaration, its memo, its status; how one is placed, read and found."""
+"""`Resource`: what a resource declares, and how the service places, reads and lists its workflows."""
 
 import logging
 import re
@@ -6,7 +6,7 @@ import uuid
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
-from typing import Annotated, Any, Generic, TypeVar, get_args, get_type_hints
+from typing import Annotated, Any, Generic, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 import msgspec
 from litestar import post
@@ -52,21 +52,21 @@ class StatusMemo(msgspec.Struct):
 class Resource(Generic[Kept, Answer]):
     """A business resource, declared once; everything else follows from it.
 
-    `name` is a singular noun ("order", "gift_card"); give `plural` and `article` where English has another than the
-    usual one. `kept` is what the memo keeps of it for good. `answer` is what callers see: the fields of `kept`, and
-    `id`, `status`, `created_at`, `workflow_id` and `reason`. Its `status` is a Literal that begins with the status of
-    a new one.
+    `name` is a singular noun ("order", "gift_card"); give `plural` and `article` if they are irregular. `kept` is the
+    data that never changes, kept in the workflow's memo. `answer` is what callers see: the fields of `kept`, and `id`,
+    `status`, `created_at`, `workflow_id` and `reason`. Its `status` is a Literal that begins with the status of a new
+    one.
 
-    `completed`, `cancelled` and `other_ends` are the statuses that end it. A run that completes without writing one of
-    them counts as `completed`; a run that fails, times out or is terminated, as `cancelled`. `too_late_to_cancel` names
-    the statuses in which the workflow goes on, but can no longer be cancelled.
+    `completed`, `cancelled` and `other_ends` are the end statuses. A run that completes without writing one of them
+    gets `completed`; a run that fails, times out or is terminated gets `cancelled`. `too_late_to_cancel` names the
+    statuses in which a running workflow can no longer be cancelled.
 
     The workflow gets one argument: the request's fields and the new `id`. It writes its status into the memo
     `temporal_api.status` as `{"status": ..., "reason": ...}`, and into the search attribute, such as `OrderStatus`, if
-    the run was started with it. The signal `cancel` with `{"reason": ...}` asks it to stop. Its task queue is the one
-    that a setting such as `ORDERS_TASK_QUEUE` names; without one `task_queue`, and without that the plural.
+    the run was started with it. The signal `cancel` with `{"reason": ...}` asks it to stop. Its task queue is the
+    setting `ORDERS_TASK_QUEUE` (named after the plural), else `task_queue`, else the plural.
 
-    Raises TypeError for a declaration that does not hold together.
+    Raises TypeError for a wrong declaration.
     """
 
     def __init__(
@@ -87,8 +87,10 @@ class Resource(Generic[Kept, Answer]):
     ) -> None:
         self.name, self.plural = name, plural or _plural(name)
         for noun in (self.name, self.plural):
-            if not _NOUN.fullmatch(noun) or noun in _TAKEN:
+            if not _NOUN.fullmatch(noun):
                 raise TypeError(f"a resource cannot be called {noun!r}: expected lower case, such as gift_card")
+            if noun in _TAKEN:
+                raise TypeError(f"a resource cannot be called {noun!r}: the API uses that name itself")
         self.words, self.plural_words = self.name.replace("_", " "), self.plural.replace("_", " ")
         self.title, self.plural_title = (words.title().replace(" ", "") for words in (self.words, self.plural_words))
         self.a_name = f"{article or ('an' if name[0] in 'aeiou' else 'a')} {self.words}"
@@ -101,9 +103,14 @@ class Resource(Generic[Kept, Answer]):
         self.completed, self.cancelled, self.ends = completed, cancelled, {completed, cancelled, *other_ends}
         self.too_late = {*too_late_to_cancel, *self.ends}
         if unknown := self.too_late.difference(self.statuses):
-            raise TypeError(f"{answer.__name__}.status has no {', '.join(sorted(unknown))}")
+            raise TypeError(
+                f"{answer.__name__}.status has no {', '.join(sorted(unknown))}: add it to the Literal, or change "
+                "`completed`, `cancelled` (unless given, 'cancelled'), `other_ends` or `too_late_to_cancel`"
+            )
         if self.statuses[0] in self.ends:
-            raise TypeError(f"{answer.__name__}.status begins with {self.statuses[0]}, which ends it")
+            raise TypeError(
+                f"{answer.__name__}.status begins with {self.statuses[0]}, which ends it: begin with a new one's status"
+            )
 
         self.path = f"/{self.plural.replace('_', '-')}"
         self.id_prefix = f"{name}-"
@@ -116,7 +123,6 @@ class Resource(Generic[Kept, Answer]):
         too_late = f"The {self.words} can no longer be cancelled. Read `details.status`, which says why."
         self.NotFound = _problem(errors.NotFound, f"{name}_not_found", no_such)
         self.NotCancellable = _problem(errors.Conflict, f"{name}_not_cancellable", too_late)
-        self.problems = (self.NotFound, self.NotCancellable)
         # The owner and the time come from us, never from the handler.
         self.memo_type: Any = msgspec.defstruct(
             f"{self.title}Memo", [("owner", str), ("created_at", datetime)], bases=(kept,), kw_only=True
@@ -128,18 +134,26 @@ class Resource(Generic[Kept, Answer]):
         kept, found = get_type_hints(self.kept), get_type_hints(self.answer)
         ours: dict[str, Any] = {"id": str, "workflow_id": str, "created_at": datetime, "reason": str | None}
         if own := kept.keys() & {*ours, "status", "owner"}:
-            raise TypeError(f"{self.kept.__name__} cannot have {', '.join(sorted(own))}: this service keeps it itself")
+            raise TypeError(f"{self.kept.__name__} cannot have {', '.join(sorted(own))}: the service adds it")
         needed = {**ours, **kept, "status": found.get("status", "a Literal")}
         for name in sorted({*found, *needed}):
             if found.get(name) != needed.get(name):
-                has, expected = found.get(name, "nothing"), needed.get(name, "nothing")
-                raise TypeError(f"{self.answer.__name__}.{name}: expected {expected}, found {has}")
+                expected, has = (
+                    kind.__name__ if isinstance(kind, type) else kind
+                    for kind in (needed.get(name, "nothing"), found.get(name, "nothing"))
+                )
+                raise TypeError(
+                    f"{self.answer.__name__}.{name}: expected {expected}, found {has}. An answer has the fields of "
+                    f"{self.kept.__name__}, and id, status, created_at, workflow_id and reason"
+                )
+        if get_origin(needed["status"]) is not Literal:
+            raise TypeError(f"{self.answer.__name__}.status: expected a Literal of its statuses")
         return needed["status"]
 
     def create(
         self, verb: str = "Place"
     ) -> Callable[[Callable[..., Awaitable[JSONResponse[Answer]]]], HTTPRouteHandler]:
-        """Mark the handler that places one; it answers with `place`. `verb` is for the contract: "Place an order"."""
+        """Mark the handler that creates one and returns `place(...)`. `verb` begins its summary: "Place an order"."""
         return post(
             scope=(self.write_scope, self.admin_scope),
             operation_id=f"create{self.title}",
@@ -149,18 +163,18 @@ class Resource(Generic[Kept, Answer]):
         )
 
     def not_cancellable(self, workflow_id: str, status: str) -> Problem:
-        """Why it is too late."""
+        """The 409 for a cancel in this status."""
         message = f"The {self.words} can no longer be cancelled: it is {status}."
         return self.NotCancellable(message, workflow_id=workflow_id, status=status)
 
     def settings(self, settings: Settings) -> ResourceSettings:
-        """Its own settings: those that are set, and what it declares."""
+        """Its settings from the environment, with the declaration's task queue as default."""
         return settings.resource(self.plural, self.task_queue)
 
     async def place(
         self, request: APIRequest, services: Services, data: msgspec.Struct, kept: Kept, idempotency_key: str | None
     ) -> JSONResponse[Answer]:
-        """Start the workflow with `data` and a new id as its argument; the same key again gets what it started."""
+        """Start the workflow with `data` and the new `id` as its argument. A repeated key starts nothing new."""
         user, key = request.user, check_key(request, idempotency_key)
         new_id = derived_id(self.plural, user, key) if key else str(uuid.uuid4())
         workflow_id = record_of(request.scope).workflow_id = self.id_prefix + new_id
@@ -193,7 +207,7 @@ class Resource(Generic[Kept, Answer]):
         """The resource and its run, if the caller may see it; else raise its NotFound."""
         user = request.user
         workflow_id = record_of(request.scope).workflow_id = self.id_prefix + resource_id
-        # An id that Temporal does not take is the id of none.
+        # No resource has an id that Temporal refuses.
         with suppress(errors.ValidationError, errors.NotFound):
             run = await services.workflow(workflow_id).describe()
             match await self.found_in(services.temporal, run):
@@ -202,7 +216,7 @@ class Resource(Generic[Kept, Answer]):
         raise self.NotFound(f"There is no {self.words} {shown(resource_id)!r}.")
 
     async def found_in(self, temporal: Temporal, run: Run) -> tuple[Answer, str] | None:
-        """The resource that this run is, and its owner; None if the run is no such resource."""
+        """The answer about this run and its owner; None if the run is not of this resource."""
         memo = await temporal.memo(run.memo, self.memo_key, self.memo_type)
         if memo is None:
             return None
@@ -220,7 +234,7 @@ class Resource(Generic[Kept, Answer]):
         )
 
     async def status(self, temporal: Temporal, run: Run) -> tuple[StatusMemo, bool]:
-        """The status, and whether the workflow wrote it; if not, the way in which the run ended implies it."""
+        """The status, and whether the workflow wrote it. If not, it follows from how the run ended."""
         kept = await temporal.memo(run.memo, STATUS_MEMO, StatusMemo) or StatusMemo(self.statuses[0])
         if run.is_open or kept.status in self.ends:
             return kept, True
@@ -228,8 +242,8 @@ class Resource(Generic[Kept, Answer]):
 
     def query(self, owner: str | None, status: str | None) -> str:
         """The visibility query for those of an owner (None: of everyone) with a status (None: any)."""
-        # Operators may write any search attribute, but not start a workflow with an id that is reserved. A run that
-        # went on as another is not the resource: the other is.
+        # The id's prefix and the type are checked too: operators may write any search attribute, but cannot start a
+        # workflow with a reserved id. Of runs that continued as new, only the last one is the resource.
         anyone = f"{self.owner_attribute} IS NOT NULL"
         of_owner = anyone if owner is None else compare(self.owner_attribute, index_value(owner))
         terms = [compare("WorkflowId", self.id_prefix, "STARTS_WITH"), compare("WorkflowType", self.workflow_type)]
@@ -237,29 +251,32 @@ class Resource(Generic[Kept, Answer]):
         return " AND ".join(terms if status is None else [*terms, self._status_query(status)])
 
     def _status_query(self, status: str) -> str:
-        # A run that ended before its workflow wrote an end has the status that its ending implies, as in `status`: its
-        # search attribute is out of date.
+        # A run that closed before its workflow wrote an end has the status that `status` gives it: its search attribute
+        # is out of date.
         written = f"{self.status_attribute} = '{status}'"
-        no_other_end = " AND ".join(f"{self.status_attribute} != '{end}'" for end in sorted(self.ends - {status}))
-        if status == self.completed:
-            return f"({written} OR (ExecutionStatus = 'Completed' AND {no_other_end}))"
-        if status == self.cancelled:
-            failed = "ExecutionStatus IN ('Failed', 'Canceled', 'Terminated', 'TimedOut')"
-            return f"({written} OR ({failed} AND {no_other_end}))"
-        return written if status in self.ends else f"{written} AND CloseTime IS NULL"
+        if status not in self.ends:
+            return f"{written} AND CloseTime IS NULL"
+        closed = ["Completed"] if status == self.completed else []
+        closed += ["Failed", "Canceled", "Terminated", "TimedOut"] if status == self.cancelled else []
+        if not closed:
+            return written
+        # Not IN: some Temporal servers do not take a list of one.
+        outcomes = " OR ".join(f"ExecutionStatus = '{outcome}'" for outcome in closed)
+        no_other_end = (f" AND {self.status_attribute} != '{end}'" for end in sorted(self.ends - {status}))
+        return f"({written} OR (({outcomes}){''.join(no_other_end)}))"
 
     async def page(
         self, temporal: Temporal, owner: str | None, status: str | None, size: int, token: bytes
     ) -> tuple[list[Answer], bytes]:
         """A page of what `query` finds, and Temporal's token of the next. Raises InvalidQuery.
 
-        A page is empty only when none follows, or after ten pages that hold nothing of the owner's.
+        A page is empty only if it is the last one, or if ten of Temporal's pages held nothing of the owner's.
         """
         found: list[Answer] = []
         for _ in range(EMPTY_PAGES):
             is_first = not (token or status)
             runs, token = await list_runs(temporal, self.query(owner, status), size, token)
-            # One that was reset goes on in another run, which comes first: on this page, or one before, or nowhere.
+            # A reset begins a newer run of the same workflow. Lists show only the latest run.
             latest = {run.workflow_id: run.run_id for run in reversed(runs)}
             if not is_first:
                 latest |= await latest_runs(temporal, (run.workflow_id for run in runs if not run.is_open))
@@ -270,7 +287,7 @@ class Resource(Generic[Kept, Answer]):
                             case (answer, owned_by) if owner in (None, owned_by):
                                 found.append(answer)
                     except errors.PayloadUndecodable as problem:  # it must not hide all the others
-                        log.warning("%s is left out of a list: %s", run.workflow_id, problem.message)
+                        log.warning("left %s out of a list: %s", run.workflow_id, problem.message)
             if found or not token:
                 break
         return found, token
@@ -286,7 +303,7 @@ def _problem(kind: type[Problem], code: str, meaning: str) -> type[Problem]:
     return type(code, (kind,), {"code": code, "__doc__": meaning})
 
 
-_EVENT = "What an event of the stream has as its data: `status` the status and the reason, `done` the workflow's id."
+_EVENT = "The data of an event: `status` and `reason` in a `status` event, `workflow_id` in a `done` event."
 
 
 def _described(kind: Any, description: str, *examples: object, **bounds: Any) -> Any:
@@ -294,23 +311,23 @@ def _described(kind: Any, description: str, *examples: object, **bounds: Any) ->
 
 
 def _structs(resource: Resource[Any, Any]) -> tuple[Any, Any, Any, Any]:
-    """The request and the answers that differ between resources in their names only."""
+    """The request and answers that differ between resources only in names."""
     words, plural_words, title = resource.words, resource.plural_words, resource.title
     cancel = msgspec.defstruct(
         f"Cancel{title}Request",
-        [("reason", _described(str, "Why.", "ordered twice", min_length=1, max_length=500), "customer_request")],
+        [("reason", _described(str, "The reason.", "ordered twice", min_length=1, max_length=500), "customer_request")],
         namespace={"__doc__": f"Why {resource.a_name} is cancelled."},
         forbid_unknown_fields=True,
     )
     status = msgspec.defstruct(
         f"{title}StatusResponse",
         [
-            ("workflow_id", _described(str, "The id of its workflow.", resource.id_prefix + EXAMPLE_ID)),
+            ("workflow_id", _described(str, "The workflow's id.", resource.id_prefix + EXAMPLE_ID)),
             ("run_id", _described(str, "The run's id.", "019ab3c4-7d1e-7f3a-8b55-0c2d4e6f8a10")),
-            ("status", _described(Status, "The run's state, in Temporal's words.", "RUNNING")),
-            ("result", _described(Raw, "Any JSON; null while it runs.", None)),
-            ("history_length", _described(int, "Events in its history.", 11)),
-            ("execution_time_seconds", _described(float | None, "How long it took; null while it runs.", None)),
+            ("status", _described(Status, "The run's status, as Temporal names it.", "RUNNING")),
+            ("result", _described(Raw, "What the workflow returned: any JSON. Null while it runs.", None)),
+            ("history_length", _described(int, "The number of events in its history.", 11)),
+            ("execution_time_seconds", _described(float | None, "How long the run took. Null while it runs.", None)),
             (resource.name, _described(resource.answer, f"The {words}.")),
         ],
         namespace={"__doc__": f"{resource.a_name.capitalize()} and its run."},
@@ -321,13 +338,13 @@ def _structs(resource: Resource[Any, Any]) -> tuple[Any, Any, Any, Any]:
         [("items", items), ("next_page_token", NextPageToken)],
         namespace={"__doc__": f"A page of {plural_words}, eventually consistent."},
     )
-    how_far = _described(resource.status_type | UnsetType, f"How far the {words} is.", resource.statuses[0])
+    how_far = _described(resource.status_type | UnsetType, f"The {words}'s status.", resource.statuses[0])
     event = msgspec.defstruct(
         f"{title}Event",
         [
             ("status", how_far, UNSET),
             ("reason", _described(str | UnsetType | None, "Why it was cancelled.", None), UNSET),
-            ("workflow_id", _described(str | UnsetType, "The id of its workflow."), UNSET),
+            ("workflow_id", _described(str | UnsetType, "The workflow's id."), UNSET),
         ],
         namespace={"__doc__": _EVENT},
         omit_defaults=True,

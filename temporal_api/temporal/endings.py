@@ -22,10 +22,10 @@ class Ending(msgspec.Struct):
 
     workflow_id: Annotated[str, about("The workflow's id.", "invoice-2041")]
     run_id: Annotated[str, about("The run's id.", "019ab3c4-7d1e-7f3a-8b55-0c2d4e6f8a10")]
-    status: Annotated[Status, about("How it ended, in Temporal's words.", "COMPLETED")]
-    result: Annotated[Raw, about("What it returned: any JSON.", {"sent": True})]
+    status: Annotated[Status, about("How it ended, as Temporal names it.", "COMPLETED")]
+    result: Annotated[Raw, about("What the workflow returned: any JSON.", {"sent": True})]
     failure: Annotated[FailureInfo | None, about("Why it failed.", None)]
-    new_run_id: Annotated[str | None, about("The run that goes on after it (continue-as-new, retry, cron).", None)]
+    new_run_id: Annotated[str | None, about("The run that followed it (continue-as-new, retry, cron).", None)]
 
 
 class Endings:

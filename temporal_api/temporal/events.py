@@ -31,12 +31,12 @@ CLOSING = {EventType.Value(f"EVENT_TYPE_WORKFLOW_EXECUTION_{end}"): end for end 
 """The events that close a run, and the status it has then."""
 
 
-EventId = Annotated[int, about("Its place in the history, from 1 on.", 1)]
-EventName = Annotated[str, about("Temporal's name of its type.", "WORKFLOW_EXECUTION_STARTED")]
+EventId = Annotated[int, about("Its number in the history, from 1 on.", 1)]
+EventName = Annotated[str, about("The event's type, as Temporal names it.", "WORKFLOW_EXECUTION_STARTED")]
 EventTime = Annotated[
     str, about("When it happened.", "2026-01-31T12:00:00.123456Z", extra_json_schema={"format": "date-time"})
 ]
-Attributes = Annotated[dict[str, Any], about("The attributes of its type, with Temporal's names.", {"attempt": 1})]
+Attributes = Annotated[dict[str, Any], about("The event's attributes, as Temporal names them.", {"attempt": 1})]
 
 
 class Event(msgspec.Struct):

@@ -1,4 +1,4 @@
-"""What Temporal's failures mean: a failed call as a Problem, a run's failure without its stack trace."""
+"""Temporal's failures: a failed call becomes a Problem; a run's failure is shown without its stack trace."""
 
 import logging
 import re
@@ -26,14 +26,14 @@ log = logging.getLogger(__name__)
 class FailureInfo(msgspec.Struct, omit_defaults=True):
     """Why a run failed: Temporal's failure without its stack trace."""
 
-    type: Annotated[str, about("Its kind; of an application's own failure, its type.")]
-    message: Annotated[str, about("What its code said.")]
-    details: Annotated[list[msgspec.Raw], about("What its code added: any JSON.")] = []
-    cause: Annotated["FailureInfo | None", about("The failure that led to it.")] = None
+    type: Annotated[str, about("The failure's type: the application's own, or Temporal's, such as `Timeout`.")]
+    message: Annotated[str, about("The failure's message.")]
+    details: Annotated[list[msgspec.Raw], about("The details that the code added: any JSON.")] = []
+    cause: Annotated["FailureInfo | None", about("The failure that caused it.")] = None
 
 
 class Subject(msgspec.Struct, frozen=True):
-    """What a call is about, and which Problem says that it is missing, exists already, or was asked for wrongly."""
+    """What a call is about, and the Problems for when it is missing, exists already, or the request is invalid."""
 
     name: str = ""
     missing: type[Problem] = errors.TemporalError
@@ -56,7 +56,7 @@ def workflow_subject(workflow_id: str, run_id: str = "") -> Subject:
 
 
 def start_subject(workflow_id: str) -> Subject:
-    """A workflow that is to be started; it may be closed, or gone, before an update that comes along reaches it."""
+    """A workflow to start. It may close or vanish before the update sent with the start reaches it: hence `missing`."""
     return Subject(
         f"workflow {shown(workflow_id)!r}",
         missing=errors.WorkflowNotFound,
@@ -67,7 +67,7 @@ def start_subject(workflow_id: str) -> Subject:
     )
 
 
-# The class says what these mean better than Temporal's message.
+# For these, the class's own message is clearer than Temporal's.
 _BY_STATUS: dict[Code, type[Problem]] = {
     Code.CANCELLED: errors.TemporalTimeout,  # how the SDK reports some deadlines
     Code.DEADLINE_EXCEEDED: errors.TemporalTimeout,
@@ -86,12 +86,12 @@ _TOO_LARGE = re.compile("exceeds (size )?limit|larger than max|too large")
 
 
 def is_overload(error: RPCError) -> bool:
-    """Whether the caller, or everyone, asks more of Temporal than it takes."""
+    """Whether a rate limit of Temporal was reached."""
     return error.status is Code.RESOURCE_EXHAUSTED and not _is_too_large(error.message.lower())
 
 
 def is_namespace_missing(error: RPCError) -> bool:
-    """Whether Temporal says that there is no such namespace: it does so too when it could not look in time."""
+    """Whether Temporal says that the namespace does not exist. It also says so when its own lookup timed out."""
     return error.status is Code.NOT_FOUND and bool(detail_of(error, errordetails.NamespaceNotFoundFailure))
 
 
@@ -105,7 +105,7 @@ def _is_cut_off(error: RPCError) -> bool:
 
 
 def problem_of(error: RPCError | RuntimeError, subject: Subject = NOTHING) -> Problem:
-    """A failed call as the caller is told of it; a RuntimeError is a connection that could not be made at all."""
+    """The Problem for a failed call. A RuntimeError means that no connection could be made."""
     if isinstance(error, RuntimeError):
         log.warning("Temporal cannot be reached: %s", cause(error))
         return errors.TemporalConnectionError(source="gateway", **subject.details)
@@ -130,7 +130,7 @@ def problem_of(error: RPCError | RuntimeError, subject: Subject = NOTHING) -> Pr
                 return subject.missing(f"There is no {subject.name}.", **details)
         case Code.ALREADY_EXISTS if subject.exists is not errors.TemporalError:
             existing = detail_of(error, errordetails.WorkflowExecutionAlreadyStartedFailure)
-            if existing and "run_id" in details:  # a schedule's run is Temporal's own business
+            if existing and "run_id" in details:  # not for a schedule's run, which callers cannot see
                 details["run_id"] = existing.run_id
             return subject.exists(f"The {subject.name} exists already; take another id.", **details)
         case Code.FAILED_PRECONDITION if "poller" in text:
@@ -155,7 +155,7 @@ def problem_of(error: RPCError | RuntimeError, subject: Subject = NOTHING) -> Pr
 
 
 def _decisive(error: RPCError) -> RPCError:
-    """Of a start and an update in one call, the failure of the one that failed, not of the one given up for it."""
+    """For a start and an update in one call: the failure of the one that failed, not of the one that was aborted."""
     both = detail_of(error, errordetails.MultiOperationExecutionFailure)
     for status in both.statuses if both else ():
         given_up = any(packed.Is(MultiOperationExecutionAborted.DESCRIPTOR) for packed in status.details)
@@ -165,7 +165,7 @@ def _decisive(error: RPCError) -> RPCError:
 
 
 def _is_too_large(text: str) -> bool:
-    """A message that is too large is also reported as RESOURCE_EXHAUSTED."""
+    """Whether a message was too large: Temporal reports this as RESOURCE_EXHAUSTED too."""
     return _TOO_LARGE.search(text) is not None and ("size" in text or "message" in text)
 
 

@@ -1,4 +1,4 @@
-"""A run's state as Temporal tells it, in plain Python values."""
+"""A run's state, in plain Python values."""
 
 from datetime import UTC, datetime
 from typing import Annotated, Any, Literal
@@ -29,23 +29,24 @@ RUN_STATUS: dict[int, Any] = {
 class PendingActivity(msgspec.Struct):
     """An activity that is scheduled, running or waiting for its next attempt."""
 
-    activity_id: Annotated[str, about("Its id in the workflow.", "1")]
-    activity_type: Annotated[str, about("Its name in its worker.", "render_pdf")]
-    state: Annotated[str, about("Its state, in Temporal's words.", "STARTED")]
-    attempt: Annotated[int, about("Which attempt it is.", 1)]
-    maximum_attempts: Annotated[int, about("0 means without end.", 0)]
+    activity_id: Annotated[str, about("The activity's id in the workflow.", "1")]
+    activity_type: Annotated[str, about("The activity type.", "render_pdf")]
+    state: Annotated[str, about("The activity's state, as Temporal names it.", "STARTED")]
+    attempt: Annotated[int, about("The number of the attempt, from 1 on.", 1)]
+    maximum_attempts: Annotated[int, about("The most attempts. 0 means no limit.", 0)]
     next_attempt_time: Annotated[
-        Annotated[datetime, Meta(tz=True)] | None, about("Null unless it waits for its next attempt.", None)
+        Annotated[datetime, Meta(tz=True)] | None,
+        about("When the next attempt begins. Null unless it waits for one.", None),
     ]
-    heartbeat_details: Annotated[list[msgspec.Raw], about("What its last heartbeat told.", [{"page": 7}])]
-    last_worker_identity: Annotated[str | None, about("The worker that had its last attempt.", "4711@worker-1")]
+    heartbeat_details: Annotated[list[msgspec.Raw], about("The details of its last heartbeat.", [{"page": 7}])]
+    last_worker_identity: Annotated[str | None, about("The worker that ran its last attempt.", "4711@worker-1")]
     last_failure: Annotated[FailureInfo | None, about("Why its last attempt failed.", None)]
 
 
 class PendingWorkflowTask(msgspec.Struct):
-    """A workflow task that the workflow's code fails again and again, until the code is fixed."""
+    """A workflow task that fails again and again, until the workflow's code is fixed."""
 
-    attempt: Annotated[int, about("Which attempt it is.", 7)]
+    attempt: Annotated[int, about("The number of the attempt, from 1 on.", 7)]
     failure: Annotated[
         FailureInfo | None, about("Why the last one failed.", {"type": "KeyError", "message": "'invoice'"})
     ]
@@ -56,12 +57,12 @@ class PendingChild(msgspec.Struct):
 
     workflow_id: Annotated[str, about("The child's id.", "invoice-2041-reminder")]
     run_id: Annotated[str, about("The run's id.", "019ab3c4-9c11-7e0b-9f3e-5d0c1b2a3f4e")]
-    workflow_type: Annotated[str, about("Its name in its worker.", "remind")]
+    workflow_type: Annotated[str, about("The workflow type.", "remind")]
     parent_close_policy: Annotated[str, about("What happens to it when its parent closes.", "TERMINATE")]
 
 
 class Run:
-    """One run, as a list tells it or a description. Memo and search attributes are as Temporal keeps them."""
+    """One run, from a list or from describing it. Memo and search attributes are not decoded."""
 
     def __init__(self, info: WorkflowExecutionInfo, described: DescribeWorkflowExecutionResponse = _LISTED) -> None:
         self.workflow_id = info.execution.workflow_id
@@ -72,19 +73,19 @@ class Run:
         self.is_open = self.status in ("RUNNING", "PAUSED")
         """Whether it may still change; a paused one (newer servers) may."""
         self.version = f"{self.run_id}-{info.state_transition_count}"
-        """What changes whenever the run does."""
+        """A value that changes whenever the run does."""
         self.history_length = info.history_length
         self.history_bytes = info.history_size_bytes
         self.parent_workflow_id = info.parent_execution.workflow_id or None
         self.memo = info.memo
         self.search_attributes = info.search_attributes.indexed_fields
         self._started = info.start_time
-        # None while it is open; a list may know that it has ended, and not when.
+        # None while it is open. A list may show a closed run without this time.
         self._closed = info.close_time if not self.is_open and info.HasField("close_time") else None
 
-        # What only describing a run tells.
+        # Known only from describing a run, not from a list.
         self.reset_run_id = described.workflow_extended_info.reset_run_id
-        """The run that a reset has begun in its place; empty when there is none."""
+        """The run that a reset began from this one; empty if there is none."""
         self.task_attempt = described.pending_workflow_task.attempt
         """How often its pending workflow task was tried."""
         self._activities = described.pending_activities

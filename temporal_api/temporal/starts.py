@@ -1,4 +1,4 @@
-"""Starts: how a workflow is started, alone or with its first signal."""
+"""Start workflows, alone or with a signal or an update."""
 
 import logging
 import time
@@ -26,40 +26,40 @@ from temporal_api.temporal.payloads import JSON_METADATA, typed_payload
 log = logging.getLogger(__name__)
 
 UNINDEXED_SECONDS = 300
-"""How long starts leave out search attributes that the namespace lacks."""
+"""How long starts leave out search attributes that the namespace lacks, before they try again."""
 
 PINNED = Override.PinnedOverrideBehavior.PINNED_OVERRIDE_BEHAVIOR_PINNED
 
 
 class Started(msgspec.Struct, frozen=True):
-    """A run: `new` is false when the request was answered with one that ran already."""
+    """A run. `new` is false if it ran already before the request."""
 
     run_id: str
     new: bool
 
 
 class Priority(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
-    """What is dispatched first: a lower `priority_key`; among the same, each `fairness_key` by its weight."""
+    """Which tasks are dispatched first: by `priority_key`, and within one key by `fairness_key` and weight."""
 
     priority_key: Annotated[Annotated[int, Meta(ge=1, le=1000)] | None, about("A lower one goes first.", 1)] = None
-    fairness_key: Annotated[str, about("Whose it is: keys get turns.", "tenant-7", max_length=64)] = ""
+    fairness_key: Annotated[str, about("Tasks of different keys take turns.", "tenant-7", max_length=64)] = ""
     fairness_weight: Annotated[
-        Annotated[float, Meta(ge=0.001, le=1000)] | None, about("Its key's share of the turns.")
+        Annotated[float, Meta(ge=0.001, le=1000)] | None, about("The key's share of the turns.")
     ] = None
 
 
 class WorkerVersion(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     """A version of a worker deployment."""
 
-    deployment_name: Annotated[str, about("The deployment.", "invoices", min_length=1, max_length=1000)]
-    build_id: Annotated[str, about("Its version.", "2.1", min_length=1, max_length=1000)]
+    deployment_name: Annotated[str, about("The deployment's name.", "invoices", min_length=1, max_length=1000)]
+    build_id: Annotated[str, about("The version's build id.", "2.1", min_length=1, max_length=1000)]
 
 
 class VersioningOverride(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
-    """Which version of the workers runs it, whatever its code says: `pinned` one, or always the current one."""
+    """Overrides which worker version runs it: one `pinned` version, or always the current one."""
 
-    pinned: Annotated[WorkerVersion | None, about("This version.")] = None
-    auto_upgrade: Annotated[bool, about("The current version, at every time.")] = False
+    pinned: Annotated[WorkerVersion | None, about("Always this version.")] = None
+    auto_upgrade: Annotated[bool, about("Always the current version.")] = False
 
     def __post_init__(self) -> None:
         """Check that exactly one of the two is given."""
@@ -67,7 +67,7 @@ class VersioningOverride(msgspec.Struct, forbid_unknown_fields=True, kw_only=Tru
             raise ValueError("pinned: Expected either pinned or auto_upgrade")
 
     def for_temporal(self) -> Override:
-        """Temporal's own form of it."""
+        """As Temporal's message."""
         if self.pinned is None:
             return Override(auto_upgrade=True)
         version = WorkerDeploymentVersion(**msgspec.structs.asdict(self.pinned))

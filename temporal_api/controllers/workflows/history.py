@@ -1,4 +1,4 @@
-"""A workflow's history: in pages, and live. Both go out as they are read, in pieces, each when the last one is read."""
+"""A workflow's history, in pages and live. Both are sent in pieces, so that a long one never fills the memory."""
 
 import asyncio
 import sys
@@ -48,14 +48,14 @@ class HistoryResponse(msgspec.Struct):
 
 
 class WorkflowEvent(msgspec.Struct, omit_defaults=True):
-    """What an event of the stream has as its data: `history` has what an `Event` has, `done` tells the end."""
+    """The data of an event: an `Event` in a `history` event, `run_id` and `status` in a `done` event."""
 
     event_id: EventId | UnsetType = UNSET
     event_type: EventName | UnsetType = UNSET
     event_time: EventTime | UnsetType = UNSET
     attributes: Attributes | UnsetType = UNSET
     run_id: Annotated[str | UnsetType, Meta(description="The last run.")] = UNSET
-    status: Annotated[Status | UnsetType, Meta(description="How it ended, in Temporal's words.")] = UNSET
+    status: Annotated[Status | UnsetType, Meta(description="How it ended, as Temporal names it.")] = UNSET
 
 
 class TemporalHistory(msgspec.Struct):
@@ -67,7 +67,7 @@ class TemporalHistory(msgspec.Struct):
 @get(
     "/history",
     scope=READ,
-    response_description="A page of its events, or the whole in Temporal's own JSON.",
+    response_description="A page of events, or with `format=temporal` the whole history.",
     summary="A workflow's history, in pages",
     responses=responses(errors.WorkflowNotFound, errors.InvalidPageToken),
 )
@@ -75,17 +75,19 @@ async def get_workflow_history(
     request: APIRequest,
     workflow: PathWorkflow,
     services: CurrentServices,
-    order: Annotated[Literal["forward", "reverse"], QueryParameter(description="From which end.")] = "forward",
-    page_size: Annotated[int, page_size("Events")] = 100,
+    order: Annotated[
+        Literal["forward", "reverse"], QueryParameter(description="`forward`: oldest first. `reverse`: newest first.")
+    ] = "forward",
+    page_size: Annotated[int, page_size("events")] = 100,
     page_token: Annotated[str, page_token()] = "",
     form: Annotated[
         Literal["json", "temporal"],
         QueryParameter(name="format", description=f"`temporal` gives a `TemporalHistory` and needs {ADMIN}."),
     ] = "json",
 ) -> JSONResponse[HistoryResponse | TemporalHistory]:
-    """Payloads are decoded. A page token is good for this workflow, run and order only.
+    """Payloads are decoded. A page token is valid only for the same workflow, run and order.
 
-    With `format=temporal` it is the whole history as Temporal keeps it, for replay tests: not in pages, not decrypted.
+    With `format=temporal`, the answer is the whole history in Temporal's own JSON, not decrypted, for replay tests.
     """
     temporal, bound = services.temporal, ("history", workflow.id, workflow.run_id, order)
     if form == "temporal":
@@ -104,7 +106,10 @@ async def get_workflow_history(
             return b'],"next_page_token":%b}' % msgspec.json.encode(services.page_tokens.seal(cursor, *bound))
 
         pieces = _pieces(temporal, events, event_json, b'{"items":[', end)
-    first, second = await anext(pieces), await anext(pieces, None)  # a failure so far is an answer of its own
+    first, second = (
+        await anext(pieces),
+        await anext(pieces, None),
+    )  # a failure up to here is still answered as a Problem
     if second is None:
         whole: Any = msgspec.Raw(first)
         return JSONResponse(whole)
@@ -121,15 +126,15 @@ async def get_workflow_history(
 async def stream_workflow_events(
     request: APIRequest, workflow: PathWorkflow, services: CurrentServices, last_event_id: LastEventId = None
 ) -> EventStream[WorkflowEvent]:
-    """Server-sent events: `history`, each an `Event` as in the history, then `done` with `run_id` and `status`.
+    """Server-sent events: a `history` event for each `Event`, then `done` with `run_id` and `status`.
 
-    Continue-as-new is followed, unless `run_id` pins a run.
+    The stream follows continue-as-new, unless `run_id` pins a run.
     """
     run_id, seen = resume(last_event_id)
     if run_id and workflow.run_id not in ("", run_id):
         raise invalid("Last-Event-ID", "Expected an event of the run that run_id pins")
     run = await workflow.run(run_id or workflow.run_id).describe()
-    if seen > run.history_length + (not run.is_open):  # the last one is that of `done`
+    if seen > run.history_length + (not run.is_open):  # `done` has the number after the last event's
         raise invalid("Last-Event-ID", f"Expected an event of this run, which has {run.history_length}")
     watched, follow = workflow.run(run.run_id), not workflow.run_id
     if seen > run.history_length and not (follow and (await services.endings.read(watched)).new_run_id):
@@ -141,10 +146,10 @@ async def stream_workflow_events(
 async def _pieces(
     temporal: Temporal, listing: Listing, tell: Tell, begin: bytes, end: Callable[[bytes], bytes]
 ) -> AsyncGenerator[bytes, None]:
-    """The answer's JSON in pieces: its events between `begin` and what `end` makes of the cursor of what follows."""
+    """The answer's JSON in pieces: `begin`, the events, and `end(cursor)` with the cursor of the next page."""
     piece, comma, cursor = bytearray(begin), b"", b""
     async with aclosing(listing):
-        async for events, cursor in listing:  # noqa: B007 - the last one is needed
+        async for events, cursor in listing:  # noqa: B007 - the last cursor is needed
             for some in in_parts(events):
                 for event in some:
                     piece += comma + msgspec.json.encode(await tell(temporal, event))
@@ -152,13 +157,13 @@ async def _pieces(
                     if len(piece) >= PIECE_BYTES:
                         yield bytes(piece)
                         piece.clear()
-                        await asyncio.sleep(0)  # a piece may be of one large event
-                await asyncio.sleep(0)  # others are served in between
+                        await asyncio.sleep(0)  # one large event may fill a piece
+                await asyncio.sleep(0)  # let other requests run
     yield bytes(piece) + end(cursor)
 
 
 class _LongPage(JSONResponse[HistoryResponse | TemporalHistory]):
-    """A page of which more than the first pieces is still to be read. What fails now breaks the answer off."""
+    """A page of more than two pieces. A failure after the first two breaks the answer off."""
 
     def __init__(self, first: bytes, second: bytes, rest: AsyncGenerator[bytes, None]) -> None:
         self._begin = first + second
@@ -200,7 +205,7 @@ async def _stream(
                     if len(told) >= PIECE_BYTES:
                         yield bytes(told)
                         told.clear()
-            except Problem:  # of one event; those before it are not lost with it
+            except Problem:  # send the events before the one that failed
                 yield bytes(told)
                 raise
             yield bytes(told)

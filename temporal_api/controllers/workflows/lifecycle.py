@@ -35,12 +35,12 @@ class CancelRequest(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class CancelResponse(msgspec.Struct):
-    """The workflow that was asked to end."""
+    """The workflow that was asked to cancel."""
 
     workflow_id: WorkflowId
 
 
-@post("/cancel", scope=WRITE, status_code=202, summary="Ask a workflow to end", responses=CHANGES)
+@post("/cancel", scope=WRITE, status_code=202, summary="Cancel a workflow", responses=CHANGES)
 async def cancel_workflow(target: Target, data: JSONBody[CancelRequest | None] = None) -> CancelResponse:
     """Ask the workflow's code to end. It may clean up first, or go on. To end it at once, terminate it."""
     await target.cancel(data.reason if data else "")
@@ -53,14 +53,14 @@ class TerminateRequest(msgspec.Struct, forbid_unknown_fields=True):
     reason: Annotated[NonEmpty, Meta(description="Why.", examples=["runs away"])]
 
 
-@post("/terminate", scope=ADMIN, status_code=204, summary="End a workflow at once", responses=CHANGES)
+@post("/terminate", scope=ADMIN, status_code=204, summary="Terminate a workflow", responses=CHANGES)
 async def terminate_workflow(target: Target, data: JSONBody[TerminateRequest]) -> None:
-    """End the workflow without asking its code, which cleans nothing up."""
+    """End the workflow at once. Its code cannot clean up."""
     await target.terminate(data.reason)
 
 
 class PauseRequest(msgspec.Struct, forbid_unknown_fields=True):
-    """Why the workflow is paused, or goes on, for its history."""
+    """Why the workflow is paused or unpaused, for its history."""
 
     reason: Annotated[str, Meta(max_length=1000, description="Why.", examples=["the bank is closed"])] = ""
 
@@ -71,29 +71,29 @@ class PauseRequest(msgspec.Struct, forbid_unknown_fields=True):
 
 @post("/pause", scope=ADMIN, status_code=204, summary="Pause a workflow", responses=_PAUSES)
 async def pause_workflow(target: Target, data: JSONBody[PauseRequest | None] = None) -> None:
-    """Let the workflow's code rest until it is unpaused. Signals are kept for it; queries and updates are a 409.
+    """Stop the workflow's code until it is unpaused. Temporal keeps its signals; queries and updates answer 409.
 
-    A workflow that is paused already stays so. Temporal can do this from 1.31 on, where it is switched on.
+    A workflow that is paused already stays paused. This needs Temporal 1.31 with `frontend.WorkflowPauseEnabled`.
     """
     await target.pause(data.reason if data else "")
 
 
-@post("/unpause", scope=ADMIN, status_code=204, summary="Let a paused workflow go on", responses=_PAUSES)
+@post("/unpause", scope=ADMIN, status_code=204, summary="Unpause a workflow", responses=_PAUSES)
 async def unpause_workflow(target: Target, data: JSONBody[PauseRequest | None] = None) -> None:
-    """Let the workflow's code go on. A workflow that is not paused stays so."""
+    """Let the workflow's code run again. A workflow that is not paused stays as it is."""
     await target.unpause(data.reason if data else "")
 
 
 class ResetRequest(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
-    """Where to go back to, and why: exactly one of `to` and `event_id`."""
+    """The point to reset to, and why. Send exactly one of `to` and `event_id`."""
 
     to: Annotated[
         Literal["first_workflow_task", "last_workflow_task"] | None,
-        Meta(description="To the end of this workflow task.", examples=["last_workflow_task"]),
+        Meta(description="Reset to the end of this workflow task.", examples=["last_workflow_task"]),
     ] = None
     event_id: Annotated[
         Annotated[int, Meta(ge=1, le=1_000_000_000)] | None,
-        Meta(description="To this event: a workflow task's start or end.", extra_json_schema=excludes("to")),
+        Meta(description="Reset to this event: the start or end of a workflow task.", extra_json_schema=excludes("to")),
     ] = None
     reason: Annotated[NonEmpty, Meta(description="Why.", examples=["fixed code"])]
 
@@ -103,7 +103,7 @@ class ResetRequest(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
 
 
 class ResetResponse(msgspec.Struct):
-    """The new run, which goes on from there."""
+    """The new run."""
 
     workflow_id: WorkflowId
     run_id: RunId
@@ -113,11 +113,11 @@ class ResetResponse(msgspec.Struct):
     "/reset",
     scope=ADMIN,
     status_code=200,
-    summary="Run a workflow again from a point",
+    summary="Reset a workflow",
     responses=responses(errors.WorkflowNotFound, errors.PreconditionFailed, body=True),
 )
 async def reset_workflow(target: Target, data: JSONBody[ResetRequest]) -> ResetResponse:
-    """Begin a new run with the history up to that point. Signals and updates that came later are sent to it again.
+    """Begin a new run with the history up to that point. Temporal sends it later signals and updates again.
 
     A running workflow is terminated first; a closed one can be reset too.
     """

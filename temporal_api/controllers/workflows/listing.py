@@ -25,8 +25,8 @@ from temporal_api.temporal.run import Status
 from temporal_api.temporal.visibility import Filters, compile_query, count_by_status, list_runs, parse_time
 
 _EXACT = (
-    "exactly. Temporal's index cannot look for a text with a double quote, a backslash or a control character in it, "
-    "or a single quote at an end: such a one matches nothing."
+    "exactly. Temporal's index cannot search for a double quote, a backslash, a control character, or a single quote "
+    "at either end: a text with one matches nothing."
 )
 
 
@@ -35,31 +35,33 @@ def _text(description: str) -> QueryParameter:
 
 
 def _moment(description: str) -> QueryParameter:
-    return QueryParameter(description=f"{description} RFC 3339, with its zone.", format="date-time", max_length=100)
+    return QueryParameter(description=f"{description} RFC 3339, with a time zone.", format="date-time", max_length=100)
 
 
 async def provide_query(
     request: APIRequest,
     services: CurrentServices,
-    workflow_type: Annotated[str | None, _text(f"Of this type, {_EXACT}")] = None,
+    workflow_type: Annotated[str | None, _text(f"Workflows of this type, {_EXACT}")] = None,
     status: Annotated[
-        list[Status] | None, QueryParameter(description="Of this status; repeated: of any of them.", max_items=50)
+        list[Status] | None,
+        QueryParameter(description="Workflows of this status. Repeat it for several.", max_items=50),
     ] = None,
-    task_queue: Annotated[str | None, _text(f"On this task queue, {_EXACT}")] = None,
+    task_queue: Annotated[str | None, _text(f"Workflows on this task queue, {_EXACT}")] = None,
     workflow_id_prefix: Annotated[
-        str | None, _text(f"Whose id starts so, {_EXACT} On SQLite, the dev server's store, case is ignored.")
+        str | None,
+        _text(f"Workflows whose id begins with this, {_EXACT} SQLite, the dev server's store, ignores case."),
     ] = None,
-    started_from: Annotated[str | None, _moment("Started at that time or later.")] = None,
-    started_to: Annotated[str | None, _moment("Started before that time.")] = None,
-    closed_from: Annotated[str | None, _moment("Closed at that time or later; running workflows are left out.")] = None,
-    closed_to: Annotated[str | None, _moment("Closed before that time; running workflows are left out.")] = None,
+    started_from: Annotated[str | None, _moment("Started at this time or later.")] = None,
+    started_to: Annotated[str | None, _moment("Started before this time.")] = None,
+    closed_from: Annotated[str | None, _moment("Closed at this time or later. Leaves out running workflows.")] = None,
+    closed_to: Annotated[str | None, _moment("Closed before this time. Leaves out running workflows.")] = None,
     search_attribute: Annotated[
         list[Annotated[str, Meta(max_length=1000)]] | None,
         QueryParameter(
             description=(
-                "`Name=value`, such as `OrderStatus=delivered`, with the type that the namespace has for it: a number, "
+                "`Name=value`, such as `OrderStatus=delivered`, of the attribute's type in the namespace: a number, "
                 "`true` or `false`, a time (to the millisecond), one keyword of a list, any word of a text. "
-                "Repeated: all of them; with the same name: any of those."
+                "Repeat it: different names must all match, one name any of its values."
             ),
             max_items=50,
             schema_extra={"items": {"type": "string", "maxLength": 1000}},
@@ -70,15 +72,15 @@ async def provide_query(
         QueryParameter(
             name="query",
             description=(
-                "A condition in Temporal's visibility query language, such as `ExecutionDuration > '1h'`; the other "
-                "filters hold beside it. It may find any workflow, so the token needs the admin scope of every "
-                "resource too, such as `orders:admin`."
+                "A condition in Temporal's visibility query language, such as `ExecutionDuration > '1h'`. The other "
+                "filters apply too. It may find any workflow, so the token also needs the admin scope of every "
+                "resource, such as `orders:admin`."
             ),
             max_length=4_000,  # a request line has 8 KiB, and a query in it is percent-encoded
         ),
     ] = None,
 ) -> str:
-    """The visibility query of the filters that list and count share; what is hidden from the user is left out.
+    """The visibility query of the filters that list and count share. It leaves out what the user may not see.
 
     Raises ValidationError, InvalidQuery or InsufficientScope.
     """
@@ -117,25 +119,25 @@ VisibilityQuery = NamedDependency[SkipValidation[str]]
 
 
 class WorkflowSummary(RunFields, kw_only=True):
-    """A run as the index has it. What only its end tells is null while it runs."""
+    """A run in Temporal's index. Fields of closed runs are null while it runs."""
 
     search_attributes: Annotated[
-        dict[str, Raw], Meta(description="Values as the index has them.", examples=[{"CustomerId": "cust_123"}])
+        dict[str, Raw], Meta(description="Its search attributes in the index.", examples=[{"CustomerId": "cust_123"}])
     ]
-    history_length: Annotated[int | None, Meta(description="Events in its history.", examples=[None])]
+    history_length: Annotated[int | None, Meta(description="The number of events in its history.", examples=[None])]
 
 
 _Consistency = Annotated[
     Literal["eventual"],
     Meta(
-        description="What just happened may be missing for a moment; a single workflow's status is always right.",
+        description="Recent changes may be missing for a moment. A single workflow's status is always up to date.",
         examples=["eventual"],
     ),
 ]
 
 
 class WorkflowListResponse(msgspec.Struct):
-    """A page of runs. The last one may be empty."""
+    """A page of runs. The last page may be empty."""
 
     items: Annotated[list[WorkflowSummary], Meta(description="The runs of this page.")]
     next_page_token: NextPageToken
@@ -152,13 +154,13 @@ class WorkflowListResponse(msgspec.Struct):
 async def list_workflows(
     services: CurrentServices,
     visibility_query: VisibilityQuery,
-    page_size: Annotated[int, page_size("Runs")] = 100,
+    page_size: Annotated[int, page_size("runs")] = 100,
     page_token: Annotated[str, page_token("; send the same filters with it")] = "",
 ) -> JSONResponse[WorkflowListResponse]:
     """Running workflows first, newest first; then closed ones, last closed first.
 
-    Eventually consistent: a workflow that was started, or has ended, just now may be missing or be shown as it was.
-    The workflows of a resource are left out unless the token has its admin scope, such as `orders:admin`.
+    Eventually consistent: a recent start or end may not show yet. The workflows of a resource are left out unless the
+    token has its admin scope, such as `orders:admin`.
     """
     bound = ("workflows", visibility_query)
     token = services.page_tokens.unseal(page_token, *bound)
@@ -175,11 +177,11 @@ async def list_workflows(
 
 
 class WorkflowCountResponse(msgspec.Struct):
-    """How many runs, and how many of each status; one that no run has is left out."""
+    """The number of runs, in all and by status. A status without runs is left out."""
 
-    count: Annotated[int, Meta(description="All of them.", examples=[3])]
+    count: Annotated[int, Meta(description="The number of all runs.", examples=[3])]
     groups: Annotated[
-        dict[str, int], Meta(description="Those of each status.", examples=[{"RUNNING": 2, "COMPLETED": 1}])
+        dict[str, int], Meta(description="The number of runs by status.", examples=[{"RUNNING": 2, "COMPLETED": 1}])
     ]
     consistency: _Consistency
 
@@ -194,10 +196,10 @@ class WorkflowCountResponse(msgspec.Struct):
 async def count_workflows(
     services: CurrentServices, visibility_query: VisibilityQuery
 ) -> JSONResponse[WorkflowCountResponse]:
-    """How many workflows meet the filters.
+    """How many workflows match the filters.
 
-    Eventually consistent: what started or ended just now may be counted as it was. The workflows of a resource are not
-    counted unless the token has its admin scope, such as `orders:admin`.
+    Eventually consistent: a recent start or end may not be counted yet. The workflows of a resource are left out unless
+    the token has its admin scope, such as `orders:admin`.
     """
     groups = await count_by_status(services.temporal, visibility_query)
     return JSONResponse(WorkflowCountResponse(sum(groups.values()), groups, "eventual"))

@@ -1,7 +1,6 @@
 """Send messages to a workflow: signals, queries and updates.
 
-JSON passes through untouched: what the caller sends as an argument is, byte for byte, the payload's data, and a
-result's bytes are the answer's.
+JSON is not changed: an argument's bytes become the payload's data, and a result's bytes become the answer.
 """
 
 import time
@@ -46,24 +45,26 @@ from temporal_api.temporal.workflow import Workflow
 from temporal_api.waiting import Prefer, preference_applied, preferred_wait
 
 _ASKED = (errors.WorkflowNotFound, errors.NoWorker, errors.WorkflowTaskFailing)
-"""How asking a worker may fail."""
+"""The errors of an operation that a worker answers."""
 DOTS = (".", "..")
 NOT_DOTS = "Expected an id that a URL can carry: not . or .."
 
 Argument = Raw | UnsetType
 ArgumentList = Annotated[list[Raw], Meta(max_length=100)]
-Arguments = Annotated[ArgumentList | UnsetType, Meta(description="The arguments, each any JSON.")]
+Arguments = Annotated[
+    ArgumentList | UnsetType, Meta(description="The arguments, each any JSON. An empty list counts as none.")
+]
 
 
 def check_in_path(body: msgspec.Struct, field: str) -> None:
-    """Raises ValueError, as `check_lengths` does, for an id that no URL carries: clients resolve its dots."""
+    """Raises ValueError, as `check_lengths` does, for the ids `.` and `..`: HTTP clients remove them from a path."""
     if getattr(body, field, None) in DOTS:
         raise ValueError(f"{field}: {NOT_DOTS}")
 
 
 def check_arguments(body: msgspec.Struct, one: str, many: str) -> None:
-    """Raises ValueError, likewise, for one argument and an argument list at once."""
-    # An empty list is what some generated clients send when they have none.
+    """Raises ValueError for one argument and an argument list at once."""
+    # Some generated clients send an empty list when there are no arguments.
     if getattr(body, one, UNSET) is not UNSET and getattr(body, many, False):
         raise ValueError(f"{many}: Send {one} or {many}, not both")
 
@@ -76,14 +77,14 @@ def arguments(one: Argument, many: Arguments) -> list[Raw]:
 SignalKey = Annotated[
     str | None,
     key_header(
-        "The same key again, from the same caller, sends nothing to a run that has the signal, whatever the body says. "
-        "A run that a reset has begun may get it once more. 1 to 255 visible ASCII characters."
+        "A run gets only one signal for each key of a caller; later bodies are ignored. After a reset, the new run may "
+        "get it again. 1 to 255 visible ASCII characters."
     ),
 ]
 
 
 class SignalRequest(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
-    """A signal. `signal_input` is one argument, `signal_args` the list of them unless it is empty; neither: none."""
+    """A signal. Send one argument in `signal_input`, several in `signal_args`, or neither."""
 
     signal_name: Annotated[NonEmpty, Meta(description="The signal's name.", examples=["cancel"])]
     signal_input: Annotated[
@@ -118,14 +119,14 @@ class QueryRequest(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     """A query. An array in `query_args` is the argument list; anything else is one argument."""
 
     query_name: Annotated[NonEmpty, Meta(description="The query's name.", examples=["status"])]
-    query_args: Annotated[Argument, Meta(description="Any JSON; an array of at most 100.")] = UNSET
+    query_args: Annotated[Argument, Meta(description="One argument (any JSON), or an array of at most 100.")] = UNSET
 
     def __post_init__(self) -> None:
         check_lengths(self, "query_name")
 
 
 class QueryResponse(msgspec.Struct):
-    """What the workflow answered."""
+    """The query's result."""
 
     result: Annotated[Raw, Meta(description="Any JSON.", examples=[{"status": "processing", "reason": None}])]
 
@@ -150,37 +151,37 @@ async def _query_arguments(args: Argument) -> list[Raw]:
     "/query",
     scope=READ,
     status_code=200,
-    summary="Ask a workflow",
+    summary="Query a workflow",
     responses=responses(*_ASKED, errors.WorkflowCompleted, errors.WorkflowPaused, errors.QueryFailed, body=True),
 )
 async def query_workflow(workflow: PathWorkflow, data: JSONBody[QueryRequest], request: APIRequest) -> QueryResponse:
-    """Ask the workflow's code; a worker answers. Names that begin with `__` need the scope `workflows:admin`."""
+    """Send a query; a worker answers it. Names that begin with `__` need the scope `workflows:admin`."""
     if data.query_name.startswith("__") and ADMIN not in request.user.scopes:
         raise errors.InsufficientScope(f"Queries that begin with __ need the scope {ADMIN}.", ADMIN)
     return QueryResponse(await workflow.query(data.query_name, await _query_arguments(data.query_args)))
 
 
 class MessageHandler(msgspec.Struct):
-    """A signal, query or update that the workflow's code handles. One that takes every name has none."""
+    """A handler of signals, queries or updates. Its name is null if it takes every name (a dynamic handler)."""
 
-    name: Annotated[str | None, Meta(description="Its name.", examples=["approve"])]
+    name: Annotated[str | None, Meta(description="The handler's name.", examples=["approve"])]
     description: Annotated[str, Meta(description="What it does.", examples=["Approve the invoice."])]
 
 
 class MetadataResponse(msgspec.Struct, kw_only=True):
-    """What the workflow's code says of itself."""
+    """What the workflow's code says about itself."""
 
     workflow_id: WorkflowId
-    workflow_type: Annotated[str, Meta(description="Its name in its worker.", examples=["send_invoice"])]
+    workflow_type: Annotated[str, Meta(description="The workflow type.", examples=["send_invoice"])]
     current_details: Annotated[
-        str, Meta(description="What it tells people now, in Markdown.", examples=["waits for approval"])
+        str, Meta(description="The workflow's current details, in Markdown.", examples=["waits for approval"])
     ]
-    signals: Annotated[list[MessageHandler], Meta(description="The signals that it takes.")]
-    queries: Annotated[list[MessageHandler], Meta(description="The queries that it answers.")]
-    updates: Annotated[list[MessageHandler], Meta(description="The updates that it takes.")]
+    signals: Annotated[list[MessageHandler], Meta(description="The signals that it handles.")]
+    queries: Annotated[list[MessageHandler], Meta(description="The queries that it handles.")]
+    updates: Annotated[list[MessageHandler], Meta(description="The updates that it handles.")]
 
 
-# The SDKs' answer, in Protobuf's JSON, which leaves out what is empty.
+# The SDKs answer in Protobuf's JSON, which leaves out empty fields.
 
 
 class _Handler(msgspec.Struct):
@@ -203,7 +204,7 @@ class _Metadata(msgspec.Struct, rename="camel"):
 @get(
     "/metadata",
     scope=READ,
-    summary="What a workflow can be sent and asked",
+    summary="A workflow's signals, queries and updates",
     responses=responses(
         *_ASKED, errors.WorkflowCompleted, errors.WorkflowPaused, errors.QueryFailed, errors.PayloadUndecodable
     ),
@@ -211,7 +212,7 @@ class _Metadata(msgspec.Struct, rename="camel"):
 async def get_workflow_metadata(workflow: PathWorkflow) -> MetadataResponse:
     """The signals, queries and updates that the workflow's code handles now, with their descriptions.
 
-    A worker answers. Workers with an SDK that is too old to know say 422.
+    A worker answers. If its SDK is too old for this, the answer is 422.
     """
     answer = await workflow.query("__temporal_workflow_metadata", [])
     try:
@@ -229,7 +230,7 @@ async def get_workflow_metadata(workflow: PathWorkflow) -> MetadataResponse:
 
 
 def _own(handlers: list[_Handler]) -> list[MessageHandler]:
-    """Leave out the SDK's, such as `__stack_trace`."""
+    """Leave out the SDK's handlers, such as `__stack_trace`."""
     own = (handler for handler in handlers if not (handler.name or "").startswith("__"))
     return [MessageHandler(handler.name or None, handler.description) for handler in own]
 
@@ -237,22 +238,22 @@ def _own(handlers: list[_Handler]) -> list[MessageHandler]:
 UpdateKey = Annotated[
     str | None,
     key_header(
-        "Serves as `update_id`: the same one again gives the first outcome, whatever else the body says, also after "
-        "the workflow has closed. 1 to 255 visible ASCII characters."
+        "Used as `update_id`. The same key again gets the first outcome, also after the workflow has closed; later "
+        "bodies are ignored. 1 to 255 visible ASCII characters."
     ),
 ]
 UpdateId = Annotated[str, Meta(description="The update's id.", examples=["add-line-7"])]
 
 
 class UpdateRequest(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
-    """An update. `update_input` is one argument, `update_args` the list of them unless it is empty; neither: none."""
+    """An update. Send one argument in `update_input`, several in `update_args`, or neither."""
 
     update_name: Annotated[NonEmpty, Meta(description="The update's name.", examples=["add_line"])]
     update_input: Annotated[Argument, Meta(description="The argument: any JSON.", examples=[{"sku": "MUG-1"}])] = UNSET
     update_args: Annotated[Arguments, Meta(extra_json_schema=excludes("update_input"))] = UNSET
     update_id: Annotated[
         NonEmpty | None,
-        Meta(description="An id of your own: the same one again gives the first outcome. Without one it is a new id."),
+        Meta(description="An id of your choice. The same id again gets the first outcome. Without it: a new id."),
     ] = None
 
     def __post_init__(self) -> None:
@@ -262,7 +263,7 @@ class UpdateRequest(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
 
 
 class UpdateResponse(msgspec.Struct):
-    """An update that was done, and what its handler gave back."""
+    """A completed update and its result."""
 
     workflow_id: WorkflowId
     run_id: RunId
@@ -271,16 +272,16 @@ class UpdateResponse(msgspec.Struct):
 
 
 class UpdatePendingResponse(msgspec.Struct):
-    """An update that a worker has accepted and is not done yet: ask at `Location` after `Retry-After` seconds."""
+    """An update that is accepted and not completed yet. Ask at `Location` after `Retry-After` seconds."""
 
     workflow_id: WorkflowId
     run_id: RunId
     update_id: UpdateId
-    status: Annotated[Literal["ACCEPTED"], Meta(description="How far it is.", examples=["ACCEPTED"])]
+    status: Annotated[Literal["ACCEPTED"], Meta(description="The update's stage.", examples=["ACCEPTED"])]
 
 
 _PENDING: dict[int, ResponseSpec] = {
-    202: ResponseSpec(UpdatePendingResponse, description="Accepted, not done yet.", generate_examples=False)
+    202: ResponseSpec(UpdatePendingResponse, description="Accepted, not completed yet.", generate_examples=False)
 }
 
 
@@ -310,14 +311,14 @@ async def update_workflow(
     idempotency_key: UpdateKey = None,
     prefer: Prefer = None,
 ) -> JSONResponse[UpdateResponse]:
-    """Send an update, and wait for its outcome: as long as `Prefer` says, or else as any call to Temporal.
+    """Send an update and wait for its outcome: as long as `Prefer` says, else as long as for any call to Temporal.
 
-    202 means that a worker has accepted the update and is not done yet: it cannot be lost, and `Location` is where to
-    ask for the outcome. An update that is rejected or fails is a 422.
+    202 means that a worker has accepted the update and has not completed it: it cannot be lost, and `Location` is where
+    to ask for the outcome. For an update that is rejected or fails, the answer is 422.
     """
     update_id = _update_id(data, check_key(request, idempotency_key))
     preferred = preferred_wait(request, services.settings.max_wait_seconds)
-    record_of(request.scope).waited = bool(preferred)  # for a worker, to begin with
+    record_of(request.scope).waited = bool(preferred)  # sending waits for a worker too
     began = time.monotonic()
     update = await updates.send(target, update_id, data.update_name, arguments(data.update_input, data.update_args))
     seconds = services.settings.rpc_timeout_seconds if preferred is None else preferred
@@ -325,7 +326,7 @@ async def update_workflow(
     return _answer(request, update, preferred)
 
 
-# The path of before, for clients that still use it.
+# An earlier path of this operation, for clients that still use it.
 update_at_old_path = post("/update", scope=WRITE, status_code=200, include_in_schema=False)(update_workflow.fn)
 
 
@@ -343,7 +344,7 @@ async def get_workflow_update(
     services: CurrentServices,
     prefer: Prefer = None,
 ) -> JSONResponse[UpdateResponse]:
-    """The outcome is kept as long as the run, also after its end. A rejected update is not kept: it is a 404."""
+    """Temporal keeps the outcome as long as the run. A rejected update is not kept: the answer is 404."""
     seconds = preferred_wait(request, services.settings.max_wait_seconds)
     update = await until_done(request, services, workflow, await updates.find(workflow, update_id), seconds)
     return _answer(request, update, seconds)
@@ -352,7 +353,7 @@ async def get_workflow_update(
 async def until_done(
     request: APIRequest, services: Services, workflow: Workflow, update: Update, seconds: float | None
 ) -> Update:
-    """The update once it is done, or as it is when the time is over."""
+    """The update once it has completed, or as it was when the time is over."""
     if update.result is not None:
         return update
     return await services.waits.within(request, seconds, lambda: updates.wait(workflow, update)) or update
@@ -371,6 +372,6 @@ def _answer(request: APIRequest, update: Update, preferred: float | None) -> JSO
     ids = update.workflow_id, update.run_id, update.update_id
     if update.result is not None:
         return JSONResponse(UpdateResponse(*ids, update.result), headers=headers)
-    # Pinned: an update is of one run, and the next one, after a continue-as-new, does not know it.
+    # Pinned: an update belongs to one run. After a continue-as-new, the next run does not know it.
     pending = UpdatePendingResponse(*ids, "ACCEPTED")
     return ask_again(pending, headers, update.run_id, update.workflow_id, "updates", update.update_id)

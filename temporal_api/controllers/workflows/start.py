@@ -1,4 +1,4 @@
-"""Starting workflows: every option of Temporal's start, a signal in the same call, an idempotency key, a wait."""
+"""Start workflows: with every option of Temporal's start, a signal or an update, an idempotency key, a wait."""
 
 import uuid
 from datetime import timedelta
@@ -55,7 +55,7 @@ from temporal_api.waiting import RETRY_AFTER_SECONDS, Prefer, preference_applied
 Duration = Annotated[float, Meta(ge=0.001, le=315_360_000, description="Seconds.")]
 ReusePolicy = Literal["ALLOW_DUPLICATE", "ALLOW_DUPLICATE_FAILED_ONLY", "REJECT_DUPLICATE"]
 ConflictPolicy = Literal["FAIL", "USE_EXISTING", "TERMINATE_EXISTING"]
-# The sample worker knows it: what the documentation shows works when it is tried.
+# The sample worker runs it, so the documentation's example works.
 SAMPLE = "order_processing"
 SAMPLE_ORDER = {
     "id": "2041",
@@ -70,20 +70,21 @@ SAMPLE_ORDER = {
 class RetryPolicy(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     """How a failed run is retried (Temporal's retry policy)."""
 
-    initial_interval_seconds: Annotated[Duration, Meta(description="Before the second attempt.")] = 1
+    initial_interval_seconds: Annotated[Duration, Meta(description="The interval before the second attempt.")] = 1
     backoff_coefficient: Annotated[
-        float, Meta(ge=1, le=100, description="How many times longer each interval is than the one before.")
+        float, Meta(ge=1, le=100, description="How many times longer each interval is than the previous one.")
     ] = 2
     maximum_interval_seconds: Annotated[
-        Duration | None, Meta(description="No interval is longer. Without it: 100 times the first.")
+        Duration | None, Meta(description="The longest interval. Without it: 100 times the first.")
     ] = None
-    maximum_attempts: Annotated[int, Meta(ge=0, le=1_000_000, description="0 means without end.")] = 0
+    maximum_attempts: Annotated[int, Meta(ge=0, le=1_000_000, description="0 means no limit.")] = 0
     non_retryable_error_types: Annotated[
-        list[Annotated[str, Meta(max_length=1000)]], Meta(max_length=100, description="Failures that end it at once.")
+        list[Annotated[str, Meta(max_length=1000)]],
+        Meta(max_length=100, description="Types of failures that are not retried."),
     ] = []
 
     def for_temporal(self) -> temporalio.common.RetryPolicy:
-        """The SDK's own form of it."""
+        """As the SDK's type."""
         longest = self.maximum_interval_seconds
         return temporalio.common.RetryPolicy(
             initial_interval=timedelta(seconds=self.initial_interval_seconds),
@@ -95,14 +96,14 @@ class RetryPolicy(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
 
 
 class SearchAttribute(msgspec.Struct, forbid_unknown_fields=True):
-    """A value to find the workflow by.
+    """A search attribute, by which lists find the workflow.
 
     A text or keyword has at most 10,000 characters, a KeywordList at most 1000 keywords.
     """
 
     type: Annotated[
         Literal["Bool", "Datetime", "Double", "Int", "Keyword", "KeywordList", "Text"],
-        Meta(description="The type that the namespace has for it."),
+        Meta(description="The attribute's type in the namespace."),
     ]
     value: Annotated[Raw, Meta(description="A value of this type.")]
 
@@ -128,74 +129,82 @@ _SEARCH_TYPES: dict[str, Any] = {
 
 
 class StartSignal(SignalRequest, forbid_unknown_fields=True, kw_only=True):
-    """A signal in the same call (signal-with-start): the workflow is started unless it runs, and gets the signal."""
+    """A signal in the same call (signal-with-start). A workflow that runs already only gets the signal."""
 
 
 class StartUpdate(UpdateRequest, forbid_unknown_fields=True, kw_only=True):
-    """An update in the same call (update-with-start): the workflow is started unless it runs, and gets the update."""
+    """An update in the same call (update-with-start). A workflow that runs already only gets the update."""
 
 
 class StartedUpdate(msgspec.Struct):
-    """The update that came with the start: done with its result, or accepted and found under its id."""
+    """The update that was sent with the start: completed with its result, or accepted."""
 
     update_id: UpdateId
-    status: Annotated[Literal["ACCEPTED", "COMPLETED"], Meta(description="How far it is.")]
-    result: Annotated[Raw, Meta(description="Any JSON; null while it is at work.", examples=[None])]
+    status: Annotated[Literal["ACCEPTED", "COMPLETED"], Meta(description="The update's stage.")]
+    result: Annotated[
+        Raw, Meta(description="What it returned: any JSON. Null until it has completed.", examples=[None])
+    ]
 
 
-# A replay is compared by the fingerprint of this: a field that is added later is UNSET without a value, so that the
-# fingerprints of starts before it stay what they were.
+# The fingerprint of an idempotent start covers every field but those that are UNSET. So a field that is added later
+# must default to UNSET: the fingerprints of earlier starts stay the same.
 class WorkflowExecutionRequest(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
-    """A start. `input_data` is one argument, `args` the list of them unless it is empty; neither: none."""
+    """A start. Send one argument in `input_data`, several in `args`, or neither."""
 
-    workflow_type: Annotated[NonEmpty, Meta(description="The workflow's name in its worker.", examples=[SAMPLE])]
-    task_queue: Annotated[NonEmpty, Meta(description="The queue that its worker polls.")] = "temporal-product-queue"
+    workflow_type: Annotated[
+        NonEmpty, Meta(description="The workflow type: its name in the worker.", examples=[SAMPLE])
+    ]
+    task_queue: Annotated[NonEmpty, Meta(description="The task queue that the worker polls.")] = (
+        "temporal-product-queue"
+    )
     input_data: Annotated[Argument, Meta(description="The argument: any JSON.", examples=[SAMPLE_ORDER])] = UNSET
     args: Annotated[Arguments, Meta(extra_json_schema=excludes("input_data"))] = UNSET
-    workflow_id: Annotated[NonEmpty | None, Meta(description="An id of your own. Without one it is a new id.")] = None
+    workflow_id: Annotated[NonEmpty | None, Meta(description="An id of your choice. Without it: a new id.")] = None
     execution_timeout_seconds: Annotated[
-        Duration | None, Meta(description="How long it may take, with all its runs. Null: without end.")
+        Duration | None, Meta(description="How long all its runs together may take. Null: no limit.")
     ] = 3600
     run_timeout_seconds: Annotated[Duration | None, Meta(description="How long one run may take.")] = None
     task_timeout_seconds: Annotated[
         Annotated[float, Meta(ge=0.001, le=120)] | None,
-        Meta(description="How long its code may take for one workflow task. Without it: 10."),
+        Meta(description="How long a worker may take for one workflow task. Without it: 10."),
     ] = None
     start_delay_seconds: Annotated[
         Duration | None,
         Meta(
-            description="When it begins. Not with `signal` or `update`.", extra_json_schema=excludes("signal", "update")
+            description="How long it waits to begin. Not with `signal` or `update`.",
+            extra_json_schema=excludes("signal", "update"),
         ),
     ] = None
     retry_policy: Annotated[RetryPolicy | None, Meta(description="Without it a failed run is not retried.")] = None
     id_reuse_policy: Annotated[
-        ReusePolicy | None, Meta(description="Whether a closed workflow may have had this id. Without it: any may.")
+        ReusePolicy | None, Meta(description="Whether a closed workflow's id may be used again. Without it: always.")
     ] = None
     id_conflict_policy: Annotated[
         ConflictPolicy | None,
         Meta(
-            description="What to do when a running workflow has this id. Without it: `FAIL`, or with `signal` or "
-            "`update` `USE_EXISTING`, the only one then."
+            description="What to do when a running workflow has this id. Without it: `FAIL`. With `signal` or `update` "
+            "it is always `USE_EXISTING`."
         ),
     ] = None
-    memo: Annotated[dict[NonEmpty, Raw], Meta(max_length=100, description="Notes: any JSON.")] = {}
+    memo: Annotated[dict[NonEmpty, Raw], Meta(max_length=100, description="The memo: names and any JSON.")] = {}
     search_attributes: Annotated[
-        dict[NonEmpty, SearchAttribute], Meta(max_length=100, description="What lists can find it by.")
+        dict[NonEmpty, SearchAttribute],
+        Meta(max_length=100, description="The search attributes, by which lists find it."),
     ] = {}
-    priority: Annotated[Priority | UnsetType | None, Meta(description="Which tasks go first.")] = UNSET
+    priority: Annotated[Priority | UnsetType | None, Meta(description="The priority of its tasks.")] = UNSET
     summary: Annotated[
         Annotated[str, Meta(max_length=400)] | UnsetType,
         Meta(description="One line for people, shown by Temporal's UI.", examples=["Invoice 2041"]),
     ] = UNSET
     details: Annotated[
-        Annotated[str, Meta(max_length=20_000)] | UnsetType, Meta(description="More for people, in Markdown.")
+        Annotated[str, Meta(max_length=20_000)] | UnsetType, Meta(description="More lines for people, in Markdown.")
     ] = UNSET
     headers: Annotated[
         Annotated[dict[NonEmpty, Raw], Meta(max_length=100)] | UnsetType,
-        Meta(description="What the workers' interceptors read: any JSON, never encrypted."),
+        Meta(description="Headers for the workers' interceptors: any JSON, never encrypted."),
     ] = UNSET
     versioning_override: Annotated[
-        VersioningOverride | UnsetType | None, Meta(description="Which version of its worker runs it.")
+        VersioningOverride | UnsetType | None, Meta(description="The worker version that runs it.")
     ] = UNSET
     signal: Annotated[StartSignal | None, Meta(description="A signal in the same call.")] = None
     update: Annotated[
@@ -209,27 +218,29 @@ class WorkflowExecutionRequest(msgspec.Struct, forbid_unknown_fields=True, kw_on
         check_arguments(self, "input_data", "args")
         for key in self.memo:
             if key.startswith(OWN_MEMO):
-                raise ValueError(f"memo: Expected keys of your own: {OWN_MEMO}* is this service's")
+                raise ValueError(f"memo: Expected keys that do not begin with {OWN_MEMO}, which are the service's own")
         if self.headers and TRACE_HEADER in self.headers:
-            raise ValueError(f"headers: Expected names of your own: {TRACE_HEADER} is for the request's traceparent")
+            raise ValueError(
+                f"headers: Expected other names than {TRACE_HEADER}, which carries the request's traceparent"
+            )
         if self.signal and self.update:
             raise ValueError("update: Expected a signal or an update, not both")
         message = self.signal or self.update
         if message and self.id_conflict_policy not in (None, "USE_EXISTING"):
-            raise ValueError("id_conflict_policy: Expected USE_EXISTING or none: the message goes to the running one")
+            raise ValueError("id_conflict_policy: Expected USE_EXISTING or none, with a signal or an update")
         if message and self.start_delay_seconds:
             raise ValueError("start_delay_seconds: Expected none with a signal or an update, which end the delay")
 
 
 class WorkflowExecutionResponse(msgspec.Struct, omit_defaults=True):
-    """The run: started now (201), or there before and attached to (200)."""
+    """The run: a new one (201), or one that ran already (200)."""
 
     workflow_id: WorkflowId
     run_id: RunId
     status: StatusName
     result: Result
     failure: Annotated[FailureInfo | None, Meta(description="Why it failed.")] = None
-    update: Annotated[StartedUpdate | None, Meta(description="What became of the update.")] = None
+    update: Annotated[StartedUpdate | None, Meta(description="The update that was sent with the start.")] = None
 
 
 @post(
@@ -280,7 +291,7 @@ async def start_workflow(
     ending = None
     started = services.workflow(workflow_id, run.run_id)
     try:
-        if not run.new:  # it may be paused, or closed by now
+        if not run.new:  # it may be paused, or has closed meanwhile
             found = await started.describe()
             status, is_open = found.status, found.is_open
         if not is_open:
@@ -289,7 +300,7 @@ async def start_workflow(
             ending = await services.waits.within(
                 request, preferred, lambda: services.endings.wait(started, follow=True)
             )
-    except Problem as problem:  # it is started all the same: here is its id
+    except Problem as problem:  # the workflow was started all the same: tell its id
         raise problem.adding(headers=headers, workflow_id=workflow_id, run_id=run.run_id) from problem.__cause__
     headers |= preference_applied(request, preferred)
     if ending is None:
@@ -307,13 +318,16 @@ def _workflow_id(user: User, services: Services, data: WorkflowExecutionRequest,
     if key:
         if data.workflow_id or data.id_reuse_policy or data.id_conflict_policy or data.signal or data.update:
             raise invalid(
-                "Idempotency-Key", "Expected none with workflow_id, id policies, a signal or an update: it is an id too"
+                "Idempotency-Key",
+                "Expected none with workflow_id, id policies, a signal or an update: the key sets the workflow id",
             )
         return derived_id("workflows", user, key)
     workflow_id = data.workflow_id or str(uuid.uuid4())
     for prefix in services.hidden_from(user):
         if workflow_id.startswith(prefix):
-            raise errors.ReservedId(f"Ids that begin with {prefix} belong to a resource of its own; take another.")
+            raise errors.ReservedId(
+                f"Ids that begin with {prefix} are reserved for a resource of the API. Choose another id."
+            )
     return workflow_id
 
 
@@ -339,7 +353,7 @@ async def _start(
     key: str | None,
     preferred: float | None,
 ) -> tuple[Started, StartedUpdate | None]:
-    """Start it, with its signal or its update in the same call."""
+    """Start the workflow, with its signal or its update in the same call."""
     start = await services.starts.request(
         data.workflow_type,
         workflow_id=workflow_id,
@@ -351,7 +365,7 @@ async def _start(
         task_timeout_seconds=data.task_timeout_seconds,
         start_delay_seconds=data.start_delay_seconds,
         retry_policy=data.retry_policy.for_temporal() if data.retry_policy else None,
-        # An idempotency key's id is used once, for ever. Temporal wants the policy named when an update comes along.
+        # The id of an idempotency key starts one run only. With an update, Temporal requires a conflict policy.
         id_reuse_policy="REJECT_DUPLICATE" if key else data.id_reuse_policy,
         id_conflict_policy="USE_EXISTING" if data.update else data.id_conflict_policy,
         search_attributes={
@@ -371,9 +385,9 @@ async def _start(
 
     workflow, update_id = services.workflow(workflow_id), data.update.update_id or str(uuid.uuid4())
     args = arguments(data.update.update_input, data.update.update_args)
-    record_of(request.scope).waited = bool(preferred)  # for a worker, to begin with
+    record_of(request.scope).waited = bool(preferred)  # sending waits for a worker too
     run, update = await updates.send_with_start(workflow, start, update_id, data.update.update_name, args)
-    # Without a preference, as long as any call.
+    # Without `Prefer`, wait as long as for any call.
     seconds = services.settings.rpc_timeout_seconds if preferred is None else preferred
     update = await until_done(request, services, workflow, update, seconds)
     if update.result is None:

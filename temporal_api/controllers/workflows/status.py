@@ -1,4 +1,4 @@
-"""A workflow's state now, and its result once it has one."""
+"""A workflow's current state, and its result."""
 
 from typing import Annotated, Any, Self
 
@@ -30,35 +30,35 @@ from temporal_api.waiting import IfNoneMatch, Prefer, preference_applied, prefer
 
 
 class RunFields(msgspec.Struct, kw_only=True):
-    """What a list and a single workflow's status both tell of a run."""
+    """The fields of a run that a list and a single workflow's status share."""
 
     workflow_id: WorkflowId
     run_id: RunId
-    workflow_type: Annotated[str, Meta(description="Its name in its worker.", examples=["send_invoice"])]
-    task_queue: Annotated[str, Meta(description="The queue that its worker polls.", examples=["invoices"])]
+    workflow_type: Annotated[str, Meta(description="The workflow type.", examples=["send_invoice"])]
+    task_queue: Annotated[str, Meta(description="The task queue that its worker polls.", examples=["invoices"])]
     status: StatusName
-    parent_workflow_id: Annotated[str | None, Meta(description="The workflow whose child it is.", examples=[None])]
+    parent_workflow_id: Annotated[str | None, Meta(description="The parent workflow's id.", examples=[None])]
     start_time: Annotated[Time, Meta(description="When it was started.", examples=["2026-01-31T12:00:00.123456Z"])]
-    close_time: Annotated[Time | None, Meta(description="When it closed; null while it runs.", examples=[None])]
+    close_time: Annotated[Time | None, Meta(description="When it closed. Null while it runs.", examples=[None])]
     execution_time_seconds: Annotated[
-        float | None, Meta(description="How long it took; null while it runs.", examples=[None])
+        float | None, Meta(description="How long it took. Null while it runs.", examples=[None])
     ]
 
     @classmethod
     def of(cls, run: Run, **more: Any) -> Self:
-        """The answer about a run: these fields, which it has under the same names, and `more`."""
+        """Make the answer: these fields, from the run's attributes of the same names, and `more`."""
         return cls(**{name: getattr(run, name) for name in RunFields.__struct_fields__}, **more)
 
 
 class WorkflowStatusResponse(RunFields, kw_only=True):
-    """A run as Temporal has it now."""
+    """A run's current state."""
 
     result: Result
     failure: Annotated[FailureInfo | None, Meta(description="Why it failed.", examples=[None])]
-    history_length: Annotated[int, Meta(description="Events in its history.", examples=[5])]
-    memo: Annotated[dict[str, Raw], Meta(description="Its notes: any JSON.", examples=[{"note": "by hand"}])]
+    history_length: Annotated[int, Meta(description="The number of events in its history.", examples=[5])]
+    memo: Annotated[dict[str, Raw], Meta(description="Its memo: names and any JSON.", examples=[{"note": "by hand"}])]
     search_attributes: Annotated[
-        dict[str, Raw], Meta(description="What lists can find it by.", examples=[{"CustomerId": "cust_123"}])
+        dict[str, Raw], Meta(description="Its search attributes.", examples=[{"CustomerId": "cust_123"}])
     ]
     pending_activities: Annotated[list[PendingActivity], Meta(description="The activities that it waits for.")]
     pending_children: Annotated[list[PendingChild], Meta(description="Its child workflows that are open.")]
@@ -80,9 +80,9 @@ async def get_workflow(
     if_none_match: IfNoneMatch = None,
     prefer: Prefer = None,
 ) -> JSONResponse[WorkflowStatusResponse]:
-    """The workflow's status; once it is closed, its result or failure too. A failed workflow is a 200 that says so.
+    """The workflow's status, and once it is closed its result or failure. A failed workflow is a 200 too.
 
-    With `If-None-Match` the answer is 304 while nothing has changed. With `Prefer: wait` too, it comes as soon as
+    With `If-None-Match`, the answer is 304 while nothing has changed. With `Prefer: wait` too, it comes as soon as
     something changes.
     """
     temporal = services.temporal
@@ -107,11 +107,11 @@ async def get_workflow(
 
 
 class WorkflowResultResponse(Ending):
-    """How a run ended. A run that failed is a 200 that says so."""
+    """How a run ended. A failed run is a 200 too: `status` says so."""
 
 
 class WorkflowPendingResponse(msgspec.Struct):
-    """The workflow has not ended yet: ask again after `Retry-After` seconds."""
+    """The workflow has not ended yet. Ask again after `Retry-After` seconds."""
 
     workflow_id: WorkflowId
     run_id: RunId
@@ -121,19 +121,21 @@ class WorkflowPendingResponse(msgspec.Struct):
 @get(
     "/result",
     scope=READ,
-    summary="A workflow's result, when it has one",
+    summary="A workflow's result",
     headers=ASK_AGAIN,
     responses={
-        202: ResponseSpec(WorkflowPendingResponse, description="Not yet.", generate_examples=False),
+        202: ResponseSpec(
+            WorkflowPendingResponse, description="The workflow has not ended yet.", generate_examples=False
+        ),
         **responses(WorkflowNotFound, ShuttingDown),
     },
 )
 async def get_workflow_result(
     request: APIRequest, workflow: PathWorkflow, services: CurrentServices, prefer: Prefer = None
 ) -> JSONResponse[WorkflowResultResponse]:
-    """The result of the last run: continue-as-new, retries and cron are followed.
+    """The result of the last run: it follows continue-as-new, retries and cron.
 
-    With `run_id` it is the result of that run, and `new_run_id` names the run that goes on after it.
+    With `run_id`, the result of that run; `new_run_id` names the run that followed it.
     """
     seconds = preferred_wait(request, services.settings.max_wait_seconds)
     run = await workflow.describe()
