@@ -103,7 +103,8 @@ async def held_again(api: Served, most: int) -> None:
     await eventually(given_back)
 
 
-async def test_a_hundred_large_orders_at_once(harmed: DevServer) -> None:
+@pytest.mark.parametrize("number", [40, pytest.param(100, marks=pytest.mark.full)])
+async def test_many_large_orders_at_once(harmed: DevServer, number: int) -> None:
     """2 MB each: every one is taken or told to come back, in less than 400 MiB, which are given back."""
     body = json.dumps(order(payment_details={"note": "x" * 2_000_000})).encode()
     async with served(harmed) as api:
@@ -111,7 +112,7 @@ async def test_a_hundred_large_orders_at_once(harmed: DevServer) -> None:
         answers = await asyncio.gather(
             *(
                 api.alice.post("/api/v1/orders", content=body, headers={"Content-Type": "application/json"})
-                for _ in range(100)
+                for _ in range(number)
             )
         )
         assert api.memory("VmHWM") < MOST
@@ -124,12 +125,13 @@ async def test_a_hundred_large_orders_at_once(harmed: DevServer) -> None:
             assert_problem(answer, 503, "overloaded")
 
 
-async def test_ten_readers_of_a_large_history(harmed: DevServer) -> None:
-    """Each gets the whole page of 34 MB or is told to come back; the process never holds ten of them."""
+@pytest.mark.parametrize("number", [5, pytest.param(10, marks=pytest.mark.full)])
+async def test_readers_of_a_large_history(harmed: DevServer, number: int) -> None:
+    """Each gets the whole page of 34 MB or is told to come back; the process never holds all of them."""
     history = f"{await large_history(harmed)}/history"
     async with served(harmed) as api:
         before = api.memory()
-        answers = await asyncio.gather(*(api.alice.get(history) for _ in range(10)))
+        answers = await asyncio.gather(*(api.alice.get(history) for _ in range(number)))
         assert api.memory("VmHWM") < MOST
         await held_again(api, before + 80 * MIB)
 
