@@ -33,7 +33,6 @@ The modules, in the order a request meets them:
     errors        one class for each failure
     problems      how failures are answered
     openapi       the contract document
-    fields        what it says of a field
 
 Beside them: settings (read once, refused when unsafe), cli (`temporal-api`), serving (uvicorn that drains), worker (the
 sample Temporal worker), deploy (what `temporal-api print` prints), dev (`temporal-api dev`, which finds or builds a

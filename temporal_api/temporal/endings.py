@@ -5,10 +5,9 @@ import functools
 from typing import Annotated
 
 import msgspec
-from msgspec import Raw
+from msgspec import Meta, Raw
 from temporalio.api.history.v1 import HistoryEvent
 
-from temporal_api.fields import about
 from temporal_api.temporal.events import CLOSING
 from temporal_api.temporal.failures import FailureInfo
 from temporal_api.temporal.history import retry_while_away, until_unpaused
@@ -20,12 +19,14 @@ from temporal_api.temporal.workflow import Workflow
 class Ending(msgspec.Struct):
     """How a run ended."""
 
-    workflow_id: Annotated[str, about("The workflow's id.", "invoice-2041")]
-    run_id: Annotated[str, about("The run's id.", "019ab3c4-7d1e-7f3a-8b55-0c2d4e6f8a10")]
-    status: Annotated[Status, about("How it ended, as Temporal names it.", "COMPLETED")]
-    result: Annotated[Raw, about("What the workflow returned: any JSON.", {"sent": True})]
-    failure: Annotated[FailureInfo | None, about("Why it failed.", None)]
-    new_run_id: Annotated[str | None, about("The run that followed it (continue-as-new, retry, cron).", None)]
+    workflow_id: Annotated[str, Meta(description="The workflow's id.", examples=["invoice-2041"])]
+    run_id: Annotated[str, Meta(description="The run's id.", examples=["019ab3c4-7d1e-7f3a-8b55-0c2d4e6f8a10"])]
+    status: Annotated[Status, Meta(description="How it ended, as Temporal names it.", examples=["COMPLETED"])]
+    result: Annotated[Raw, Meta(description="What the workflow returned: any JSON.", examples=[{"sent": True}])]
+    failure: Annotated[FailureInfo | None, Meta(description="Why it failed.", examples=[None])]
+    new_run_id: Annotated[
+        str | None, Meta(description="The run that followed it (continue-as-new, retry, cron).", examples=[None])
+    ]
 
 
 class Endings:

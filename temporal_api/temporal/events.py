@@ -11,12 +11,12 @@ from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
+from msgspec import Meta
 from temporalio.api.common.v1 import Payload, Payloads
 from temporalio.api.enums.v1 import EventType
 from temporalio.api.failure.v1 import Failure
 from temporalio.api.history.v1 import HistoryEvent
 
-from temporal_api.fields import about
 from temporal_api.memory import PIECE_BYTES
 from temporal_api.temporal.client import Temporal
 from temporal_api.temporal.payloads import OWN_MEMO, raw_json
@@ -31,12 +31,21 @@ CLOSING = {EventType.Value(f"EVENT_TYPE_WORKFLOW_EXECUTION_{end}"): end for end 
 """The events that close a run, and the status it has then."""
 
 
-EventId = Annotated[int, about("Its number in the history, from 1 on.", 1)]
-EventName = Annotated[str, about("The event's type, as Temporal names it.", "WORKFLOW_EXECUTION_STARTED")]
-EventTime = Annotated[
-    str, about("When it happened.", "2026-01-31T12:00:00.123456Z", extra_json_schema={"format": "date-time"})
+EventId = Annotated[int, Meta(description="Its number in the history, from 1 on.", examples=[1])]
+EventName = Annotated[
+    str, Meta(description="The event's type, as Temporal names it.", examples=["WORKFLOW_EXECUTION_STARTED"])
 ]
-Attributes = Annotated[dict[str, Any], about("The event's attributes, as Temporal names them.", {"attempt": 1})]
+EventTime = Annotated[
+    str,
+    Meta(
+        description="When it happened.",
+        examples=["2026-01-31T12:00:00.123456Z"],
+        extra_json_schema={"format": "date-time"},
+    ),
+]
+Attributes = Annotated[
+    dict[str, Any], Meta(description="The event's attributes, as Temporal names them.", examples=[{"attempt": 1}])
+]
 
 
 class Event(msgspec.Struct):

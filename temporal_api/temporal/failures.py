@@ -7,6 +7,7 @@ from typing import Annotated, Any, TypeVar
 
 import msgspec
 from google.protobuf.message import Message
+from msgspec import Meta
 from temporalio.api.common.v1 import Payload
 from temporalio.api.errordetails import v1 as errordetails
 from temporalio.api.failure.v1 import Failure, MultiOperationExecutionAborted
@@ -15,7 +16,6 @@ from temporalio.service import RPCStatusCode as Code
 
 from temporal_api import errors
 from temporal_api.errors import Problem, shown
-from temporal_api.fields import about
 from temporal_api.temporal.access import AccessDeniedError, cause
 
 Detail = TypeVar("Detail", bound=Message)
@@ -26,10 +26,12 @@ log = logging.getLogger(__name__)
 class FailureInfo(msgspec.Struct, omit_defaults=True):
     """Why a run failed: Temporal's failure without its stack trace."""
 
-    type: Annotated[str, about("The failure's type: the application's own, or Temporal's, such as `Timeout`.")]
-    message: Annotated[str, about("The failure's message.")]
-    details: Annotated[list[msgspec.Raw], about("The details that the code added: any JSON.")] = []
-    cause: Annotated["FailureInfo | None", about("The failure that caused it.")] = None
+    type: Annotated[
+        str, Meta(description="The failure's type: the application's own, or Temporal's, such as `Timeout`.")
+    ]
+    message: Annotated[str, Meta(description="The failure's message.")]
+    details: Annotated[list[msgspec.Raw], Meta(description="The details that the code added: any JSON.")] = []
+    cause: Annotated["FailureInfo | None", Meta(description="The failure that caused it.")] = None
 
 
 class Subject(msgspec.Struct, frozen=True):

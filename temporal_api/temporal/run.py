@@ -9,7 +9,6 @@ from temporalio.api.enums.v1 import ParentClosePolicy, PendingActivityState, Wor
 from temporalio.api.workflow.v1 import WorkflowExecutionInfo
 from temporalio.api.workflowservice.v1 import DescribeWorkflowExecutionResponse
 
-from temporal_api.fields import about
 from temporal_api.temporal.client import Temporal
 from temporal_api.temporal.failures import FailureInfo
 from temporal_api.temporal.payloads import raw_json
@@ -29,36 +28,43 @@ RUN_STATUS: dict[int, Any] = {
 class PendingActivity(msgspec.Struct):
     """An activity that is scheduled, running or waiting for its next attempt."""
 
-    activity_id: Annotated[str, about("The activity's id in the workflow.", "1")]
-    activity_type: Annotated[str, about("The activity type.", "render_pdf")]
-    state: Annotated[str, about("The activity's state, as Temporal names it.", "STARTED")]
-    attempt: Annotated[int, about("The number of the attempt, from 1 on.", 1)]
-    maximum_attempts: Annotated[int, about("The most attempts. 0 means no limit.", 0)]
+    activity_id: Annotated[str, Meta(description="The activity's id in the workflow.", examples=["1"])]
+    activity_type: Annotated[str, Meta(description="The activity type.", examples=["render_pdf"])]
+    state: Annotated[str, Meta(description="The activity's state, as Temporal names it.", examples=["STARTED"])]
+    attempt: Annotated[int, Meta(description="The number of the attempt, from 1 on.", examples=[1])]
+    maximum_attempts: Annotated[int, Meta(description="The most attempts. 0 means no limit.", examples=[0])]
     next_attempt_time: Annotated[
         Annotated[datetime, Meta(tz=True)] | None,
-        about("When the next attempt begins. Null unless it waits for one.", None),
+        Meta(description="When the next attempt begins. Null unless it waits for one.", examples=[None]),
     ]
-    heartbeat_details: Annotated[list[msgspec.Raw], about("The details of its last heartbeat.", [{"page": 7}])]
-    last_worker_identity: Annotated[str | None, about("The worker that ran its last attempt.", "4711@worker-1")]
-    last_failure: Annotated[FailureInfo | None, about("Why its last attempt failed.", None)]
+    heartbeat_details: Annotated[
+        list[msgspec.Raw], Meta(description="The details of its last heartbeat.", examples=[[{"page": 7}]])
+    ]
+    last_worker_identity: Annotated[
+        str | None, Meta(description="The worker that ran its last attempt.", examples=["4711@worker-1"])
+    ]
+    last_failure: Annotated[FailureInfo | None, Meta(description="Why its last attempt failed.", examples=[None])]
 
 
 class PendingWorkflowTask(msgspec.Struct):
     """A workflow task that fails again and again, until the workflow's code is fixed."""
 
-    attempt: Annotated[int, about("The number of the attempt, from 1 on.", 7)]
+    attempt: Annotated[int, Meta(description="The number of the attempt, from 1 on.", examples=[7])]
     failure: Annotated[
-        FailureInfo | None, about("Why the last one failed.", {"type": "KeyError", "message": "'invoice'"})
+        FailureInfo | None,
+        Meta(description="Why the last one failed.", examples=[{"type": "KeyError", "message": "'invoice'"}]),
     ]
 
 
 class PendingChild(msgspec.Struct):
     """A child workflow that is open."""
 
-    workflow_id: Annotated[str, about("The child's id.", "invoice-2041-reminder")]
-    run_id: Annotated[str, about("The run's id.", "019ab3c4-9c11-7e0b-9f3e-5d0c1b2a3f4e")]
-    workflow_type: Annotated[str, about("The workflow type.", "remind")]
-    parent_close_policy: Annotated[str, about("What happens to it when its parent closes.", "TERMINATE")]
+    workflow_id: Annotated[str, Meta(description="The child's id.", examples=["invoice-2041-reminder"])]
+    run_id: Annotated[str, Meta(description="The run's id.", examples=["019ab3c4-9c11-7e0b-9f3e-5d0c1b2a3f4e"])]
+    workflow_type: Annotated[str, Meta(description="The workflow type.", examples=["remind"])]
+    parent_close_policy: Annotated[
+        str, Meta(description="What happens to it when its parent closes.", examples=["TERMINATE"])
+    ]
 
 
 class Run:

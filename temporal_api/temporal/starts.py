@@ -17,7 +17,6 @@ from temporalio.api.workflowservice import v1 as api
 from temporalio.common import RetryPolicy
 
 from temporal_api.errors import SearchAttributeUnknown, WorkflowStartError
-from temporal_api.fields import about
 from temporal_api.record import new_request_id
 from temporal_api.temporal.client import Temporal
 from temporal_api.temporal.failures import start_subject
@@ -41,25 +40,33 @@ class Started(msgspec.Struct, frozen=True):
 class Priority(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     """Which tasks are dispatched first: by `priority_key`, and within one key by `fairness_key` and weight."""
 
-    priority_key: Annotated[Annotated[int, Meta(ge=1, le=1000)] | None, about("A lower one goes first.", 1)] = None
-    fairness_key: Annotated[str, about("Tasks of different keys take turns.", "tenant-7", max_length=64)] = ""
+    priority_key: Annotated[
+        Annotated[int, Meta(ge=1, le=1000)] | None, Meta(description="A lower one goes first.", examples=[1])
+    ] = None
+    fairness_key: Annotated[
+        str, Meta(description="Tasks of different keys take turns.", examples=["tenant-7"], max_length=64)
+    ] = ""
     fairness_weight: Annotated[
-        Annotated[float, Meta(ge=0.001, le=1000)] | None, about("The key's share of the turns.")
+        Annotated[float, Meta(ge=0.001, le=1000)] | None, Meta(description="The key's share of the turns.")
     ] = None
 
 
 class WorkerVersion(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     """A version of a worker deployment."""
 
-    deployment_name: Annotated[str, about("The deployment's name.", "invoices", min_length=1, max_length=1000)]
-    build_id: Annotated[str, about("The version's build id.", "2.1", min_length=1, max_length=1000)]
+    deployment_name: Annotated[
+        str, Meta(description="The deployment's name.", examples=["invoices"], min_length=1, max_length=1000)
+    ]
+    build_id: Annotated[
+        str, Meta(description="The version's build id.", examples=["2.1"], min_length=1, max_length=1000)
+    ]
 
 
 class VersioningOverride(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     """Overrides which worker version runs it: one `pinned` version, or always the current one."""
 
-    pinned: Annotated[WorkerVersion | None, about("Always this version.")] = None
-    auto_upgrade: Annotated[bool, about("Always the current version.")] = False
+    pinned: Annotated[WorkerVersion | None, Meta(description="Always this version.")] = None
+    auto_upgrade: Annotated[bool, Meta(description="Always the current version.")] = False
 
     def __post_init__(self) -> None:
         """Check that exactly one of the two is given."""
