@@ -20,13 +20,13 @@ from temporal_api.mistakes import MOST, PARAMETERS, Parameter, body_mistakes, th
 T = TypeVar("T")
 
 _LARGE = 100_000
-"""The mistakes of a body of so many bytes are looked for in a thread: others are served meanwhile."""
+"""From this many bytes on, a thread looks for the mistakes of a body, while other requests run."""
 
 _decoder = functools.cache(msgspec.json.Decoder)
 
 
 class JSONResponse(Response[T]):
-    """A struct as JSON. Without cookies and background tasks it costs a fraction of Litestar's own response."""
+    """A struct as JSON. It has no cookies and no background tasks, and so costs a fraction of Litestar's response."""
 
     def __init__(
         self, content: T, *, status_code: int | None = None, headers: Mapping[str, str] | None = None, **_: Any
@@ -54,7 +54,7 @@ class JSONResponse(Response[T]):
 
 
 class JSONRequest(Request[Any, Any, Any]):
-    """A request whose `json()` gives the handler's `data`, of its type."""
+    """A request whose `json()` decodes the body into the type of the handler's `data`."""
 
     @property
     def path_params(self) -> dict[str, Any]:
@@ -73,7 +73,7 @@ class JSONRequest(Request[Any, Any, Any]):
         if kind != "application/json" and not (kind.startswith("application/") and kind.endswith("+json")):
             raise UnsupportedMediaType
         if any(coding.strip().lower() != "identity" for coding in self.headers.getall("content-encoding", ())):
-            message = "Send the body as it is: no Content-Encoding is understood here."
+            message = "Send the body without Content-Encoding."
             raise UnsupportedMediaType(message, {"Accept-Encoding": "identity"})
         body = await self.body()
         annotation = self.route_handler.parsed_data_field.annotation  # type: ignore[union-attr]
@@ -98,14 +98,14 @@ def _malformed(why: str) -> MalformedJSON:
 
 
 async def check_parameters(request: Request[Any, Any, Any]) -> None:
-    """Refuse a query parameter that the operation does not know, or that comes twice: a filter ignored misleads."""
+    """Refuse unknown and repeated query parameters: a filter that is ignored would mislead."""
     if not request.scope["query_string"]:
         return
     known: Mapping[str, Parameter] = request.route_handler.opt[PARAMETERS]
     sent = [name for name, _ in request.query_params.multi_items()]
     mistakes = [
         FieldError(
-            shown(name), f"There is no such parameter{there_are(name, known) if known else '; there are none here'}"
+            shown(name), f"There is no such parameter{there_are(name, known) if known else '; this operation has none'}"
         )
         for name in sorted({*sent} - {*known})[:MOST]
     ]
