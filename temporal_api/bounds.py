@@ -1,7 +1,7 @@
-"""The entries of a large body, counted before they are made.
+"""Count the entries of a large body before they are decoded.
 
 msgspec checks `max_length` of a list or an object after it has built it, which takes 80 ms and 60 MiB for 900,000
-arguments in 2 MB. JSON that a type does not look into (`msgspec.Raw`) is not counted.
+arguments in 2 MB. JSON that stays undecoded (`msgspec.Raw`) is not counted.
 """
 
 import asyncio
@@ -16,7 +16,7 @@ from msgspec import UNSET, Raw, UnsetType, inspect
 from temporal_api.errors import invalid
 
 FEW = 10_000
-"""msgspec builds as many entries in a few milliseconds, whatever they are: no count is worth it."""
+"""msgspec decodes this many entries in a few milliseconds, so they are not counted."""
 _SECONDS_AT_ONCE = 0.01
 _STRING = rb'"(?:[^"\\]++|\\.)*+"'
 _FLAT = rb'[\[{](?:[^"\[\]{}]++|%b){0,50}+[\]}]' % _STRING
@@ -27,7 +27,7 @@ _INSIDE = re.compile(rb'(?:[^"\[\]{}]++|%b|%b){0,1000}+([\[\]{}]?)' % (_STRING, 
 
 @functools.cache
 def _outline(kind: type[msgspec.Struct]) -> type[msgspec.Struct]:
-    """A struct of the same fields, of which any may be there, and none is looked into."""
+    """A struct with the same fields, all optional and undecoded."""
     return msgspec.defstruct("Outline", [(f.encode_name, Raw | UnsetType, UNSET) for f in msgspec.structs.fields(kind)])
 
 
@@ -68,13 +68,13 @@ async def _check_fields(text: bytes, expected: inspect.StructType, path: str) ->
             content = bytes(value)
             elsewhere -= content.count(b",")
             await check_entries(content, field.type, f"{path}.{field.encode_name}".removeprefix("."))
-    # msgspec would build a field that comes again as often as it comes.
+    # msgspec would decode a repeated field each time.
     if elsewhere >= FEW:
         raise invalid(path, "Expected every field once, and none that is unknown")
 
 
 async def _check_length(text: bytes, most: int | None, path: str) -> None:
-    """Count the entries, and stop at the first that is too much. Other requests are served in between."""
+    """Count the entries; stop at the first one too many. Other requests run in between."""
     if most is None:
         return
     entries, depth, at = 1, 0, 1

@@ -1,4 +1,4 @@
-"""What the health endpoints tell of Temporal and of the workers."""
+"""The health of Temporal and of the workers, for the health endpoints."""
 
 import asyncio
 import logging
@@ -20,7 +20,7 @@ class HealthCheck:
     """Asks Temporal at most once a second, however many probes come at once."""
 
     def __init__(self, temporal: Temporal, workers: Workers, queues: Mapping[str, str], verifier: Verifier) -> None:
-        """`queues`: the task queues to look for workers at, by the name in the answer."""
+        """`queues`: the task queues to check for workers, by their names in the answer."""
         self._temporal = temporal
         self._workers = workers
         self._queues = queues
@@ -30,7 +30,7 @@ class HealthCheck:
         self._asking: asyncio.Task[None] | None = None
 
     async def check(self, every: float = CHECK_EVERY_SECONDS) -> dict[str, str]:
-        """State by service; `temporal` and `auth` are "healthy" or say what is wrong. None is older than `every`."""
+        """The state of each part, at most `every` seconds old. `temporal` and `auth` are "healthy" or the error."""
         if self._asking is None and time.monotonic() - self._asked_at >= every:
             self._asked_at = time.monotonic()
             self._asking = asyncio.create_task(self._ask())
@@ -46,7 +46,7 @@ class HealthCheck:
                 temporal = "healthy"
                 for name, queue in self._queues.items():
                     workers[name] = "polling" if await self._workers.poll(queue) else "none"
-        except (TimeoutError, Problem) as error:  # without an answer about workers, Temporal is healthy all the same
+        except (TimeoutError, Problem) as error:  # if only the question about workers fails, Temporal is healthy
             if temporal != "healthy" and isinstance(error, Problem):
                 temporal = f"unhealthy: {error.code}"
         finally:

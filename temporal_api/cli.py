@@ -21,13 +21,13 @@ from temporalio.service import RPCError
 from temporal_api.settings import SettingsError, TLSFilesError, from_env
 
 INTERRUPTED = 128 + signal.SIGINT
-"""The exit code of what a signal has ended before its work was done."""
+"""The exit code of a command that a signal ended early."""
 
 log = logging.getLogger(__name__)
 
 
 def main() -> None:
-    """Run the command line. A wrong setting ends with one line and exit code 2, what else goes wrong with 1."""
+    """Run the command line. A wrong setting ends with one line and exit code 2, any other error with 1."""
     try:
         cli()
     except (SettingsError, RPCError, OSError, RuntimeError) as error:

@@ -1,4 +1,4 @@
-"""The connections of one server: how many there may be, how long each may wait, and how they end."""
+"""The open connections of one server: how many there may be, how long each may be silent, and how they end."""
 
 import asyncio
 import heapq
@@ -16,19 +16,19 @@ if TYPE_CHECKING:
 
 SWEEP_SECONDS = 0.5
 LAST_BODY_SECONDS = 4.0
-"""At the end, how long a request has to arrive as a whole: before uvicorn cancels it."""
+"""While stopping, how long a request has to arrive completely, before uvicorn cancels it."""
 SPARE_CONNECTIONS = 32
-"""Beyond MAX_CONNECTIONS: those that may turn out to ask for health or metrics."""
+"""Connections beyond MAX_CONNECTIONS, for requests for health and metrics."""
 OTHER_DESCRIPTORS = 32
 """Files and sockets of the process that are not its clients' connections."""
 BEGUN_IN_A_TURN = 32
-"""Requests that begin in one turn of the event loop: of 500 at once, health waits for a few."""
+"""The most requests that begin in one turn of the event loop, so that health never waits for 500 others."""
 
 log = logging.getLogger(__name__)
 
 
 class Clients(ServerState):
-    """The open connections of one server: how many, how long each may wait for its caller, and how they end."""
+    """The open connections of one server: how many there may be, how long each may be silent, and how they end."""
 
     connections: set["Connection"]  # type: ignore[assignment]
 
@@ -40,7 +40,7 @@ class Clients(ServerState):
         self.spared = tuple(f"{root}/{first}" for root in ("", settings.root_path) for first in ("health", "metrics"))
         self.draining = False
         self.ends_at: float | None = None
-        self.clock = 0.0  # counted, not read: while this process is held up itself, no caller is late
+        self.clock = 0.0  # counted, not read: when this process itself is slow, no caller is late
         self.held_bytes = 0
         self._made = 0
         self._evicted = 0
@@ -50,7 +50,7 @@ class Clients(ServerState):
         self._later: deque[Connection] = deque()
 
     def add(self, connection: "Connection") -> None:
-        """Find a place for a new connection: where there is none, that of whoever has sent nothing for the longest."""
+        """Find a place for a new connection. If there is none, close the connection that has been idle the longest."""
         self._made += 1
         connection.number = self._made
         connection.since = self.clock
@@ -65,7 +65,7 @@ class Clients(ServerState):
             connection.loop.call_later(SWEEP_SECONDS, self._sweep, connection.loop)
 
     def _evict(self, new: "Connection", *, every: bool) -> bool:
-        for found in (False, True):  # a list is used up before the next one is made: each costs a look at everybody
+        for found in (False, True):  # use up a list before making the next: that takes a look at every connection
             while self._longest:
                 since, _, connection = self._longest.pop()
                 if connection.waits and connection.since == since and not connection.transport.is_closing():
@@ -82,7 +82,7 @@ class Clients(ServerState):
         return False
 
     def begin(self, connection: "Connection", path: str) -> None:
-        """Begin the connection's request now, or when those before it have begun."""
+        """Begin the connection's request now, or in a later turn if many have begun in this one."""
         if self._begun < BEGUN_IN_A_TURN or path.startswith(self.spared):
             self._begin(connection)
         else:
@@ -100,7 +100,7 @@ class Clients(ServerState):
             self._begin(self._later.popleft())
 
     def drain(self) -> None:
-        """From now on every answer is the last one on its connection, and says so."""
+        """From now on, answer with `Connection: close`."""
         self.draining = True
         for connection in self.connections:
             cycle = connection.cycle
@@ -108,7 +108,7 @@ class Clients(ServerState):
                 cycle.keep_alive = False
 
     def end(self) -> None:
-        """Close what is idle, and soon what is not."""
+        """Close idle connections now, and the others soon."""
         if self.ends_at is None:
             self.drain()
             self.ends_at = self.clock + LAST_BODY_SECONDS

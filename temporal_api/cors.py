@@ -18,9 +18,9 @@ class Cors:
     """The allowed origins (ALLOWED_ORIGINS); without any there is no CORS."""
 
     def __init__(self, origins: Collection[str]) -> None:
-        # Also where no Origin was sent: a cache would give that answer to every page.
+        # Also for requests without Origin: a cache would give their answer to every page.
         self.default: Headers = [(b"vary", b"Origin")] if origins else []
-        """What answers carry that go to no allowed origin."""
+        """The headers of answers to no allowed origin."""
         exposed = ", ".join(EXPOSED_HEADERS).encode()
         self.headers: dict[bytes, Headers] = {
             origin.encode(): [
@@ -31,10 +31,10 @@ class Cors:
             ]
             for origin in origins
         }
-        """What answers carry, by the origin that they go to."""
+        """The headers of answers, by origin."""
 
     def preflight(self, scope: Any) -> Headers | None:
-        """What a preflight gets to hear; None if this is none, or there is no CORS. Raises OriginNotAllowed."""
+        """The headers that answer a preflight; None for other requests, or without CORS. Raises OriginNotAllowed."""
         if scope["method"] != "OPTIONS" or not self.headers:
             return None
         asked = dict(scope["headers"])

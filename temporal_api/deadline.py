@@ -15,12 +15,12 @@ _current: ContextVar[_Deadline | None] = ContextVar("deadline", default=None)
 
 
 def begin() -> None:
-    """Give the request that begins here a deadline of its own."""
+    """Begin a new request, with a deadline of its own."""
     _current.set(_Deadline())
 
 
 def of_call(now: float, seconds: float) -> float:
-    """When a call that begins now must have ended: at the request's deadline; outside a request, in `seconds`."""
+    """When a call that begins now must end: at the request's deadline, or outside a request in `seconds`."""
     deadline = _current.get()
     if deadline is None:
         return now + seconds
@@ -31,7 +31,7 @@ def of_call(now: float, seconds: float) -> float:
 
 @contextmanager
 def paused() -> Iterator[None]:
-    """Wait for what takes its time: the deadline stands still meanwhile, and bounds none of the calls in here."""
+    """Stop the deadline while the block waits. It bounds no call in the block."""
     deadline, began = _current.get(), asyncio.get_running_loop().time()
     token = _current.set(None)
     try:

@@ -1,8 +1,7 @@
 """Payload encryption: AES-256-GCM before anything reaches Temporal, with the key's id beside the ciphertext.
 
 The bytes are those of Temporal's published samples (Go, Java, Python, TypeScript): workers in these languages read
-them. They need the same keys. The first key encrypts, all decrypt: to rotate, put a new one first, and take an old one
-away when Temporal keeps no run that it encrypted.
+them. They need the same keys. The first key encrypts, all decrypt. README.md says how to rotate them.
 """
 
 import os
@@ -22,7 +21,7 @@ _NONCE_BYTES = 12
 
 
 class EncryptionCodec(PayloadCodec):
-    """Encrypts whole payloads with their metadata. Plain payloads pass, so that old runs stay readable."""
+    """Encrypts whole payloads with their metadata. Reads plain payloads too, so that old runs stay readable."""
 
     def __init__(self, keys: Sequence[tuple[str, bytes]]) -> None:
         self._ciphers = {key_id.encode(): AESGCM(key) for key_id, key in keys}

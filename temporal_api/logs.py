@@ -1,6 +1,6 @@
 """The log of the process, on standard output: a line for each record, as JSON or for people.
 
-A thread writes it. Who logs only appends to a bounded queue: a reader that stalls costs lines, and never an answer.
+A thread writes it. Logging only appends to a bounded queue: a reader that stalls costs lines, but delays no answer.
 """
 
 import json
@@ -24,7 +24,7 @@ TRACEBACK_CHARACTERS = 16_384
 QUEUE_CHARACTERS = 1024 * 1024
 WRITE_EVERY_SECONDS = 0.02
 FLUSH_SECONDS = 1.0
-"""When the process ends, the time for a reader to take what is queued."""
+"""When the process ends, how long a reader has to take the queued lines."""
 
 DROPPED = Counter("temporal_api_log_lines_dropped", "Log lines dropped because nobody read them.", registry=None)
 
@@ -32,12 +32,12 @@ SDK_LOGGING = LoggingConfig(
     TelemetryFilter(core_level="WARN", other_level="ERROR"),
     LogForwardingConfig(logging.getLogger("temporalio"), append_target_to_name=False, prepend_target_on_message=False),
 )
-"""For the SDK's runtime: what its core has to say goes to the logger `temporalio`."""
+"""For the SDK's runtime: its core logs to the logger `temporalio`."""
 
 
 def configure_logging(level: str, log_format: str) -> None:
     """Send every logger of the process, and Python's warnings, to standard output in one format."""
-    # Neither format shows these, and looking them up is half the cost of a line (logging HOWTO, "Optimization").
+    # No format shows these, and collecting them is half the cost of a line (logging HOWTO, "Optimization").
     logging._srcfile = None
     logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
     logging.logAsyncioTasks = False  # type: ignore[attr-defined] # new in Python 3.12
@@ -45,7 +45,7 @@ def configure_logging(level: str, log_format: str) -> None:
     handler.setFormatter(JSONFormatter() if log_format == "json" else ConsoleFormatter())
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
     logging.captureWarnings(True)
-    # While Temporal is away, these have something to say about each request.
+    # While Temporal is away, these log lines for each request.
     for name in ("temporalio", "temporal_api.temporal.failures"):
         logging.getLogger(name).addFilter(_is_new)
 
@@ -76,7 +76,7 @@ class JSONFormatter(logging.Formatter):
 
 
 class ConsoleFormatter(logging.Formatter):
-    """The same for people: one line, and the traceback of an exception indented below it."""
+    """The same record for people: one line, with an exception's traceback indented below it."""
 
     def format(self, record: logging.LogRecord) -> str:
         """Write a record."""
@@ -101,7 +101,7 @@ def _cut(text: str) -> str:
 
 
 def _printable(text: str) -> str:
-    """Escape line breaks and other control characters, so that no caller can forge a line or steer a terminal."""
+    """Escape line breaks and other control characters, so that no caller can forge a line or control a terminal."""
     return text if text.isprintable() else "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
@@ -116,7 +116,7 @@ def _traceback(error: BaseException | None) -> str:
 
 
 class QueueHandler(logging.Handler):
-    """Queues lines for the thread that writes them. It drops and counts those for which there is no room."""
+    """Queues lines for the thread that writes them. Without room for a line, it drops and counts it."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -162,7 +162,7 @@ class QueueHandler(logging.Handler):
     def _write_lines(self) -> None:
         while not self._ended:
             self._queued.wait()
-            self._closing.wait(WRITE_EVERY_SECONDS)  # to write many lines costs hardly more than to write one
+            self._closing.wait(WRITE_EVERY_SECONDS)  # writing many lines costs hardly more than writing one
             with self._own_lock:
                 lines, self._lines = self._lines, []
                 if self._closing.is_set():
@@ -197,7 +197,7 @@ _passed: dict[str, tuple[float, str]] = {}
 
 
 def _is_new(record: logging.LogRecord) -> bool:
-    """Let one record a second pass, of each logger or each module of the SDK's core; the same words once a minute."""
+    """Pass one record a second of each logger or module of the SDK's core, and the same message once a minute."""
     source = getattr(getattr(record, "temporal_log", None), "target", record.name)
     now, message = time.monotonic(), record.getMessage()
     passed_at, passed = _passed.get(source, (float("-inf"), ""))

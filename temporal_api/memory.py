@@ -1,4 +1,4 @@
-"""How much may be under way at once: requests (MAX_REQUESTS), and the memory that they take (MAX_MEMORY_BYTES)."""
+"""Limits of what may be under way at once: requests (MAX_REQUESTS) and their memory (MAX_MEMORY_BYTES)."""
 
 import asyncio
 import ctypes
@@ -16,20 +16,20 @@ from litestar.types import ASGIApp, HTTPResponseBodyEvent, Receive, ReceiveMessa
 from temporal_api.errors import Overloaded
 
 WAIT_SECONDS = 2.0
-"""How long a newcomer waits for others to give theirs back."""
+"""How long a new request waits for memory that others free."""
 PIECE_BYTES = 64 * 1024
-"""What is smaller is not counted. What is larger goes out in pieces of this size, each when the one before is read."""
+"""Smaller bodies and answers are not counted. A larger answer is sent in pieces of this size, as the client reads."""
 DECODED = 8
-"""A body's bytes come to so many times their number while they are decoded and handed on to Temporal."""
+"""How many times its own size a body takes while it is decoded and sent to Temporal."""
 RECEIVING = 0.5
-"""The part of the memory that unfinished bodies may take: what is whole can always go on."""
+"""The part of the memory that incomplete bodies may take, so that complete ones can always go on."""
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
 _LARGE_BYTES = 128 * 1024
 _CACHE = type(functools.lru_cache(bool))
 
 
 class Memory:
-    """Bytes of bodies being received, of histories being told and of answers not yet read, of the whole process."""
+    """Counts the bytes of bodies being received, histories being sent and answers not yet read, in this process."""
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
@@ -43,11 +43,11 @@ class Memory:
 
     @property
     def is_full(self) -> bool:
-        """Newcomers have to wait."""
+        """Whether new requests must wait."""
         return self.held >= self.limit
 
     async def room(self, size: int, limit: float, seconds: float = WAIT_SECONDS) -> None:
-        """Wait until so many bytes more are within that limit. Raises Overloaded."""
+        """Wait until `size` more bytes are within `limit`. Raises Overloaded."""
         try:
             async with asyncio.timeout(seconds):
                 while self.held and self.held + size > limit:
@@ -56,19 +56,19 @@ class Memory:
             raise Overloaded from None
 
     async def turn(self) -> None:
-        """Wait for one's turn to work on something large: one at a time, and others are served in between."""
+        """Wait for a turn to work on a large body: one at a time, with other requests in between."""
         async with self._turns:
             await asyncio.sleep(0)
 
     def change(self, by: int) -> None:
-        """Count so many more bytes, or fewer."""
+        """Count `by` more bytes, or fewer if negative."""
         self.held += by
         if by < 0:
             self._freed.set()
             self._freed.clear()
 
     async def send(self, send: Send, message: HTTPResponseBodyEvent) -> None:
-        """Send a large part of an answer as it is read, so that the server never holds more than a piece of it."""
+        """Send a large part of an answer in pieces as the client reads it: the server buffers only one piece."""
         content, more = memoryview(message["body"]), message.get("more_body", False)
         with self.share() as share:
             share.size = len(content)
@@ -96,7 +96,7 @@ class Share:
 
     @property
     def size(self) -> int:
-        """Bytes that are held; set it to what was taken without asking."""
+        """The bytes held. Setting it does not wait for room."""
         return self._size
 
     @size.setter
@@ -105,21 +105,21 @@ class Share:
         self._size = size
 
     async def grow(self, size: int, part: float = 1.0, seconds: float = WAIT_SECONDS) -> None:
-        """Hold so many bytes once there is room within that part of the limit. Raises Overloaded."""
+        """Hold `size` bytes once there is room within `part` of the limit. Raises Overloaded."""
         limit = int(self._memory.limit * part)
-        size = max(self._size, min(size, limit))  # who needs more than there is waits until it is alone
+        size = max(self._size, min(size, limit))  # a request that needs more than the limit waits until it is alone
         await self._memory.room(size - self._size, limit, seconds)
         self.size = size
 
 
 def limits(most: int, memory: Memory) -> Callable[[ASGIApp], ASGIApp]:
-    """Litestar's middleware for what may be refused. It raises Overloaded before a handler runs."""
+    """Litestar middleware for the routes that have these limits. It raises Overloaded before a handler runs."""
     under_way = 0
 
     def middleware(app: ASGIApp) -> ASGIApp:
         async def limited(scope: Scope, receive: Receive, send: Send) -> None:
             nonlocal under_way
-            # Those that only wait have a limit of their own.
+            # Waits and streams have a limit of their own.
             if under_way >= most and under_way - Litestar.from_scope(scope).state.services.waits.open >= most:
                 raise Overloaded
             if memory.is_full:
@@ -140,7 +140,7 @@ def limits(most: int, memory: Memory) -> Callable[[ASGIApp], ASGIApp]:
 
 
 def _counting(receive: Receive, memory: Memory, share: Share) -> Receive:
-    """Count a body as it comes. Without room for more of it the caller is not read from, and soon refused."""
+    """Count a body as it arrives. Without room for more, stop reading, and soon refuse the request."""
     received = 0
 
     async def counting() -> ReceiveMessage:
@@ -160,10 +160,10 @@ def _counting(receive: Receive, memory: Memory, share: Share) -> Receive:
 
 
 def give_back_at_once() -> None:
-    """Let large memory that is free again go back to the system.
+    """Make glibc return large freed blocks to the system at once.
 
-    These are glibc's defaults; but unless they are set, it raises them to the largest piece that was ever freed, and
-    keeps what is smaller.
+    The values are glibc's defaults. Unless they are set, glibc raises them to the largest block ever freed, and keeps
+    smaller ones.
     """
     with suppress(AttributeError, OSError):  # another libc
         libc = ctypes.CDLL(None)
@@ -172,13 +172,13 @@ def give_back_at_once() -> None:
 
 
 def turn_off_caches(app: Litestar) -> None:
-    """Let Litestar remember nothing of a request: its caches' keys are paths and queries, so callers would fill them.
+    """Turn off Litestar's caches: their keys are paths and queries, so callers could fill them.
 
-    Nearly each request names another id, so this is quicker, too.
+    As nearly every request names another id, this is also faster.
     """
     router = app.asgi_router
     router.handle_routing = _uncached(router.handle_routing)
-    # Each module that imports a function has a name of its own for it.
+    # Each module that imports a cached function has its own reference to it.
     places: list[ModuleType | type] = [module for name, module in sys.modules.items() if name.startswith("litestar.")]
     for place in (*places, URL):
         for name, value in list(vars(place).items()):

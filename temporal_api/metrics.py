@@ -19,11 +19,11 @@ from temporalio.runtime import BufferedMetric, Runtime, TelemetryConfig
 from temporal_api.logs import DROPPED, SDK_LOGGING
 
 CHECK_EVERY_SECONDS = 10.0
-"""What is known of the service's health may be so old in a scrape. Most often a probe has just asked."""
+"""How old the health in a scrape may be. Mostly a probe has just asked for it."""
 MOST_SERIES = 200
-"""Of one metric of the SDK: a worker's metrics name the workflow types, and callers choose what they start."""
+"""The most series of one SDK metric: a worker's metrics have workflow types as labels, which callers choose."""
 OTHER = "other"
-"""The value of each label of what comes beyond them."""
+"""The value of each label in the series that counts the rest."""
 
 # A counter's name would have to end with `_total`.
 _KINDS = {sdk.BUFFERED_METRIC_KIND_COUNTER: "unknown", sdk.BUFFERED_METRIC_KIND_GAUGE: "gauge"}
@@ -44,7 +44,7 @@ _BUCKETS = {  # by default those of requests
 }
 _HEALTH = {"healthy": 1.0, "polling": 1.0, "unknown": float("nan")}
 
-disable_created_metrics()  # type: ignore[no-untyped-call] # nobody reads the second series of each counter
+disable_created_metrics()  # type: ignore[no-untyped-call] # no one needs a `_created` series for each counter
 
 
 class Metrics:
@@ -79,7 +79,7 @@ class Metrics:
         self._runtime: Runtime | None = None
 
     def runtime(self) -> Runtime:
-        """Make the SDK's runtime, whose metrics come here."""
+        """Make the SDK's runtime, with its metrics collected here."""
         if self._runtime is None:
             self._runtime = Runtime(telemetry=TelemetryConfig(metrics=self._sdk.buffer, logging=SDK_LOGGING))
         return self._runtime
@@ -98,16 +98,16 @@ class Metrics:
             series[1].observe(seconds)
 
     def watch(self, name: str, description: str, value: Callable[[], float], limit: float) -> None:
-        """Show a number, read at each scrape, and the most that it may be."""
+        """Show a number, read at each scrape, and its limit."""
         Gauge(name, description, registry=self.registry).set_function(value)
         self.limit(name, f"The most that {name} may be.", limit)
 
     def limit(self, name: str, description: str, limit: float) -> None:
-        """Show the most that a number may be."""
+        """Show the limit of a number."""
         Gauge(f"{name}_limit", description, registry=self.registry).set(limit)
 
     async def measure(self) -> None:
-        """Bring the registry up to date. Temporal is asked for whoever comes again, not for a single look."""
+        """Bring the registry up to date. Only repeated scrapes ask Temporal for the health."""
         self.drain()
         if self.check_health is not None and self._seen:
             for service, state in (await self.check_health(CHECK_EVERY_SECONDS)).items():
@@ -116,7 +116,7 @@ class Metrics:
 
     def drain(self) -> None:
         """Move what the SDK has measured into the registry."""
-        if self._runtime is not None:  # the buffer cannot be read before a runtime writes to it
+        if self._runtime is not None:  # the buffer cannot be read before a runtime uses it
             self._sdk.drain()
 
     async def drain_forever(self) -> None:
@@ -129,7 +129,7 @@ class Metrics:
 class _SDKMetrics(Collector):
     """The Temporal SDK's own metrics, with the names, units and labels that its Prometheus exporter has by default.
 
-    That exporter itself would show the task queue, which callers choose, and only on a port of its own.
+    The exporter itself needs a port of its own, and shows the task queue, which callers choose.
     """
 
     def __init__(self, without: frozenset[str]) -> None:
@@ -138,7 +138,7 @@ class _SDKMetrics(Collector):
         self._families: dict[str, tuple[BufferedMetric, dict[tuple[object, ...], _Series]]] = {}
 
     def drain(self) -> None:
-        """Read the buffer, which empties it. Where there are too many labels, those that are new share a series."""
+        """Read and empty the buffer. Beyond the most series, new labels share one."""
         for update in self.buffer.retrieve_updates():
             metric, labels = update.metric, update.attributes
             if not self._without.isdisjoint(labels):
@@ -152,7 +152,7 @@ class _SDKMetrics(Collector):
             series.record(update.value)
 
     def collect(self) -> Iterator[Metric]:
-        """Give each metric that the SDK has measured so far."""
+        """Yield each metric that the SDK has measured so far."""
         for metric, family in self._families.values():
             told = Metric(metric.name, metric.description or metric.name, _KINDS.get(metric.kind, "histogram"))
             for series in family.values():
@@ -188,7 +188,7 @@ def metrics_route(metrics: Metrics) -> HTTPRouteHandler:
     async def get_metrics(request: Request[Any, Any, Any]) -> Response[bytes]:
         """Every metric as Prometheus text, or as OpenMetrics for a client that accepts it."""
         await metrics.measure()
-        # The library's `choose_encoder` fails on a version that is no number, and claims any version that is asked for.
+        # The library's `choose_encoder` fails on a version that is not a number, and claims to send any version.
         if "application/openmetrics-text" in request.headers.get("accept", ""):
             content = openmetrics.generate_latest(metrics.registry)  # type: ignore[no-untyped-call]
             return Response(content, media_type=openmetrics.CONTENT_TYPE_LATEST)

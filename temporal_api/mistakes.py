@@ -1,7 +1,7 @@
-"""Every mistake of a request that has one: msgspec and Litestar stop at the first.
+"""Find every mistake of an invalid request: msgspec and Litestar stop at the first.
 
-A valid request never comes here. Each part of a refused body is decoded again by its own type, and where that fails,
-the parts of that part: so a message is msgspec's own, and a path is exact.
+Each part of a refused body is decoded again with its own type, and if that fails, the parts of that part. So messages
+are msgspec's own, and paths are exact. Valid requests never come here.
 """
 
 import re
@@ -18,9 +18,9 @@ from msgspec import NODEFAULT, Raw
 from temporal_api.errors import LONGEST_ECHO, FieldError, shown
 
 MOST = 20
-"""As many mistakes are told; the search ends there."""
+"""The most mistakes that an answer lists."""
 _MOST_ENTRIES = 1000
-"""As many entries of a list or an object are looked into. No list or object of a request may have more."""
+"""The most entries of a list or an object that are checked. Bounds of requests allow no more."""
 
 # msgspec names types as Python does, callers as JSON does.
 _JSON_TYPES = {
@@ -47,7 +47,7 @@ _OWN = re.compile(r"([a-z_]+): (.*)", re.DOTALL)
 
 
 def body_mistakes(text: bytes, expected: Any, path: str = "") -> list[FieldError]:
-    """What is wrong with JSON that is not of its type: at most `MOST` mistakes."""
+    """The mistakes of JSON that does not match its type, at most `MOST`."""
     try:
         msgspec.json.decode(text, type=expected)
     except msgspec.ValidationError as error:
@@ -56,7 +56,7 @@ def body_mistakes(text: bytes, expected: Any, path: str = "") -> list[FieldError
 
 
 def _explain(said: str, text: bytes | Raw, expected: Any, path: str) -> Iterator[FieldError]:
-    """What is wrong inside, or else what msgspec said of the whole."""
+    """The mistakes of its parts, or else msgspec's message about the whole."""
     found = False
     if len(path) <= LONGEST_ECHO:  # which bounds the depth too
         try:
@@ -101,7 +101,7 @@ def _inside(text: bytes, expected: Any, path: str) -> Iterator[FieldError]:
 
 
 def _container(expected: Any, opening: bytes, limits: tuple[Any, ...] = ()) -> tuple[Any, tuple[Any, ...]]:
-    """The one type in `expected` that looks into such a value (a struct, a list, a dict), and its limits."""
+    """The struct, list or dict type in `expected` that decodes such a value, and its limits."""
     origin = get_origin(expected)
     if origin is Annotated:
         return _container(expected.__origin__, opening, (*limits, *expected.__metadata__))
@@ -140,7 +140,7 @@ def _in_struct(text: bytes, kind: Any, path: str) -> Iterator[FieldError]:
 
 
 def _own_rules(kind: Any, right: dict[str, Any], defaults: dict[str, Any], path: str) -> Iterator[FieldError]:
-    """What the struct's `__post_init__` says of the fields that are right by their type: one field after the other."""
+    """The mistakes that the struct's `__post_init__` finds in fields of the right type, one after the other."""
     known, told = SimpleNamespace(**right), set[str]()
     while True:
         try:
@@ -164,7 +164,7 @@ def _join(path: str, name: str) -> str:
 
 
 def there_are(name: str, known: Collection[str]) -> str:
-    """Help with a name that is not known: the nearest one, and all that are."""
+    """Help with an unknown name: the nearest known one, and all known ones."""
     near = get_close_matches(shown(name), known, 1)
     are = "are" if len(known) > 1 else "is"
     return f"; {f'did you mean {near[0]}? There' if near else 'there'} {are} {', '.join(sorted(known))}"
@@ -184,7 +184,7 @@ def in_json_words(said: str) -> str:
 
 
 def _allowed(expected: Any) -> tuple[Any, ...]:
-    """The values of a choice, alone, in a list or beside null."""
+    """The values of a Literal, alone, in a list or with null."""
     origin, of = get_origin(expected), get_args(expected)
     if origin is Literal:
         return of
@@ -204,11 +204,11 @@ class Parameter(msgspec.Struct, frozen=True):
 
 
 PARAMETERS, HEADERS = "parameters", "header_parameters"
-"""The `opt` of a handler that has its query parameters by their names, and the one with its headers."""
+"""The keys of a handler's `opt` that hold its query parameters and its headers, by name."""
 
 
 def parameter_mistakes(request: Request[Any, Any, Any]) -> list[FieldError]:
-    """What is wrong with a request's query parameters and headers, by their types."""
+    """The mistakes of a request's query parameters and headers."""
     mistakes = []
     for where, values in ((PARAMETERS, request.query_params), (HEADERS, request.headers)):
         known: Mapping[str, Parameter] = request.route_handler.opt.get(where, {})

@@ -1,4 +1,4 @@
-"""ROOT_PATH: the path prefix under which a proxy serves this service. Answers name it, and requests may carry it."""
+"""ROOT_PATH: the path prefix below which a proxy serves this service. Addresses in answers have it; requests may."""
 
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -17,9 +17,9 @@ class Prefix:
         self._first = {route.split("/")[1] for route in self._routes} - {""}
 
     def remove(self, scope: Any) -> None:
-        """Route a request that carries the prefix as one that does not.
+        """Remove the prefix from a request's path, if the rest is a path of the service.
 
-        With the prefix `/api`, `/api/v1/orders` carries none: it goes only from what then is a path of the service.
+        So with the prefix `/api`, `/api/v1/orders` stays as it is.
         """
         servers_own = scope.get("root_path")  # another server's --root-path
         if servers_own:

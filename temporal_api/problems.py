@@ -192,7 +192,7 @@ _EXAMPLES: dict[str, Problem] = {
             source="temporal",
             **_INVOICE,
         ),
-        errors.InvalidToken("The token is not accepted: it is no JWT, or a part of it was lost."),
+        errors.InvalidToken("The token is not accepted: it is not a JWT, or a part of it was lost."),
         errors.InsufficientScope("The token needs the scope workflows:read or workflows:admin.", "workflows:read"),
         errors.NotAllowed("This service may not start the workflow type 'temporal-sys-x'."),
         errors.NotFound("Payloads are not encrypted here: PAYLOAD_ENCRYPTION_KEYS is not set."),

@@ -1,7 +1,7 @@
-"""HTTP/1.1 on one connection: what a caller may send, and how long that may take, before there is a request.
+"""HTTP/1.1 on one connection: how much a caller may send, and how long that may take, before there is a request.
 
-Whatever a caller without a token can do is bounded here, before it costs anything; `clients` bounds how many
-connections there are. The parser is httptools', the answers are uvicorn's.
+These bounds also hold for callers without a token, before a request costs anything; `clients` bounds the number of
+connections. httptools parses requests, uvicorn writes answers.
 """
 
 import asyncio
@@ -21,48 +21,48 @@ from temporal_api.clients import SWEEP_SECONDS, Clients
 from temporal_api.record import refuse
 
 MAX_TARGET_BYTES = 8 * 1024 - len("GET  HTTP/1.1")
-"""Of a request line of 8 KiB."""
+"""What a request line of 8 KiB leaves for the target."""
 MAX_HEAD_BYTES = 32 * 1024
 MAX_FIELDS = 100
 PIECE_BYTES = 16 * 1024
-"""What the parser gets at once, so what it may take before a bound is looked at."""
+"""The parser gets this many bytes at once. Bounds are checked after each piece."""
 FLOOD_BYTES = 128 * 1024
-"""Who sends so much at once waits until all others were read from."""
+"""After so many bytes at once from one connection, read from all others first."""
 MAX_HELD_BYTES = 16 * 1024 * 1024
-"""Requests that were sent before their turn, of all connections."""
+"""The most bytes of pipelined requests that wait for their turn, of all connections together."""
 BODY_BYTES_PER_SECOND = 64 * 1024
 DROPPED_BYTES = 4 * 1024 * 1024
-"""The most that is read of a body which is answered already; then the connection is closed."""
+"""Of a body whose request is answered already, read at most this much, then close the connection."""
 LINGER_SECONDS = 2.0
-"""How long a caller who is still sending has to read the last answer."""
+"""How long a caller who is still sending has to read the last answer before the connection closes."""
 LAST_REQUEST_SECONDS = 1.0
-"""At the end, how long an idle connection is left open for a request that is on its way."""
+"""While stopping, how long an idle connection stays open for a request that is on its way."""
 
 _HEAD_END = b"\r\n\r\n"
-# RFC 3986 3.2.2, with a port; RFC 9112 3.2 leaves no room for anything else in Host.
+# RFC 3986 3.2.2, with a port. RFC 9112 3.2 allows nothing else in Host.
 _HOST = re.compile(rb"(?:[\w.~!$&'()*+,;=%-]+|\[[0-9A-Fa-fv:.]+\])(?::\d*)?")
 
 log = logging.getLogger(__name__)
 
 
 class _Reads(enum.Enum):
-    """What a connection sends next."""
+    """What the caller sends next on a connection."""
 
     NEXT = enum.auto()  # a new request, or nothing
     HEAD = enum.auto()  # the rest of a head
     BODY = enum.auto()  # the rest of a body
-    NOTHING = enum.auto()  # nothing that is looked at: it is being closed
+    NOTHING = enum.auto()  # anything is ignored: the connection is being closed
 
 
 NEXT, HEAD, BODY, NOTHING = _Reads
 
 
 class _Cycle(RequestResponseCycle):
-    """One request and its answer; a body that will never be whole is told to whoever reads it."""
+    """One request and its answer. Reading a body that cannot be completed raises its Problem."""
 
     fault: errors.Problem | None = None
     head: bytes | None = None
-    """Of the answer, until it is written; then empty."""
+    """The answer's head until it is written, then empty."""
 
     async def receive(self) -> Any:
         """The next piece of the body. Raises Problem."""
@@ -73,7 +73,7 @@ class _Cycle(RequestResponseCycle):
 
 
 class Connection(HttpToolsProtocol):
-    """Requests off one connection, one after the other, each within its bounds."""
+    """One connection: it reads requests one after the other, each within its bounds."""
 
     server_state: Clients
     cycle: _Cycle | None  # type: ignore[assignment]
@@ -93,14 +93,14 @@ class Connection(HttpToolsProtocol):
         """Begin."""
         super().connection_made(transport)
         self.headers = []
-        # What a cycle writes to; it closes only after its caller could read what it wrote (RFC 9112 9.6).
+        # Cycles write to this. It closes only after the caller could read the answer (RFC 9112 9.6).
         self._answers: Any = SimpleNamespace(
             write=self._write, is_closing=transport.is_closing, close=self._close_in_stages
         )
         self.server_state.add(self)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """End; uvicorn tells the request that was read last, which is not always the one that is being answered."""
+        """End. Uvicorn informs the request that was read last; also inform the one that is being answered."""
         self._hold(b"")
         super().connection_lost(exc)
         if self._answered is not None:
@@ -108,7 +108,7 @@ class Connection(HttpToolsProtocol):
             self._answered.message_event.set()
 
     def _write(self, data: bytes) -> None:
-        """Write the head of an answer together with what follows it: a write is a system call, and few cost as much."""
+        """Write the head of an answer together with the first part of its body: each write is a costly system call."""
         cycle = self._answered
         if cycle is None or not cycle.response_started or cycle.head == b"":
             self.transport.write(data)
@@ -119,17 +119,17 @@ class Connection(HttpToolsProtocol):
             cycle.head = b""
 
     def _write_head(self) -> None:
-        """Write the head of an answer that nothing follows: one to HEAD."""
+        """Write the head of an answer without a body, to HEAD."""
         if self._answered is not None and self._answered.head:
             self._write(b"")
 
     @property
     def waits(self) -> bool:
-        """Nothing is under way here; it is the caller's turn."""
+        """Whether no request is under way: the caller may send the next."""
         return self.cycle is None or self.cycle.response_complete
 
     def data_received(self, data: bytes) -> None:
-        """Take what was read."""
+        """Take bytes from the caller."""
         if len(data) >= FLOOD_BYTES:  # else uvloop reads on from this one, 8 MB in a row, while others wait
             self.transport.pause_reading()
             self.loop.call_soon(self._read_on)
@@ -145,7 +145,7 @@ class Connection(HttpToolsProtocol):
             self.transport.resume_reading()
 
     def _feed_in_turn(self, data: bytes) -> None:
-        """Feed the parser a head at a time: what follows a request that waits for its turn is held unparsed."""
+        """Feed the parser one head at a time. Hold the bytes of later requests unparsed until their turn."""
         begin = 0
         while begin < len(data) and self._reads is not NOTHING and not self.pipeline:
             found = data.find(_HEAD_END, begin, begin + PIECE_BYTES)
@@ -188,7 +188,7 @@ class Connection(HttpToolsProtocol):
             self._feed(rest)
 
     def on_message_begin(self) -> None:
-        """A head begins. Raises EOFError when there was to be no more."""
+        """A head begins. Raises EOFError if the connection is being closed."""
         if self._reads is NOTHING:
             raise EOFError
         self._reads = HEAD
@@ -209,8 +209,8 @@ class Connection(HttpToolsProtocol):
         """Start the request. Raises Problem."""
         if self.parser.should_upgrade():
             if self.parser.get_method() == b"CONNECT":
-                raise errors.NotSupported("CONNECT is for proxies; this service is none.")
-            return  # it is read again
+                raise errors.NotSupported("CONNECT is for proxies. This service is not a proxy.")
+            return  # `_ignore_upgrade` reads it again
         if self._bytes > MAX_HEAD_BYTES or len(self.headers) > MAX_FIELDS:
             raise _too_large()
         self._check_head()
@@ -219,10 +219,12 @@ class Connection(HttpToolsProtocol):
             raw_path = target.path or b"/"
             path = raw_path.decode("ascii")
         except (httptools.HttpParserInvalidURLError, UnicodeDecodeError):
-            raise errors.ValidationError("The request target is no path; encode what is not ASCII.") from None
+            raise errors.ValidationError(
+                "The request target is not a path. Percent-encode characters that are not ASCII."
+            ) from None
         if self.over_limit and not path.startswith(self.server_state.spared):
             if len(self.connections) > self.server_state.limit:
-                raise errors.Overloaded("Too many connections are open here; try again.")
+                raise errors.Overloaded("Too many connections are open here. Try again.")
             self.over_limit = False
         scope = self.scope
         scope["method"] = self.parser.get_method().decode("ascii")
@@ -231,7 +233,7 @@ class Connection(HttpToolsProtocol):
         scope["query_string"] = target.query or b""
         self._reads = BODY
         self._bytes = self._body_bytes = 0
-        self.headers = []  # for the trailer, which nobody reads: it has passed no proxy's rules (RFC 9110 6.5.1)
+        self.headers = []  # for the trailer, which is ignored: no proxy has checked it (RFC 9110 6.5.1)
         may_stay = scope["http_version"] == "1.1" and not self.server_state.draining and not self.over_limit
         self._begin(keep_alive=may_stay and self.parser.should_keep_alive())
 
@@ -239,7 +241,7 @@ class Connection(HttpToolsProtocol):
         """Raises Problem."""
         version = self.scope["http_version"] = self.parser.get_http_version()
         if version not in ("1.1", "1.0"):
-            raise errors.ValidationError(f"HTTP/{version} is not spoken here; HTTP/1.1 is.")
+            raise errors.ValidationError(f"HTTP/{version} is not supported. Use HTTP/1.1.")
         hosts = 0
         codings = b""
         for name, value in self.headers:
@@ -254,9 +256,9 @@ class Connection(HttpToolsProtocol):
         if hosts > 1 or (hosts == 0 and version == "1.1"):
             raise errors.ValidationError(f"Host: expected exactly one such header, found {hosts}.")
         if codings and version == "1.0":
-            raise errors.ValidationError("Transfer-Encoding: there is none in HTTP/1.0.")
+            raise errors.ValidationError("Transfer-Encoding: HTTP/1.0 has no such header.")
         if codings and codings.strip(b", \t") != b"chunked":
-            raise errors.NotSupported("Transfer-Encoding: only chunked is known here.")
+            raise errors.NotSupported("Transfer-Encoding: expected chunked, the only one supported.")
 
     def on_body(self, body: bytes) -> None:
         """A piece of the body."""
@@ -272,7 +274,7 @@ class Connection(HttpToolsProtocol):
             self._close_in_stages()
 
     def on_message_complete(self) -> None:
-        """The request is here as a whole."""
+        """The request has arrived completely."""
         cycle = self.cycle
         if self._reads is BODY and cycle is not None:  # neither refused nor to be read again
             self._reads = NEXT if cycle.keep_alive else NOTHING
@@ -308,17 +310,17 @@ class Connection(HttpToolsProtocol):
             self._start_asgi_task(self._answered, self.app)
 
     def on_response_complete(self) -> None:
-        """An answer is written: on to the next request."""
+        """The answer is written. Go on to the next request."""
         self.server_state.total_requests += 1
         self._write_head()
-        if self._answered is not None:  # a connection may idle for long: it holds nothing of what it was asked
+        if self._answered is not None:  # an idle connection must not keep the last request in memory
             self._answered.scope = self._nothing
             self._answered = None
-        if self._reads is not HEAD:  # else it is the next request's already
+        if self._reads is not HEAD:  # else it is already the next request's
             self.scope = self._nothing
         if self.transport.is_closing():
             return
-        if self.pipeline and self.cycle is not None:  # one at most: that which was read last
+        if self.pipeline and self.cycle is not None:  # at most one, the last that was read
             self.pipeline.pop()
             self._answered = self.cycle
             self.server_state.begin(self, self.cycle.scope["path"])
@@ -329,7 +331,7 @@ class Connection(HttpToolsProtocol):
             self._feed_in_turn(self._held)
 
     def _refuse(self, problem: errors.Problem) -> None:
-        """Answer with this after all that came before, and take nothing more from this caller."""
+        """Answer with this Problem after the requests before it, and read no more from this caller."""
         reads, self._reads = self._reads, NOTHING
         cycle = self.cycle
         if reads is BODY and cycle is not None:
@@ -342,7 +344,7 @@ class Connection(HttpToolsProtocol):
                 cycle.fault = problem
                 cycle.message_event.set()
             return
-        if reads is NEXT:  # not even the first letter of a request
+        if reads is NEXT:  # the caller has not sent a byte of a request
             super().on_message_begin()
         self.scope["method"] = self.parser.get_method().decode() if self.url else "-"
         self.scope["path"] = ""
@@ -352,7 +354,7 @@ class Connection(HttpToolsProtocol):
         self._begin(keep_alive=False)
 
     def _close_in_stages(self) -> None:
-        """RFC 9112 9.6: closed at once, the answer would be lost to a caller who is still sending."""
+        """Close for writing, and later wholly: a caller who is still sending could lose the answer (RFC 9112 9.6)."""
         self._reads = NOTHING
         self._write_head()
         self._hold(b"")
@@ -364,17 +366,17 @@ class Connection(HttpToolsProtocol):
             self.transport.write_eof()
 
     def shutdown(self) -> None:
-        """Uvicorn's word for the end."""
+        """Uvicorn calls this to end the connection."""
         self.server_state.end()
 
     def check(self) -> None:
-        """Has the caller taken too long?"""
+        """Act if the caller has taken too long."""
         state = self.server_state
         if self._is_unread():
             self.transport.abort()
             return
         if self.flow.read_paused:
-            self.since += SWEEP_SECONDS  # it is we who do not read
+            self.since += SWEEP_SECONDS  # we have stopped reading, so the caller is not late
             return
         waited = state.clock - self.since
         if self._reads is NEXT and self.waits:
@@ -388,10 +390,14 @@ class Connection(HttpToolsProtocol):
             if waited >= allowed:
                 self._refuse(errors.RequestTimeout(f"The request did not arrive within {round(allowed)} seconds."))
             elif state.ends_at is not None and state.clock >= state.ends_at:
-                self._refuse(errors.ShuttingDown("This replica is ending; send it again, another will answer."))
+                self._refuse(
+                    errors.ShuttingDown(
+                        "This replica is shutting down. Send the request again, and another one will answer."
+                    )
+                )
 
     def _is_unread(self) -> bool:
-        """Whether nothing of what was written went out for too long."""
+        """Whether the caller has read nothing for too long."""
         unread, before = self.transport.get_write_buffer_size(), self._unread
         self._unread = unread
         if not unread or unread < before or not before:
@@ -400,7 +406,7 @@ class Connection(HttpToolsProtocol):
 
 
 def _problem(error: httptools.HttpParserError) -> errors.Problem:
-    """What to tell of it: our own refusal, or what the parser found."""
+    """The Problem to answer with: our own refusal, or the parser's error."""
     cause = error.__context__
     if isinstance(cause, errors.Problem):
         return cause
@@ -408,7 +414,7 @@ def _problem(error: httptools.HttpParserError) -> errors.Problem:
         log.error("unhandled exception", exc_info=cause)
         return errors.InternalServerError()
     if isinstance(error, httptools.HttpParserInvalidMethodError):
-        return errors.NotSupported("The request begins with no method that is known here.")
+        return errors.NotSupported("The request begins with a method that is not supported.")
     return errors.ValidationError(f"This is no HTTP/1.1 request: {error}.")
 
 

@@ -1,6 +1,6 @@
-"""What is known of one request: logged and counted by `observe`, and told to Temporal.
+"""`Record`: the facts about one request that `observe` logs and counts, and that are sent to Temporal.
 
-Whoever learns a part of it writes it down here.
+Each module writes the facts that it learns.
 """
 
 import random
@@ -14,11 +14,11 @@ from temporal_api.errors import Problem
 from temporal_api.tracing import NO_TRACE
 
 _KEY = "temporal_api.record"
-_RANDOM = random.Random()  # noqa: S311 - to ask the system for each id takes a tenth of the time of a read
+_RANDOM = random.Random()  # noqa: S311 - the system's generator would take a tenth of the time of a read
 
 
 def new_request_id() -> str:
-    """An id for a request, to this service or to Temporal: unique, and no secret."""
+    """A unique id for a request to this service or to Temporal. It is not secret."""
     return f"{_RANDOM.getrandbits(128):032x}"
 
 
@@ -27,16 +27,16 @@ class Record(msgspec.Struct):
 
     request_id: str
     root_path: str = ""
-    """What the addresses in the answer begin with (ROOT_PATH)."""
+    """The prefix of addresses in the answer (ROOT_PATH)."""
     is_head: bool = False
     trace: Mapping[str, str] = NO_TRACE
-    """W3C's headers of the trace that it is part of."""
+    """The W3C headers of its trace."""
     route: str = "unmatched"
     status: int = 0
     user: str | None = None
     workflow_id: str | None = None
     waited: bool = False
-    """The answer waited for what happens, or is a stream. Its duration says nothing about the service's speed."""
+    """The answer waited for an event, or is a stream: its duration does not show the service's speed."""
     client_gone: bool = False
     """The caller left before there was an answer."""
 
@@ -50,13 +50,13 @@ _current: ContextVar[Record | None] = ContextVar("record", default=None)
 
 
 def begin(scope: Any, record: Record) -> None:
-    """Attach the record to the request, and to what is done for it."""
+    """Attach the record to the request and to the current context."""
     scope[_KEY] = record
     _current.set(record)
 
 
 def current_record() -> Record | None:
-    """The record of the request that this is done for; None for what no request asked for."""
+    """The record of the current request; None outside a request."""
     return _current.get()
 
 
@@ -70,11 +70,11 @@ _REFUSAL = "temporal_api.refusal"
 
 
 def refuse(scope: Any, problem: Problem) -> None:
-    """Mark a request that is to be answered with this problem, and not to be routed."""
+    """Mark a request to be answered with this problem instead of being routed."""
     scope[_REFUSAL] = problem
 
 
 def refusal_of(scope: Any) -> Problem | None:
-    """Why the request is not to be routed, if so."""
+    """The problem of a request marked by `refuse`."""
     refusal: Problem | None = scope.get(_REFUSAL)
     return refusal

@@ -21,14 +21,14 @@ from temporal_api.mistakes import MOST, PARAMETERS, Parameter, body_mistakes, th
 T = TypeVar("T")
 
 _LARGE = 100_000
-"""The mistakes of a body of so many bytes are looked for in a thread: others are served meanwhile."""
+"""From this many bytes on, a thread looks for the mistakes of a body, while other requests run."""
 
 _GZIP = b"\x1f\x8b"
 _decoder = functools.cache(msgspec.json.Decoder)
 
 
 class JSONResponse(Response[T]):
-    """A struct as JSON. Without cookies and background tasks it costs a fraction of Litestar's own response."""
+    """A struct as JSON. It has no cookies and no background tasks, and so costs a fraction of Litestar's response."""
 
     def __init__(
         self, content: T, *, status_code: int | None = None, headers: Mapping[str, str] | None = None, **_: Any
@@ -56,7 +56,7 @@ class JSONResponse(Response[T]):
 
 
 class JSONRequest(Request[Any, Any, Any]):
-    """A request whose `json()` gives the handler's `data`, of its type."""
+    """A request whose `json()` decodes the body into the type of the handler's `data`."""
 
     @property
     def path_params(self) -> dict[str, Any]:
@@ -76,7 +76,7 @@ class JSONRequest(Request[Any, Any, Any]):
             raise UnsupportedMediaType
         codings = ",".join(self.headers.getall("content-encoding", ())).lower().split(",")
         if any(coding.strip() not in ("", "identity") for coding in codings):
-            message = "Send the body as it is: no Content-Encoding is understood here."
+            message = "Send the body without Content-Encoding."
             raise UnsupportedMediaType(message, {"Accept-Encoding": "identity"})
         body = await self.body()
         annotation = self.route_handler.parsed_data_field.annotation  # type: ignore[union-attr]
@@ -104,14 +104,14 @@ def _malformed(why: str) -> MalformedJSON:
 
 
 async def check_parameters(request: Request[Any, Any, Any]) -> None:
-    """Refuse a query parameter that the operation does not know, or that comes twice: a filter ignored misleads."""
+    """Refuse unknown and repeated query parameters: a filter that is ignored would mislead."""
     if not request.scope["query_string"]:
         return
     known: Mapping[str, Parameter] = request.route_handler.opt[PARAMETERS]
     sent = [name for name, _ in request.query_params.multi_items()]
     mistakes = [
         FieldError(
-            shown(name), f"There is no such parameter{there_are(name, known) if known else '; there are none here'}"
+            shown(name), f"There is no such parameter{there_are(name, known) if known else '; this operation has none'}"
         )
         for name in sorted({*sent} - {*known})[:MOST]
     ]

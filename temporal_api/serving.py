@@ -50,7 +50,7 @@ def serve(app: Litestar) -> None:
 
 
 def check_metrics_port(settings: Settings) -> None:
-    """Raise what `listen` raises, now: what fails when the app starts is not one line."""
+    """Raise what `listen` raises. Later, when the app starts, the error would be a traceback and not one line."""
     if settings.metrics_port:
         for each in listen(settings.host, settings.metrics_port, "METRICS_PORT"):
             each.close()
@@ -61,7 +61,7 @@ def listen(host: str, port: int, setting: str = "PORT") -> list[socket.socket]:
 
     Raises SettingsError if the host has no address, RuntimeError if the port cannot be had.
     """
-    # Two sockets: by one that is for both, IPv4's addresses come as IPv6's, which FORWARDED_ALLOW_IPS does not mean.
+    # Two sockets: one for both would show IPv4 addresses as IPv6, which FORWARDED_ALLOW_IPS does not match.
     hosts = ("::", "0.0.0.0") if host == "::" else (host,)  # noqa: S104
     try:
         found = [info for each in hosts for info in socket.getaddrinfo(each, port, type=socket.SOCK_STREAM)]
@@ -77,7 +77,7 @@ def listen(host: str, port: int, setting: str = "PORT") -> list[socket.socket]:
             # that name their protocol.
             sockets[-1].setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, True)
         except OSError as error:
-            # Of a name such as localhost, an address may not be there: one is enough.
+            # A name such as localhost may have an address that this machine lacks: one that works is enough.
             if failed is None or error.errno not in _NO_SUCH_ADDRESS:
                 failed = error
     if failed and not (sockets and failed.errno in _NO_SUCH_ADDRESS):
@@ -89,13 +89,13 @@ def listen(host: str, port: int, setting: str = "PORT") -> list[socket.socket]:
 
 
 class _Server(uvicorn.Server):
-    """A uvicorn whose connections are bounded."""
+    """A uvicorn with bounded connections, which drains before it stops."""
 
     def __init__(self, app: Litestar) -> None:
         settings: Settings = app.state.settings
         config = uvicorn.Config(
             app,
-            host=settings.host,  # this and the port are only told in the log
+            host=settings.host,  # only for the log, like the port
             port=settings.port,
             lifespan="on",
             http=Connection,
@@ -118,10 +118,10 @@ class _Server(uvicorn.Server):
 
 
 class _DrainingServer(_Server):
-    """On a signal it is not ready, waits and streams end, then the listener closes and requests under way finish."""
+    """On a signal, readiness fails, waits and streams end, the listener closes, and requests under way finish."""
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Begin to serve, and say so: uvicorn says it only of sockets that it has opened itself."""
+        """Begin to serve, and log it: uvicorn logs only sockets that it has opened itself."""
         await super().startup(sockets)
         if self.started:
             gc.collect()
@@ -152,7 +152,7 @@ class _DrainingServer(_Server):
         spares = [each.dup() for each in self._sockets]
         for listener in self.servers:
             listener.close()
-        # Take the connections that the kernel has made already: to close its last listener would reset them.
+        # Accept connections that the kernel has already made: closing the listener would reset them.
         protocol = partial(Connection, self.config, self.server_state, self.lifespan.state)
         for spare in spares:
             spare.setblocking(False)
@@ -160,15 +160,15 @@ class _DrainingServer(_Server):
                 while True:
                     connection, _ = spare.accept()
                     self._last.append(asyncio.ensure_future(loop.connect_accepted_socket(protocol, connection)))
-        # Read what has arrived on open connections first: they look idle, and would be closed.
+        # First read requests that have arrived on open connections: uvicorn would close those as idle.
         loop.call_later(READ_SECONDS, super().handle_exit, sig, frame)
 
 
 @asynccontextmanager
 async def drain_on_signal(app: Litestar) -> AsyncIterator[None]:
-    """End waits and streams on SIGINT and SIGTERM: a part of the app's lifespan under another server than ours.
+    """End waits and streams on SIGINT and SIGTERM: part of the app's lifespan under other servers than `serve`.
 
-    Such a server shuts the app down only when no request is left, and an open stream would keep it waiting.
+    Such a server shuts the app down only when no request is left: an open stream would keep it waiting.
     """
     loop = asyncio.get_running_loop()
     waits: Waits = app.state.services.waits
@@ -190,7 +190,7 @@ async def drain_on_signal(app: Litestar) -> AsyncIterator[None]:
         for number, handler in servers_own.items():
             signal.signal(number, handler)
         for log_handler in logging.getLogger().handlers:
-            log_handler.close()  # such a server ends by the signal itself, which would lose what is queued
+            log_handler.close()  # such a server may end by the signal itself, and lose queued log lines
 
 
 @asynccontextmanager

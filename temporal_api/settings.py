@@ -31,7 +31,7 @@ DEFAULT_ASYMMETRIC_ALGORITHMS = ("RS256", "PS256", "ES256", "EdDSA")
 Converted = TypeVar("Converted")
 
 Port = Annotated[int, Meta(ge=0, le=65535)]
-# As a browser sends it: no user, no path; the host of a page on the web in lower case, an app's as the app has it.
+# As browsers send it: no user, no path. The host of a web page is in lower case; an app's may have any case.
 Origin = Annotated[
     str,
     Meta(
@@ -48,14 +48,14 @@ class SettingsError(ValueError):
 
 
 class TLSFilesError(SettingsError):
-    """TLS files that are named rightly, and cannot be used."""
+    """TLS files that exist and cannot be used."""
 
 
 class ResourceSettings(msgspec.Struct, frozen=True, rename=str.upper):
     """The settings of a business resource. The variables begin with its plural: `ORDERS_TASK_QUEUE`."""
 
     task_queue: str = ""
-    """Empty: the one that the resource declares, or its plural."""
+    """Empty: the resource's own `task_queue`, or its plural."""
     execution_timeout_seconds: Annotated[int, Meta(ge=1, le=315_360_000)] = 7200
 
 
@@ -83,7 +83,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, rename=str.upper):
     secret_key: str | None = None
     allowed_origins: tuple[Origin, ...] = ()
     forwarded_allow_ips: str = "127.0.0.1"
-    """Whose `X-Forwarded-For` is believed: addresses and networks, or `*`. The name is uvicorn's."""
+    """The proxies whose `X-Forwarded-For` is trusted: addresses and networks, or `*`. The name is uvicorn's."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["json", "console"] = "json"
     otel_exporter_otlp_endpoint: str | None = None
@@ -103,25 +103,25 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, rename=str.upper):
     temporal: dict[str, Any] = field(name="", default_factory=dict)
     """Arguments of the SDK's `Client.connect`; no environment variable has an empty name."""
     temporal_source: tuple[dict[str, str], bool] = field(name="  ", default=({}, True))
-    """The variables that those were read from, and whether the SDK looks for its profile file."""
+    """The variables that `temporal` was read from, and whether the SDK looks for its profile file."""
     resources: dict[str, ResourceSettings] = field(name=" ", default_factory=dict)
     """The settings of business resources, by the resource's plural."""
 
     def resource(self, plural: str, task_queue: str = "") -> ResourceSettings:
-        """The settings of a business resource; without one of its own, its task queue is this one, or its plural."""
+        """The settings of a business resource. Its task queue is the variable's, else `task_queue`, else the plural."""
         own = self.resources.get(plural, _RESOURCE_DEFAULTS)
         return own if own.task_queue else ResourceSettings(task_queue or plural, own.execution_timeout_seconds)
 
     def read_temporal(self) -> dict[str, Any]:
-        """Read `temporal` again, since its files may change, and look into the certificates. Raises SettingsError."""
+        """Read `temporal` again, since its files may have changed, and check the certificates. Raises SettingsError."""
         return _temporal(*self.temporal_source, check_files=True)
 
     @property
     def issuers(self) -> dict[str, str]:
-        """Each name of JWT_ISSUER, and what stands before the `sub` of its tokens.
+        """Each name of JWT_ISSUER, and the prefix of its callers' names.
 
-        Names that a vertical bar joins share their subjects. Those of the first group stand alone; in a later group
-        the group's first name stands before them, so that nobody passes for a namesake of another issuer.
+        Names joined by a vertical bar are a group and share their subjects. The first group has no prefix; a later one
+        has its first name, so that no caller gets the same name as a caller of another issuer.
         """
         groups = [[name.strip() for name in group.split("|")] for group in self.jwt_issuer]
         return {name: group[0] if at else "" for at, group in enumerate(groups) for name in group}
@@ -139,7 +139,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, rename=str.upper):
 
 _NAMES = {f.encode_name for f in msgspec.structs.fields(Settings) if f.encode_name.strip()}
 _LISTS = {f.encode_name for f in msgspec.structs.fields(Settings) if isinstance(f.default, tuple)}
-# Where msgspec does not say what is right.
+# Messages for which msgspec's own is not clear.
 _EXPECTED = {
     "ALLOWED_ORIGINS": (
         "expected origins such as https://shop.example or capacitor://localhost, comma-separated, "
@@ -222,7 +222,7 @@ _QUOTES = ('""', "''", "``", "\u201c\u201d", "\u2018\u2019", "\u201e\u201c", "\u
 
 
 def _unwrapped(name: str, value: str) -> str:
-    """The value without what files, shells and copying leave around it."""
+    """Strip what files, shells and copying leave around a value."""
     try:
         value.encode()
     except UnicodeEncodeError:
@@ -270,7 +270,7 @@ def _check_jwt(settings: Settings) -> None:
 
 
 def is_http_address(url: str) -> bool:
-    """Whether it is one that keys may be had from, and spans be sent to."""
+    """Whether it is an http or https address, without user and password."""
     try:
         parts = urlsplit(url)
         port = parts.port  # raises ValueError, as a half IPv6 address does
@@ -284,7 +284,7 @@ _ADDRESS = re.compile(r"(?:[^\s/:@?#%\[\]\"'`]+|\[[0-9A-Fa-f:.]+\]):([0-9]{1,5})
 
 
 def _temporal(environ: Mapping[str, str], has_file: bool, *, check_files: bool = False) -> dict[str, Any]:
-    """Read the SDK's settings. Refuse what the SDK would take, to then fail at every call or mean something else."""
+    """Read the SDK's settings. Refuse wrong values that the SDK would accept and fail with at every call."""
     file = environ.get("TEMPORAL_CONFIG_FILE")
     if file and not os.path.isfile(file):  # Path.is_file() raises for some texts
         raise SettingsError("TEMPORAL_CONFIG_FILE: there is no such file")
@@ -301,7 +301,7 @@ def _temporal(environ: Mapping[str, str], has_file: bool, *, check_files: bool =
         config: dict[str, Any] = {"target_host": "localhost:7233", **profile.to_client_connect_config()}
     except OSError as error:
         name = next((name for name in sources if sources[name] == Path(error.filename)), "TEMPORAL_CONFIG_FILE")
-        # Do not repeat the path: it may be a key that was set by mistake.
+        # Do not show the path: it may be a key that was set by mistake.
         raise SettingsError(f"{name}: cannot read the file it names: {error.strerror}") from None
     except (RuntimeError, ValueError) as error:
         problem = str(error).partition("\n")[0]  # the other lines quote the file with its secrets
@@ -326,7 +326,7 @@ _PEM_KINDS = {"SERVER_CA_CERT": "CERTIFICATE", "CLIENT_CERT": "CERTIFICATE", "CL
 
 
 def _pem_name(stem: str, source: DataSource | None, environ: Mapping[str, str]) -> str:
-    """The name that the operator knows one of the SDK's TLS settings by."""
+    """The variable or profile entry that set one of the SDK's TLS settings."""
     form = "PATH" if isinstance(source, Path) else "DATA"
     name = f"TEMPORAL_TLS_{stem}_{form}"
     return name if name in environ else f"TEMPORAL_CONFIG_FILE: tls.{stem.lower()}_{form.lower()}"
@@ -353,7 +353,7 @@ def _check_tls(tls: TLSConfig, names: list[str], *, check_files: bool) -> None:
             try:
                 public_key = load_pem_private_key(tls.client_private_key, None).public_key()
             except (ValueError, TypeError, UnsupportedAlgorithm):
-                raise TLSFilesError(f"{key}: the private key is damaged, or of a kind not known here") from None
+                raise TLSFilesError(f"{key}: the private key is damaged, or of an unsupported kind") from None
             if public_key != own.public_key():
                 raise TLSFilesError(f"{key}: is not the key of the client's certificate")
 

@@ -34,7 +34,7 @@ from temporal_api.temporal.failures import NOTHING, Subject
 from temporal_api.tracing import HEADERS, trace_context
 
 CLOSE_SECONDS = 1
-"""How long the end of the process waits for a collector that does not answer."""
+"""How long the process, when it ends, waits for a collector that does not answer."""
 
 _PROPAGATOR = TraceContextTextMapPropagator()
 _HOST = re.compile(r"(\[[^\]]+\]|[^:]+)(?::([0-9]{1,5}))?")
@@ -53,12 +53,12 @@ class Spans:
         # They would be most of what a tracing backend keeps.
         self._probes = re.compile(rf"({re.escape(root_path)})?/(health|metrics)(/|$)")
         self.temporal = functools.partial(_TracedTemporal, self._tracer, _address(temporal_address))
-        """Makes a Temporal whose calls have spans."""
+        """The class of a Temporal client whose calls have spans."""
         self.of_worker = TracingInterceptor(self._tracer)
         """The SDK's interceptor, which gives workflows and activities spans."""
 
     def of_requests(self, app: ASGIApp) -> ASGIApp:
-        """Give each request a span, whose trace the app then finds in the request's headers."""
+        """Give each request a span, and put its trace into the request's headers for the app."""
 
         async def traced(scope: Scope, receive: Receive, send: Send) -> None:
             told = trace_context(header for header in scope.get("headers", ()) if header[0] in HEADERS)
@@ -82,14 +82,14 @@ class Spans:
         return traced
 
     async def close(self) -> None:
-        """Send what is there still, within a second."""
+        """Send the remaining spans, within a second."""
         closing = threading.Thread(target=self._provider.shutdown, daemon=True)
         closing.start()
         await asyncio.to_thread(closing.join, CLOSE_SECONDS)
 
 
 class _TracedTemporal(Temporal):
-    """A Temporal whose calls have spans. Workers find these as the parents of theirs."""
+    """A Temporal client whose calls have spans, which become the parents of the workers' spans."""
 
     def __init__(self, tracer: Tracer, address: Mapping[str, str | int], *parts: Any) -> None:
         super().__init__(*parts)
@@ -104,7 +104,7 @@ class _TracedTemporal(Temporal):
         seconds: float | None = None,
     ) -> Response:
         """Make one call, in a span of its own."""
-        if not get_current_span().get_span_context().is_valid:  # a probe's, or one that no request asked for
+        if not get_current_span().get_span_context().is_valid:  # a call of a probe, or outside a request
             return await super().call(rpc, request, subject, seconds)
         package, _, name = request.DESCRIPTOR.full_name.rpartition(".")
         method = f"{package}.WorkflowService/{name.removesuffix('Request')}"
@@ -130,7 +130,7 @@ class _TracedTemporal(Temporal):
 
 
 def _carrier() -> dict[str, str]:
-    """The current span, as W3C's headers tell it."""
+    """The current span as W3C headers."""
     carrier: dict[str, str] = {}
     _PROPAGATOR.inject(carrier)
     return carrier
@@ -145,12 +145,12 @@ def _address(host: str) -> dict[str, str | int]:
 
 
 def _method(scope: HTTPScope) -> str:
-    """The request's method; nothing for one that a caller made up."""
+    """The request's method, if it is a known one."""
     return scope["method"] if scope["method"] in METHODS else ""
 
 
 def _of_request(scope: HTTPScope) -> dict[str, str | int]:
-    """What is known of a request before it is served, in the names of the semantic conventions."""
+    """The attributes of a request before it is served, by the semantic conventions."""
     headers = dict(scope["headers"])
     attributes = {
         "http.request.method": _method(scope) or "_OTHER",
@@ -166,7 +166,7 @@ def _of_request(scope: HTTPScope) -> dict[str, str | int]:
 
 
 def _tell(span: Span, scope: HTTPScope) -> None:
-    """Add what is known of a request once it was served."""
+    """Add the attributes that are known after the request was served."""
     record = record_of(scope)
     span.set_attribute("http.response.status_code", record.status)
     if record.route != "unmatched":

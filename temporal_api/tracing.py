@@ -1,4 +1,4 @@
-"""The trace that a request is part of: what callers tell of it (W3C), and whether its spans are sent anywhere."""
+"""The trace of a request: the caller's W3C headers, and whether spans are sent."""
 
 import logging
 import re
@@ -19,7 +19,7 @@ MAX_BYTES = 8192
 """Of each header: what W3C has every party carry of baggage."""
 MAX_STATES, MAX_BAGGAGE = 32, 180
 
-# A version that is not ff, a trace and a parent that are not all zeros; a later version may say more behind them.
+# The version is not ff, the trace and the parent are not all zeros. A later version may add fields.
 _PARENT = re.compile(
     rb"(?!ff)(?P<version>[0-9a-f]{2})(?P<ids>-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2})"
     rb"(?P<more>-[ -~]*)?"
@@ -54,7 +54,7 @@ def _members(value: bytes) -> list[bytes]:
 
 
 def spans_of(settings: Settings) -> "Spans | None":
-    """What makes spans, if the settings say where they go. Nothing of OpenTelemetry is imported before."""
+    """The maker of spans, if the settings name a collector. Only then is OpenTelemetry imported."""
     if not settings.otel_exporter_otlp_endpoint:
         return None
     try:

@@ -121,7 +121,7 @@ async def test_an_expired_certificate_is_warned_of(caplog: pytest.LogCaptureFixt
     for days, warnings in ((1, 0), (-1, 1)):
         value = certificate(private_key("RSA"), days=days).public_bytes(Encoding.PEM).decode()
         assert await is_trusted(value, "RSA")
-        assert warnings == sum("JWT_PUBLIC_KEY: a certificate of it expired on 20" in m for m in caplog.messages)
+        assert warnings == sum("JWT_PUBLIC_KEY: one of its certificates expired on 20" in m for m in caplog.messages)
 
 
 async def test_a_key_that_goes_unused_is_warned_of(caplog: pytest.LogCaptureFixture) -> None:
@@ -130,7 +130,7 @@ async def test_a_key_that_goes_unused_is_warned_of(caplog: pytest.LogCaptureFixt
 
     assert "alice" == await outcome(checker, signed("P-256", "ES256"))
     assert "invalid_token" == await outcome(checker, signed("RSA", "RS256"))
-    assert "JWT_PUBLIC_KEY: a key of it is not used" in caplog.text
+    assert "JWT_PUBLIC_KEY: one of its keys is not used" in caplog.text
 
 
 def public(key: Any) -> str:

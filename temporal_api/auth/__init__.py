@@ -4,9 +4,9 @@ Every route handler names the scope it needs (`@get(..., scope="orders:read")`);
 
     middleware    the Authorization header, and the scope that the handler names
     verifier      the token's signature and claims -> User and scopes
-    jwks          an issuer's published keys: asked at start, renewed, never waited for in vain
-    keys          which algorithms a key may be used with; JWT_PUBLIC_KEY in each of its forms
-    refusals      little for the caller, the real reason for the operator's log
+    jwks          an issuer's published keys: fetched at start, renewed in the background
+    keys          the algorithms that a key may be used with; the forms of JWT_PUBLIC_KEY
+    refusals      a short reason for the caller, the details for the log
 """
 
 from temporal_api.auth.middleware import USER, APIRequest, Authenticate, CurrentUser

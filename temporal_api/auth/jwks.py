@@ -1,4 +1,4 @@
-"""The keys that an issuer publishes: asked for at start, renewed when they may be old or a new one is named."""
+"""The keys that an issuer publishes: fetched at start, and again when they are old or a token names a new key."""
 
 import asyncio
 import json
@@ -19,9 +19,9 @@ from temporal_api.errors import AuthUnavailable
 from temporal_api.settings import is_http_address
 
 REFRESH_SECONDS = 240.0
-"""How old keys may be. One taken out stops working within this time and the verifier's `REMEMBERED_SECONDS`."""
+"""How old keys may be. A removed key stops working after this time and the verifier's `REMEMBERED_SECONDS`."""
 COOLDOWN_SECONDS = 30.0
-"""However many tokens with unknown key ids come, the issuer is asked at most this often; sooner after a failure."""
+"""The shortest time between requests to the issuer, however many tokens name unknown keys. Shorter after failures."""
 TIMEOUT_SECONDS = 5.0
 MAX_BYTES = 1_000_000
 
@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 
 
 class JWKS:
-    """The keys of an issuer. Known keys go on working while the issuer is away; the event loop never waits for it."""
+    """An issuer's keys. Known keys still work while the issuer is away. Fetching never blocks the event loop."""
 
     def __init__(self, url: str, issuers: Collection[str], accepted: frozenset[str]) -> None:
         self._url = url
@@ -42,11 +42,11 @@ class JWKS:
         self._starting: asyncio.Task[None] | None = None
 
     def start(self) -> None:
-        """Ask for the keys before anybody needs them, and again until they are there."""
+        """Fetch the keys before a token needs them, and retry until it succeeds."""
         self._starting = asyncio.create_task(self._until_known())
 
     def close(self) -> None:
-        """Ask no more."""
+        """Stop fetching."""
         for task in (self._starting, self._fetching):
             if task is not None:
                 task.cancel()
@@ -57,30 +57,30 @@ class JWKS:
             await (asyncio.shield(fetching) if fetching else asyncio.sleep(self._next_at - time.monotonic()))
 
     async def keys(self, kid: str | None) -> list[Key]:
-        """The keys of that id, if the issuer has any. Raises AuthUnavailable when it cannot be asked now."""
+        """The keys with that id, if the issuer has any. Raises AuthUnavailable if it cannot be asked now."""
         found = self._find(kid)
         fresh = time.monotonic() - self._fetched_at < REFRESH_SECONDS
         if fresh and (found or (kid is None and self.known)):
             return found
         fetching = self._fetch()
-        # A known key waits only for an issuer that answered the last time.
+        # With a known key, wait only for an issuer that answered the last time.
         if fetching is not None and not (found and self._failures):
-            await asyncio.shield(fetching)  # shared: a caller that goes away does not cancel it for the others
+            await asyncio.shield(fetching)  # shared: a caller who leaves must not cancel it for the others
             found = self._find(kid)
         if not found and (fetching is None or self._failures):
             retry = {"Retry-After": str(max(1, ceil(self._next_at - time.monotonic())))}
-            raise AuthUnavailable("The key that this token is checked with cannot be had now; try again.", retry)
+            raise AuthUnavailable("The key to verify this token cannot be fetched now. Try again.", retry)
         return found
 
     async def renew(self) -> bool:
-        """Ask the issuer again; whether its keys are newer than before."""
+        """Fetch the keys again; return whether they are newer."""
         if (fetching := self._fetch()) is None:
             return False
         await asyncio.shield(fetching)
         return not self._failures
 
     def _find(self, kid: str | None) -> list[Key]:
-        """The keys of that id. Without one it is those that have none, or the only key there is (RFC 7515 4.1.4)."""
+        """The keys with that id. Without an id: the keys without one, or the only key (RFC 7515 4.1.4)."""
         found = [key for key in self.known if key.kid == kid]
         return list(self.known) if kid is None and not found and len(self.known) == 1 else found
 
@@ -91,12 +91,12 @@ class JWKS:
 
     async def _fetch_keys(self) -> None:
         try:
-            async with asyncio.timeout(TIMEOUT_SECONDS):  # finding the host's address has no other
+            async with asyncio.timeout(TIMEOUT_SECONDS):  # looking up the host's address has no timeout of its own
                 published = await asyncio.to_thread(_published, self._url, self._issuers)
             keys = tuple(key for jwk in published if (key := from_jwk(jwk, self._accepted)))
             if not keys:
                 raise ValueError(f"none of its {len(published)} keys signs by {', '.join(sorted(self._accepted))}")
-        except Exception as error:  # whatever the issuer sends: the old keys stay
+        except Exception as error:  # whatever the issuer sends, the old keys stay
             seconds = min(2.0**self._failures, COOLDOWN_SECONDS)
             self._failures = min(self._failures + 1, 10)
             told = str(error)[:300] or "no answer in time"
@@ -112,17 +112,17 @@ class JWKS:
 
 
 class _NoRedirects(urllib.request.HTTPRedirectHandler):
-    """Keys come from where the settings say, or not at all."""
+    """Refuse redirects: keys come only from the address in the settings."""
 
     def redirect_request(
         self, req: urllib.request.Request, fp: IO[bytes], code: int, msg: str, headers: Message, newurl: str
     ) -> None:
-        """Fail, and say where it leads."""
+        """Fail, and name the redirect's target."""
         raise HTTPError(req.full_url, code, f"redirects are not followed, this one to {shown(newurl)}", headers, fp)
 
 
 def _published(url: str, issuers: Collection[str]) -> list[object]:
-    """The JWKs at that address, or at the one that the discovery document there names."""
+    """The JWKs at that address, or at the `jwks_uri` of the discovery document there."""
     deadline = time.monotonic() + TIMEOUT_SECONDS
     document = _get(url, deadline)
     if "keys" not in document and "jwks_uri" in document:
@@ -142,7 +142,7 @@ def _published(url: str, issuers: Collection[str]) -> list[object]:
 
 
 def _get(url: str, deadline: float) -> dict[str, Any]:
-    """The JSON object at that address, read in a thread that always ends: the process waits for it when it exits."""
+    """The JSON object at that address. Threads run this, so it always ends: the exiting process waits for them."""
     request = urllib.request.Request(  # noqa: S310 - http or https, by the settings
         url, headers={"Accept": "application/json", "User-Agent": f"temporal-api/{__version__}"}
     )

@@ -1,4 +1,4 @@
-"""Keys that tokens are checked with: what each may be used for, and JWT_PUBLIC_KEY in every form it comes in."""
+"""Keys that verify tokens: the algorithms of each, and JWT_PUBLIC_KEY in all its forms."""
 
 import codecs
 import logging
@@ -31,12 +31,12 @@ _CURVES = {"secp256r1": "ES256", "secp384r1": "ES384", "secp521r1": "ES512"}
 
 log = logging.getLogger(__name__)
 
-with suppress(ValueError):  # a PyJWT that knows the newer name itself
+with suppress(ValueError):  # a newer PyJWT knows the name itself
     jwt.register_algorithm("Ed25519", OKPAlgorithm())
 
 
 class Key(msgspec.Struct, frozen=True):
-    """A key, the algorithms that it is used with and no others, and the id by which an issuer calls it."""
+    """A key, the only algorithms it may be used with, and the issuer's id of it."""
 
     material: PublicKey | str
     algorithms: frozenset[str]
@@ -44,14 +44,14 @@ class Key(msgspec.Struct, frozen=True):
 
 
 def accepted_algorithms(settings: Settings) -> frozenset[str]:
-    """What a token's `alg` may be."""
+    """The accepted values of a token's `alg`."""
     default = ("HS256",) if settings.jwt_secret else DEFAULT_ASYMMETRIC_ALGORITHMS
     names = frozenset(settings.jwt_algorithms or default)
     return names | ED25519 if names & ED25519 else names
 
 
 def _fit(key: object) -> tuple[PublicKey, frozenset[str]]:
-    """The key and what it may be used with, by its kind and not by a token's word. Raises ValueError: with nothing."""
+    """The key and its algorithms, by the key's kind and not by a token's claim. Raises ValueError for an unfit key."""
     if isinstance(key, RSAPublicKey):
         if key.key_size < 2048:
             raise ValueError("an RSA key of 2048 bits or more is needed")
@@ -67,12 +67,12 @@ def _fit(key: object) -> tuple[PublicKey, frozenset[str]]:
 
 
 def from_jwk(jwk: Any, accepted: frozenset[str]) -> Key | None:
-    """The key that a JWK is; None for one that checks no token of ours. It spoils no other key of its set."""
+    """The key of a JWK; None if it cannot verify our tokens: the other keys of its set still work."""
     try:
         kid, use, operations, alg = (jwk.get(name) for name in ("kid", "use", "key_ops", "alg"))
         if use not in (None, "sig") or not (operations is None or "verify" in operations):
             return None
-        # Its private members, if an issuer is so careless, are nobody's business.
+        # Drop private members, which a careless issuer may publish.
         public = {name: jwk[name] for name in ("kty", "crv", "n", "e", "x", "y") if name in jwk}
         material, algorithms = _fit(jwt.PyJWK(public).key)
         algorithms &= accepted
@@ -100,7 +100,7 @@ _PEM = re.compile(r"-----BEGIN ([A-Z0-9 ]+)-----(.*?)-----END \1-----", re.DOTAL
 
 
 def public_keys(value: str, accepted: frozenset[str]) -> tuple[Key, ...]:
-    """Every key that JWT_PUBLIC_KEY holds, or the file it names. Raises SettingsError."""
+    """Every key in JWT_PUBLIC_KEY, or in the file that it names. Raises SettingsError."""
     try:
         found = [_fit(key) for key in _loaded(value)]
     except (ValueError, UnsupportedAlgorithm) as error:
@@ -109,12 +109,12 @@ def public_keys(value: str, accepted: frozenset[str]) -> tuple[Key, ...]:
     for unused in ("/".join(sorted(algorithms)) for _, algorithms in found if not algorithms & accepted):
         if not keys:
             raise SettingsError(f"JWT_ALGORITHMS: none of them goes with this JWT_PUBLIC_KEY ({unused})")
-        log.warning("JWT_PUBLIC_KEY: a key of it is not used, as JWT_ALGORITHMS has none of %s", unused)
+        log.warning("JWT_PUBLIC_KEY: one of its keys is not used, as JWT_ALGORITHMS has none of %s", unused)
     return keys
 
 
 def _loaded(value: str) -> list[object]:
-    is_file = os.path.isfile(value)  # unlike Path.is_file(), true or false whatever the text
+    is_file = os.path.isfile(value)  # unlike Path.is_file(), it never raises
     try:
         data = Path(value).read_bytes() if is_file else value.encode()
     except OSError as error:
@@ -129,7 +129,7 @@ def _loaded(value: str) -> list[object]:
 
 
 def _read(data: bytes) -> list[object] | None:
-    """The keys in PEM, or in base64 of a PEM or of DER; None for what is neither."""
+    """The keys in PEM, or in base64 of a PEM or of DER; None for anything else."""
     if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):  # as some shells write files
         data = data.decode("utf-16", "replace").encode()
     if b"-----BEGIN" in data:
@@ -140,7 +140,7 @@ def _read(data: bytes) -> list[object] | None:
         return [_from_pem(label, content) for label, content in blocks]
     try:
         decoded = _base64(data.decode("utf-8-sig"))
-    except ValueError:  # no text, or no base64
+    except ValueError:  # not text, or not base64
         return None
     if b"-----BEGIN" in decoded:
         return _read(decoded)
@@ -148,7 +148,7 @@ def _read(data: bytes) -> list[object] | None:
 
 
 def _base64(text: str) -> bytes:
-    """Both alphabets, any line breaks, with padding or without."""
+    """Decode base64 of both alphabets, with any line breaks, with or without padding."""
     text = re.sub(r"\s|=+\s*$", "", text)
     return b64decode(text.replace("-", "+").replace("_", "/") + "=" * (-len(text) % 4), validate=True)
 
@@ -164,7 +164,7 @@ def _from_pem(label: str, content: str) -> object:
 
 
 def _from_der(der: bytes, form: str) -> object:
-    """The key itself, or a certificate's."""
+    """The public key in DER, alone or in a certificate."""
     with suppress(ValueError, UnsupportedAlgorithm):
         return load_der_public_key(der)
     with suppress(ValueError, UnsupportedAlgorithm):
@@ -172,7 +172,7 @@ def _from_der(der: bytes, form: str) -> object:
         key = certificate.public_key()
         if certificate.not_valid_after_utc < datetime.now(UTC):
             log.warning(
-                "JWT_PUBLIC_KEY: a certificate of it expired on %s; what its key signs is still accepted",
+                "JWT_PUBLIC_KEY: one of its certificates expired on %s; tokens signed with its key are still accepted",
                 f"{certificate.not_valid_after_utc:%Y-%m-%d}",
             )
         return key
@@ -186,7 +186,7 @@ def _from_der(der: bytes, form: str) -> object:
 
 
 def _form(text: str) -> str:
-    """What somebody took for a key, so that they see their mistake; never the text itself."""
+    """What the text is instead of a key, to show the mistake without showing the text."""
     if os.path.isdir(text):
         return "the path of a folder"
     return next(form for pattern, form in _FORMS.items() if re.match(pattern, text))

@@ -1,4 +1,4 @@
-"""What stands before every route under `/api/v1`."""
+"""The middleware of every route under `/api/v1`: it verifies the token and checks the scope."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -14,7 +14,7 @@ from temporal_api.record import record_of
 
 
 class Authenticate:
-    """The `/api/v1` router's middleware: no token, no handler; no scope, no handler."""
+    """The `/api/v1` router's middleware: without a token and the handler's scope, no handler runs."""
 
     def __init__(self, app: ASGIApp, verifier: Verifier) -> None:
         self._app = app
@@ -27,7 +27,7 @@ class Authenticate:
         record_of(scope).user = user.sub
         needed = scope["route_handler"].opt.get("scope", ())
         allowed = (needed,) if isinstance(needed, str) else needed
-        # Litestar's own OPTIONS handlers tell which methods there are, and name no scope.
+        # Litestar's own OPTIONS handlers name no scope.
         if user.scopes.isdisjoint(allowed) and scope.get("method") != "OPTIONS":
             needs = " or ".join(allowed) or "(none is enough)"
             raise InsufficientScope(f"The token needs the scope {needs}.", " ".join(allowed[:1]))
@@ -42,7 +42,7 @@ def _bearer(headers: Iterable[tuple[bytes, bytes]]) -> str:
     if len(values) > 1 or scheme.lower() != "bearer" or not token.strip():
         raise MissingToken("Send exactly one Authorization header of the form: Authorization: Bearer TOKEN.")
     token = token.strip()
-    # Pasted with its own prefix, where a form asks for the token alone.
+    # Some paste the token with its prefix into a form that adds one.
     return token[7:].lstrip() if token[:7].lower() == "bearer " else token
 
 
@@ -51,7 +51,7 @@ APIRequest = Request[User, Any, Any]
 
 
 def provide_user(request: APIRequest) -> User:
-    """The verified caller. Outside `/api/v1` there is none, and asking for one is an error: never an anonymous pass."""
+    """The verified caller. Outside `/api/v1` there is none, and this raises an error."""
     return request.user
 
 

@@ -1,4 +1,4 @@
-"""A refused token: the caller is told what to do, the operator's log what was expected and what was found."""
+"""Refused tokens: the caller gets a short reason, the log what was expected and what was found."""
 
 import logging
 import time
@@ -6,25 +6,25 @@ import time
 from temporal_api import errors
 
 EVERY_SECONDS = 1.0
-"""However many tokens are refused, the log has one line for each reason in this time."""
+"""The log gets at most one line for each reason in this time."""
 
 log = logging.getLogger(__name__)
 
 
 class Refusals:
-    """What is refused, and why. Reasons are fixed texts: nothing here grows with what callers send."""
+    """Logs and makes refusals. Reasons are fixed texts, so its memory does not grow with what callers send."""
 
     def __init__(self) -> None:
         self._told: dict[str, tuple[float, int]] = {}
-        """When a line was written, and how many like it were not since then."""
+        """For each reason: when it was last logged, and how many were left out since."""
 
     def invalid(self, why: str, found: str) -> errors.InvalidToken:
-        """A 401 for the caller. `found` may hold what the token says, and goes to the log alone."""
+        """Make the 401 for the caller. `found` may quote the token, and goes only to the log."""
         self.note(f"a token was refused: {why}", found)
         return errors.InvalidToken(f"The token is not accepted: {why}.")
 
     def note(self, what: str, found: str) -> None:
-        """Write a line, unless that one was written a moment ago; then count it."""
+        """Log a reason, or only count it if it was logged a moment ago."""
         now = time.monotonic()
         told_at, untold = self._told.get(what, (float("-inf"), 0))
         if now - told_at < EVERY_SECONDS:
@@ -35,5 +35,5 @@ class Refusals:
 
 
 def shown(value: object) -> str:
-    """What a token says, fit for a log: in one line, and not for ever."""
+    """A token's content for the log: on one line, shortened."""
     return errors.shown(ascii(value))

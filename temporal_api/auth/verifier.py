@@ -1,4 +1,4 @@
-"""A token's signature and claims -> who calls."""
+"""Verify a token's signature and claims, and make the User."""
 
 import time
 from collections.abc import Sequence
@@ -17,14 +17,14 @@ from temporal_api.errors import ExpiredToken, Problem
 from temporal_api.settings import Settings
 
 REMEMBERED_BYTES = 8 * 1024 * 1024
-"""What verified tokens may take that are kept, so that a token is checked once and not at every request."""
+"""The memory for verified tokens, which are remembered so as not to verify them at every request."""
 TOKEN_BYTES, SCOPE_BYTES = 500, 100
-"""What a token that is kept takes beside its text, and each of its scopes."""
+"""The memory that a remembered token takes beside its text, and each of its scopes."""
 REMEMBERED_SECONDS = 60.0
 TOKEN_MAX_CHARS = 16_384
 SUBJECT_MAX_CHARS = 255
 
-# Issuer and audience are checked here, by rules that PyJWT does not have.
+# This module checks issuer and audience, by rules that PyJWT lacks.
 _OPTIONS: Options = {"require": ["exp", "sub"], "verify_aud": False, "enforce_minimum_key_length": True}
 _UNVERIFIED: Options = {**_OPTIONS, "verify_signature": False, "verify_exp": True, "verify_nbf": True}
 _REASONS = (
@@ -39,10 +39,10 @@ _REASONS = (
 
 
 class User(msgspec.Struct, frozen=True):
-    """Who calls: a name that is nobody else's, the token's scopes, and when it ends (seconds since the epoch).
+    """The caller: a unique name, the token's scopes, and when it expires (seconds since the epoch).
 
-    `sub` is the token's, and for an issuer of JWT_ISSUER's second or a later group `issuer sub`. It is what ownership
-    and Idempotency-Key go by.
+    `sub` is the token's `sub`, with the issuer before it for all but the first group of JWT_ISSUER. Ownership and
+    Idempotency-Key depend on it.
     """
 
     sub: str
@@ -51,7 +51,7 @@ class User(msgspec.Struct, frozen=True):
 
 
 class Verifier:
-    """Checks bearer tokens by the settings' one kind of key. Raises SettingsError when that key is unfit."""
+    """Verifies bearer tokens with the key of the settings. Raises SettingsError if that key is unfit."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
@@ -71,11 +71,11 @@ class Verifier:
         self._verified_bytes = 0
 
     def __deepcopy__(self, memo: object) -> "Verifier":
-        """Litestar copies what stands before a route for each route: they all share one verifier."""
+        """Return itself: Litestar copies a middleware's arguments for each route, but all share one verifier."""
         return self
 
     def start(self) -> None:
-        """Begin to ask for the keys, when they are an issuer's."""
+        """Begin to fetch an issuer's keys."""
         if self._jwks is not None:
             self._jwks.start()
 
@@ -86,7 +86,7 @@ class Verifier:
 
     @property
     def keys_state(self) -> str:
-        """For health: "healthy" once there are keys, however old; else what is wrong."""
+        """For `/health`: "healthy" once there are keys, however old; otherwise the error."""
         return "healthy" if self._keys or (self._jwks is not None and self._jwks.known) else "unhealthy: no keys yet"
 
     async def user(self, token: str) -> User:
@@ -130,19 +130,19 @@ class Verifier:
         return User(name, self._scopes(claims), expires)
 
     async def _claims(self, token: str) -> dict[str, Any]:
-        """What a token says whose signature is right and whose time is now."""
+        """The claims of a token with a valid signature, if it is valid now."""
         header = self._header(token)
         algorithm, kid = header.get("alg"), header.get("kid")
-        if not isinstance(algorithm, str) or algorithm not in self._accepted:  # before anything is fetched for it
+        if not isinstance(algorithm, str) or algorithm not in self._accepted:  # before a key is fetched for it
             found = f"alg is {shown(algorithm)}, accepted (JWT_ALGORITHMS): {', '.join(sorted(self._accepted))}"
             raise self._refusals.invalid("its algorithm is not accepted", found)
         if self._jwks is None:
             return self._decoded(token, algorithm, self._keys)
-        # What refuses itself needs no key: no issuer is asked for another's token, or one whose time is over.
+        # First the checks that need no key: no key is fetched for another issuer's or an expired token.
         self._prefix(jwt.decode(token, leeway=self._settings.jwt_leeway_seconds, options=_UNVERIFIED))
         try:
             return self._decoded(token, algorithm, await self._published(self._jwks, kid))
-        except jwt.InvalidSignatureError:  # the key may be another by now, under the same id or none
+        except jwt.InvalidSignatureError:  # the issuer may have changed the key under this id
             if not await self._jwks.renew():
                 raise
             return self._decoded(token, algorithm, await self._published(self._jwks, kid))
@@ -152,7 +152,7 @@ class Verifier:
         try:
             keys = await jwks.keys(kid)
         except Problem:
-            self._refusals.note("the key of a token cannot be had now", _found(jwks, kid))
+            self._refusals.note("the key of a token cannot be fetched now", _found(jwks, kid))
             raise
         if not keys:
             why = "its key id (kid) is not known" if kid is not None else "it has no kid, and its issuer several keys"
@@ -167,11 +167,11 @@ class Verifier:
         if parts == 5:
             raise refused("it is encrypted (JWE); a signed one is needed", "it has five parts")
         if parts != 3:
-            raise refused("it is no JWT, which has three parts with dots between", f"it has {parts}")
+            raise refused("it is not a JWT, which has three parts with dots between", f"it has {parts}")
         try:
             header: dict[str, Any] = jwt.get_unverified_header(token)
         except (jwt.DecodeError, ValueError) as error:
-            raise refused("it is no JWT, or a part of it was lost", shown(str(error))) from None
+            raise refused("it is not a JWT, or a part of it was lost", shown(str(error))) from None
         except jwt.InvalidTokenError as error:
             raise refused("its header is not accepted (kid is a string, crit not used)", shown(str(error))) from None
         return header
@@ -190,9 +190,10 @@ class Verifier:
 
     def _check_audience(self, claims: dict[str, Any]) -> None:
         expected = self._settings.jwt_audience
-        if not expected:  # without an audience of our own, a token's is not ours to judge
+        if not expected:  # without JWT_AUDIENCE, any audience is accepted
             return
-        names = ("aud",) if claims.get("aud") is not None else ("client_id", "azp")  # AWS Cognito, for one, has no aud
+        # Some issuers, such as AWS Cognito, send no aud.
+        names = ("aud",) if claims.get("aud") is not None else ("client_id", "azp")
         found = [claims[name] for name in names if claims.get(name) is not None]
         if isinstance(claims.get("aud"), list):
             found = claims["aud"]
@@ -208,13 +209,13 @@ class Verifier:
         if prefixes:
             said = {scope.removeprefix(prefix) for scope in said for prefix in prefixes if scope.startswith(prefix)}
         scopes = frozenset(said - {""})
-        if not scopes:  # no refusal yet, but one by every handler
+        if not scopes:  # the token is valid, but every handler will refuse it
             expected = f"JWT_SCOPES_CLAIM has {', '.join(paths)}, JWT_SCOPES_PREFIX {', '.join(prefixes) or 'none'}"
             self._refusals.note("a token has no scopes", f"{expected}, its claims are {shown([*claims])}")
         return scopes
 
     def _name(self, claims: dict[str, Any]) -> str:
-        """Who it is, checked to be somebody, and nobody of another issuer."""
+        """The caller's name, checked to be usable and not to look like another issuer's."""
         sub: str = claims["sub"]
         issuer = self._prefix(claims)
         name = f"{issuer} {sub}" if issuer else sub
@@ -226,7 +227,7 @@ class Verifier:
         return name
 
     def _prefix(self, claims: dict[str, Any]) -> str:
-        """What stands before the `sub` of its issuer: nothing for the first group."""
+        """The prefix of its issuer's subjects: empty for the first group."""
         if not self._issuers:
             return ""
         found = claims.get("iss")
@@ -246,7 +247,7 @@ def _bytes(token: str, user: User) -> int:
 
 
 def _reached(value: Any, names: list[str]) -> Any:
-    """What the names lead to. A name may itself hold dots (a Keycloak client's id): the longest is tried first."""
+    """The claim at a dotted path. A name may itself contain dots (a Keycloak client's id): try the longest first."""
     if not names:
         return value
     if not isinstance(value, dict):
@@ -259,7 +260,7 @@ def _reached(value: Any, names: list[str]) -> Any:
 
 
 def _texts(value: Any) -> list[str]:
-    """A string holds scopes with spaces between them, a list one in each place; anything else grants nothing."""
+    """The scopes in a string (separated by spaces) or a list. Any other value has none."""
     if isinstance(value, str):
         return value.split()
     return [scope for scope in value if isinstance(scope, str)] if isinstance(value, list) else []

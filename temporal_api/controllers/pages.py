@@ -36,7 +36,7 @@ _CONTENT_SECURITY_POLICY = (
 _BUNDLES = files("openapi_ui_bundles")
 _REDOC_LOGO = re.compile(rb"https://[^/\"'\s]+/redoc/(?=logo)")
 FAVICON = '<link rel="icon" href="data:,">'
-# Of an error only its codes are shown, until its row is clicked: else an operation is as long as eight screens.
+# Errors show only their codes until clicked: otherwise an operation takes eight screens.
 _SWAGGER_STYLE = """<style>
 body { margin: 0 }
 .swagger-ui .response[data-code^="4"]:not(.open) .response-col_description > :not(:first-child),
@@ -55,7 +55,7 @@ _ASSETS += ["redoc/redoc.standalone.js", "redoc/logo-mini.svg"]
 
 
 class Document:
-    """What stays the same while the service runs: compressed once, and not sent again to who has it."""
+    """A document that never changes: compressed once, and 304 for a client that has it."""
 
     def __init__(self, body: bytes, media_type: str, cache_control: str) -> None:
         self._body, self._media_type = body, media_type
@@ -81,7 +81,7 @@ def _asset(name: str, root_path: str) -> Document:
     return Document(content, _KINDS[name[name.rindex(".") :]], "max-age=86400, public")
 
 
-# In a thread: to compress a script takes a tenth of a second, once.
+# In a thread: compressing a script takes a tenth of a second, once.
 @get("/docs/assets/{name:path}", include_in_schema=False, sync_to_thread=True)
 def asset(request: Request[Any, Any, Any], name: FromPath[str]) -> Response[Any]:
     """A script, a style or a picture of the pages."""
@@ -99,12 +99,12 @@ class Welcome(msgspec.Struct):
 
 @get("/", summary="Name and version", tags=["health"], sync_to_thread=False)
 def get_root() -> Welcome:
-    """Tell the service's name and version."""
+    """The service's name and version."""
     return Welcome(TITLE, __version__)
 
 
-# An app's contract never changes. To make it takes a tenth of a second: what shows it runs in a thread, and the lock
-# lets those who ask at the same time make it once.
+# An app's contract never changes. Making it takes a tenth of a second, so it is made in a thread, and only once: hence
+# the lock.
 _made = functools.lru_cache(maxsize=1)(contract)
 _making = threading.Lock()
 
@@ -132,7 +132,7 @@ def swagger(request: Request[Any, Any, Any]) -> Response[bytes]:
 
 
 def swagger_page(request: Request[Any, Any, Any], script: bytes = b"") -> Response[bytes]:
-    """Make the page, with a script that runs first. It remembers the token that is pasted into it."""
+    """Make the page, with a script that runs first. The page remembers the token that the user pastes."""
     assets = f"{record_of(request.scope).root_path}/docs/assets/swagger_ui"
     viewer = SwaggerRenderPlugin(
         style=_SWAGGER_STYLE,
@@ -155,7 +155,7 @@ def redoc(request: Request[Any, Any, Any]) -> Response[bytes]:
 
 
 def html_page(html: bytes) -> Response[bytes]:
-    """A page that asks nobody but this service."""
+    """A page that loads nothing from other servers."""
     return Response(html, media_type="text/html", headers={"Content-Security-Policy": _CONTENT_SECURITY_POLICY})
 
 
@@ -168,7 +168,7 @@ _PROBLEMS_STYLE = (
 
 
 class Explanation(msgspec.Struct):
-    """An error: what it means and what to do. `retry_after` is in seconds; 0: to try again does not help."""
+    """An error: what it means and what to do. `retry_after` is in seconds; 0 means that a retry does not help."""
 
     type: str
     title: str
@@ -181,7 +181,7 @@ class Explanation(msgspec.Struct):
 
 @get(["/problems", "/problems/{code:str}"], include_in_schema=False, sync_to_thread=False)
 def explain(request: Request[Any, Any, Any], code: FromPath[str] = "") -> Response[bytes]:
-    """One error, or all by their status: a page, or JSON for who accepts that and no page."""
+    """One error, or all sorted by status: HTML, or JSON for a client that accepts JSON and not HTML."""
     address = f"{record_of(request.scope).root_path}/problems"
     explained = [_explanation(kind, address) for kind in request.app.state.problems if code in ("", kind.code)]
     if not explained:

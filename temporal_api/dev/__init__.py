@@ -1,4 +1,4 @@
-"""`temporal-api dev`: the service and all it needs on this machine, to try it out and to develop it."""
+"""`temporal-api dev`: run the service and all it needs on this machine, to try it out and to develop it."""
 
 import asyncio
 import json
@@ -37,16 +37,16 @@ ORDER = {
     "payment_method": "card",
     "payment_details": {"card_token": "tok_visa"},
 }
-# Each step takes as long as one needs to see it. No module of the current folder stands in for one of Python's.
+# Steps are slow enough to watch. -P: a module in the current folder must not replace one of Python's.
 WORKER = (sys.executable, "-Pm", "temporal_api", "worker", "--pace", "0.7")
 # The statuses in which an order ends, and their colors.
 ENDS = {"delivered": "bold green", "cancelled": "bold red"}
 
-# A terminal that cannot show what moves on others gets the plain lines.
+# A terminal that cannot show a live line gets plain lines.
 UTF_8 = sys.stdout.encoding.lower() == "utf-8"
 console = Console(highlight=False, emoji=False, force_terminal=None if UTF_8 else False)
 LIVE = console.is_terminal and not console.is_dumb_terminal
-# Addresses and tokens are not broken into lines: they are there to be clicked and copied.
+# Do not wrap addresses and tokens: people click and copy them.
 show = partial(console.print, soft_wrap=True)
 say = partial(show, markup=False)
 
@@ -63,7 +63,7 @@ async def run_everything(*, once: bool, crash: bool) -> bool:
     environ.setdefault("LOG_LEVEL", "warning")
     environ.setdefault("LOG_FORMAT", "console")
     if not environ.get("TEMPORAL_ADDRESS"):
-        environ["TEMPORAL_TLS"] = "false"  # the server of `dev` has none, whatever the shell or the profile is set to
+        environ["TEMPORAL_TLS"] = "false"  # the server of `dev` has no TLS, whatever the shell or the profile says
     async with AsyncExitStack() as stack:
         dev = Dev(environ, stack)
         await dev.start()
@@ -88,10 +88,10 @@ class Dev:
     async def start(self) -> None:
         """Start Temporal, unless there is one, then a worker and the API."""
         configure_logging(self.settings.log_level, self.settings.log_format)
-        # A wrong HOST and a busy METRICS_PORT are told before what takes minutes, and no other part takes that port.
+        # Report a wrong HOST and a busy METRICS_PORT before the slow parts, and hold that port meanwhile.
         held = listen(self.settings.host, self.settings.metrics_port or 0, "METRICS_PORT")
         embedded = not self.environ.get("TEMPORAL_ADDRESS")
-        if embedded:  # first: it may take minutes, and ports that are free now may be busy then
+        if embedded:  # before looking for ports: it may take minutes, and a free port may be busy then
             self.temporal_cli = str(await find_temporal(say))
         began = time.monotonic()
         port = free("the API", self.settings.port)
@@ -146,7 +146,7 @@ class Dev:
             return json.load(answer)
 
     async def process_order(self, *, crash: bool) -> bool:
-        """Place an order over HTTP and show it on its way; return whether it was delivered, and charged once."""
+        """Place an order over HTTP and show its statuses; return whether it was delivered, and charged once."""
         order = await asyncio.to_thread(self.call, "/orders", ORDER)
         timeline = Timeline(order["id"])
         path, history = f"/orders/{order['id']}", f"/workflows/{order['workflow_id']}/history?format=temporal"
@@ -166,7 +166,7 @@ class Dev:
         return bool(killed and order["status"] == "delivered" and charged == "once")
 
     def _show_addresses(self, run: Any) -> None:
-        """Show what a newcomer clicks and pastes next."""
+        """Show the links and commands to use next."""
         temporal = self.settings.temporal["target_host"]
         addresses = {"API": self.api, "Docs": f"{self.api}/docs#token={self.token}"}
         if self.ui:
@@ -207,7 +207,7 @@ export ORDER_ID={run["order"]["id"]}""")
 
 
 class Timeline:
-    """The order's statuses and when they came: in a terminal a line that grows, elsewhere a line for each."""
+    """The order's statuses and their times: in a terminal one line that grows, elsewhere a line for each."""
 
     def __init__(self, order_id: str) -> None:
         self._order_id = order_id
@@ -215,7 +215,7 @@ class Timeline:
         self._times: dict[str, float] = {}
 
     def add(self, status: str) -> str:
-        """Take the status that the order has now, and give it back."""
+        """Show the order's current status, and return it."""
         if status not in self._times:
             self._times[status] = time.monotonic() - self._began
             if not LIVE:
@@ -223,7 +223,7 @@ class Timeline:
         return status
 
     def line(self) -> Text:
-        """What the terminal shows at this moment."""
+        """The terminal's current line."""
         steps = [f"[{ENDS.get(each, 'bold')}]{each}[/] {at:.1f}" for each, at in self._times.items()]
         if not ENDS.keys() & self._times.keys():
             steps.append(f"… {time.monotonic() - self._began:.1f}")
@@ -231,7 +231,7 @@ class Timeline:
 
 
 def free(what: str, wanted: int) -> int:
-    """Find a port, and tell if it is not the wanted one."""
+    """Find a port, and say so if it is not the wanted one."""
     port = free_port(wanted)
     if wanted and port != wanted:
         say(f"Port {wanted} is busy: {what} takes {port}.")
@@ -239,7 +239,7 @@ def free(what: str, wanted: int) -> int:
 
 
 def attempts_of(events: list[dict[str, Any]]) -> Counter[str]:
-    """Count how often each activity was begun, as the history tells it."""
+    """Count how often each activity was started, from the history."""
     names: dict[str, str] = {}
     attempts = Counter[str]()
     for event in events:

@@ -1,4 +1,4 @@
-"""What only `dev` serves, for the browser on this machine: the docs with a token, and payloads for Temporal's UI."""
+"""Pages that only `dev` serves, for browsers on this machine: the docs with a token, a codec for Temporal's UI."""
 
 from collections.abc import Sequence
 from ipaddress import ip_address
@@ -34,7 +34,7 @@ _AUTHORIZE = b"""
 
 
 def public_handlers(ui_origins: Sequence[str]) -> list[ControllerRouterHandler]:
-    """The public pages, with what only `dev` adds. `ui_origins` are those of Temporal's UI, if it may decrypt."""
+    """The public pages, and those of `dev`. `ui_origins` are the origins of Temporal's UI, if it may decrypt."""
     handlers = [docs if each is pages.swagger else each for each in pages.HANDLERS]
     return [*handlers, _codec(ui_origins)] if ui_origins else handlers
 

@@ -39,7 +39,7 @@ _PROGRESS_SECONDS = 15
 Say = Callable[[str], None]
 
 
-class TemporalNotFound(RuntimeError):  # noqa: N818 - reads as what happened
+class TemporalNotFound(RuntimeError):  # noqa: N818 - the name says what happened
     """There is no Temporal CLI, and none could be downloaded or built. The message says what to install."""
 
 
@@ -100,7 +100,7 @@ async def _runs(candidate: Path, say: Say | None = None) -> bool:
 
 @asynccontextmanager
 async def _lock(cache: Path, say: Say) -> AsyncIterator[None]:
-    """Let one process at a time get the CLI. The kernel frees the lock of a process that dies."""
+    """Let only one process at a time get the CLI. The kernel frees the lock of a process that dies."""
     descriptor = os.open(cache / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         for tried in itertools.count():
@@ -162,7 +162,7 @@ async def _build_with_wheel(folder: Path, say: Say) -> Path | None:
 
 @asynccontextmanager
 async def _progress(what: str, say: Say) -> AsyncIterator[None]:
-    """Say what begins, then again and again how long it has taken."""
+    """Say what begins, then at intervals how long it has taken."""
 
     async def repeat() -> None:
         for times in itertools.count(1):

@@ -73,7 +73,7 @@ async def run(*command: str | Path, seconds: float, **env: str) -> tuple[int, st
 
 def last_lines(output: BinaryIO) -> str:
     """Read the end of what a process has written."""
-    # pread leaves the position alone, which the process shares with us.
+    # pread does not move the position, which the process shares with us.
     size = os.fstat(output.fileno()).st_size
     text = os.pread(output.fileno(), 4096, max(0, size - 4096)).decode(errors="replace")
     return "\n".join(text.strip().splitlines()[-10:])

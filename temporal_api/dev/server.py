@@ -29,7 +29,7 @@ STOP_SECONDS = 8
 
 
 class DevServerError(RuntimeError):
-    """The dev server did not start. The message is meant for people."""
+    """The dev server did not start. The message says why."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ async def dev_server(
     command: list[str | Path] = [await find_temporal(say), "server", "start-dev", "--ip", "127.0.0.1"]
     command += ["--namespace", namespace, "--log-level", "error"]
     command += ["--ui-port", str(ui_port), "--ui-codec-endpoint", ui_codec] if ui_port else ["--headless"]
-    # Temporal 1.31 can pause workflows, and does not unless it is told to; older servers do not know the setting.
+    # Temporal 1.31 can pause workflows only with this setting. Older servers ignore it.
     command += ["--dynamic-config-value", "frontend.WorkflowPauseEnabled=true"]
     async with AsyncExitStack() as stack:
         folder = ""
@@ -107,7 +107,7 @@ async def _started(
 
 
 async def _ready(address: str, search_attributes: Sequence[str], server: Process, log: BinaryIO) -> None:
-    # Watch our process too: it ends when another one has the port, which may take connections and never answer.
+    # Watch our process too: it ends if another process has the port, which might accept connections and never answer.
     asking, ending = asyncio.create_task(_answers(address, search_attributes)), asyncio.create_task(server.wait())
     try:
         await asyncio.wait((asking, ending), timeout=_READY_SECONDS, return_when=asyncio.FIRST_COMPLETED)
@@ -126,7 +126,7 @@ async def _answers(address: str, search_attributes: Sequence[str]) -> None:
     while True:
         with suppress(RuntimeError, RPCError):
             client = await Client.connect(address)
-            # The server's own flag for them does not change the namespace of an older database.
+            # The server's own flag does not add them to the namespace of an older database.
             await add_search_attributes(client, search_attributes)
             await client.count_workflows(" AND ".join(f"{name} = ''" for name in search_attributes))
             return

@@ -95,7 +95,7 @@ class ResourceController(Controller):
         if_none_match: IfNoneMatch = None,
         prefer: Prefer = None,
     ) -> JSONResponse[StatusResponse]:
-        """The status is the last one that the workflow wrote. It is also right after the workflow has ended.
+        """The status is the last one that the workflow wrote. It stays correct after the workflow has ended.
 
         With `If-None-Match`, the answer is 304 while nothing has changed. With `Prefer: wait` too, it comes as soon as
         something changes.

@@ -1,4 +1,4 @@
-"""Access to Temporal: tried at once, following files, in words why there is none; and what a namespace needs."""
+"""Connecting to Temporal: why it fails, in one line; new certificates and keys; a namespace's search attributes."""
 
 import asyncio
 import logging
@@ -27,7 +27,7 @@ _CAUSES = {
     r"InvalidCertificate\((Expired|NotValidYet)": "TEMPORAL_ADDRESS: the server's certificate is not valid now",
     "InvalidCertificate": "TEMPORAL_TLS_SERVER_CA_CERT_PATH: the server's certificate is by another authority",
     "InvalidMessage|handshake eof": "TEMPORAL_TLS: the server does not speak TLS",
-    # A web server, or a proxy of Temporal that has lost it.
+    # From a web server, or from a proxy that cannot reach Temporal.
     r"mapped from HTTP status code|response with status": "TEMPORAL_ADDRESS: what answers at {at} is not Temporal",
     # TLS 1.3: a server that refuses the client's certificate closes the connection only after the handshake.
     "AlertReceived|transport error|h2 protocol error|operation was canceled|tcp connect error": (
@@ -35,7 +35,7 @@ _CAUSES = {
         "certificate is wrong"
     ),
 }
-"""What the SDK says, in the debug format of its core, and what it means."""
+"""The SDK's messages, in the debug format of its core, and what they mean."""
 _STATUS = re.compile(r'Status { code: (\w+), message: "(.*?)(?<!\\)"')
 _REFUSALS = {
     "NotFound": "TEMPORAL_NAMESPACE",
@@ -53,12 +53,12 @@ class AccessError(RuntimeError):
 
 
 class AccessDeniedError(AccessError):
-    """Temporal answers, and refuses the namespace or the caller: to wait does not help."""
+    """Temporal refuses the namespace or the caller. Waiting does not help."""
 
 
 def cause(error: Exception, at: str = "this address") -> AccessError:
-    """Say in one line why there is no connection, from what the SDK raised."""
-    said = text = str(error) or "TimedOut"  # asyncio's TimeoutError says nothing
+    """Say in one line why there is no connection, from the SDK's error."""
+    said = text = str(error) or "TimedOut"  # asyncio's TimeoutError has no message
     code = error.status.name.title().replace("_", "") if isinstance(error, RPCError) else ""
     if found := _STATUS.search(text):
         code, text = found[1], found[2]
@@ -71,7 +71,7 @@ def cause(error: Exception, at: str = "this address") -> AccessError:
 
 
 async def connect(config: Mapping[str, Any], **options: Any) -> Client:
-    """Connect, and ask for the namespace. Raises AccessError."""
+    """Connect, and check the namespace. Raises AccessError."""
     try:
         async with asyncio.timeout(CONNECT_SECONDS):
             client = await Client.connect(**config, **options)
@@ -83,7 +83,7 @@ async def connect(config: Mapping[str, Any], **options: Any) -> Client:
 
 
 async def wait_for_temporal(settings: Settings, **options: Any) -> Client:
-    """Connect as soon as Temporal is there; say once that it is not. Raises AccessDeniedError."""
+    """Connect as soon as Temporal answers; log once that it does not. Raises AccessDeniedError."""
     told = ""
     while True:
         try:
@@ -97,14 +97,14 @@ async def wait_for_temporal(settings: Settings, **options: Any) -> Client:
 
 
 async def renewals(settings: Settings, **options: Any) -> AsyncIterator[tuple[dict[str, Any], Client]]:
-    """When files have changed: what to connect with, and a client that has. Until they work, all stays as it is."""
+    """Yield new connection arguments and a connected client when files have changed and work."""
     used, told = settings.temporal, ""
     while True:
         await asyncio.sleep(REREAD_SECONDS)
         problem = ""
         try:
             found = await asyncio.to_thread(settings.read_temporal)
-            # Only a restart moves the service to another server or namespace.
+            # Another server or namespace needs a restart.
             found |= {name: used[name] for name in _PLACE if name in used}
             if found != used:
                 if lost := _given(used) - _given(found):

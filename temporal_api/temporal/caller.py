@@ -1,4 +1,4 @@
-"""Who asks, and the trace that it is part of: told to Temporal in every request that has a place for them."""
+"""The caller's identity and trace, set in every request to Temporal that has fields for them."""
 
 from collections.abc import Mapping
 from typing import Literal
@@ -23,14 +23,14 @@ _known: dict[Descriptor, dict[str, _Place]] = {}
 
 
 def caller() -> str:
-    """Who sent the request that is being served; empty outside of one, or if it needs no token."""
+    """The caller of the current request; empty outside a request, or if it needs no token."""
     record = current_record()
     name = (record.user if record else None) or ""
     return name if name.isascii() else name.encode()[:MAX_IDENTITY_BYTES].decode(errors="ignore")
 
 
 def sign(request: Message, process: str, trace: Mapping[str, str] = NO_TRACE) -> None:
-    """Fill in the caller, or else this process, and the trace, or else the caller's; what is there already stays."""
+    """Set the identity (the caller, or this process) and the trace, unless they are set."""
     if _places(request):
         record = current_record()
         _fill(request, caller() or process, trace or (record.trace if record else NO_TRACE))
@@ -55,7 +55,7 @@ def _fill(message: Message, identity: str, trace: Mapping[str, str]) -> None:
 
 
 def _places(message: Message) -> dict[str, _Place]:
-    """The fields of such a message that are to be filled in, and those that hold messages with such fields."""
+    """The fields of this kind of message to set, and the fields with messages that have such fields."""
     kind: Descriptor = message.DESCRIPTOR  # type: ignore[assignment] # of the same kind, in C
     return _find(kind)
 
@@ -64,7 +64,7 @@ def _find(kind: Descriptor) -> dict[str, _Place]:
     if kind in _known:
         return _known[kind]
     found: dict[str, _Place] = {}
-    _known[kind] = found  # before its fields are looked at: some messages hold messages of their own kind
+    _known[kind] = found  # before the recursion: some messages contain messages of their own kind
     for field in kind.fields:
         inner = field.message_type
         if inner is None:
@@ -72,7 +72,7 @@ def _find(kind: Descriptor) -> dict[str, _Place]:
                 found[field.name] = "identity"
         elif inner is Header.DESCRIPTOR:
             found[field.name] = "header"
-        # The identity in a failure is not that of who reports it.
+        # A failure's identity is not the caller's.
         elif inner is not Failure.DESCRIPTOR and not inner.GetOptions().map_entry and _find(inner):
             found[field.name] = "messages" if field.is_repeated else "message"
     return found

@@ -41,18 +41,18 @@ log = logging.getLogger(__name__)
 async def connected(
     settings: Settings, runtime: Runtime, memory: Memory, make: "Callable[..., Temporal] | None" = None
 ) -> "AsyncIterator[Temporal]":
-    """Temporal, connected to when first used: the service starts, and recovers, whether it is there or not.
+    """Connect to Temporal at the first call, so that the service can start and recover without it.
 
-    While the block runs, the connections follow the certificates and the API key in files.
+    While the block runs, changed certificate files and API keys are used for new connections.
     """
     options: dict[str, Any] = {
         "data_converter": data_converter(settings),
         "runtime": runtime,
-        # Orders are smaller than what gzip saves, and each call would pay for it.
+        # No gzip: orders are too small to gain from it, and each call would pay.
         "grpc_compression": GrpcCompression.NONE,
-        # Never by the SDK, which tries for seconds when Temporal is at its limit: see `_attempt`.
+        # The SDK must not retry: it would try for seconds when Temporal is at its limit. See `_attempt`.
         "retry_config": RetryConfig(max_retries=1),
-        # The shortest interval between pings that Temporal takes from an idle client.
+        # The shortest interval that Temporal allows between pings of an idle client.
         "keep_alive_config": KeepAliveConfig(interval_millis=10_000, timeout_millis=3_000),
         "lazy": True,
     }
@@ -69,7 +69,7 @@ async def connected(
             await temporal.call(temporal.service.describe_task_queue, any_queue)
         except TemporalTimeout:
             log.warning("Temporal cannot be reached: TEMPORAL_ADDRESS: no answer in time from this address")
-        except Problem:  # told where it was made
+        except Problem:  # already logged
             pass
         async for config, _ in renewals(settings, runtime=runtime):
             for each in (waits, calls):
@@ -83,13 +83,13 @@ async def connected(
 
 
 async def _attempt(rpc: RPC[Response], request: Message, now: float, ending_at: float) -> Response:
-    """Call again after a passing failure; only once, and soon, when Temporal is at its limit or has no namespace."""
+    """Retry after a passing failure; only once, and soon, when Temporal is at its limit or lacks the namespace."""
     # Stop in time, so that "cannot be reached" is not reported as "did not answer".
     last_at, pause, timeout = (now + ending_at) / 2, 0.1, timedelta(seconds=max(0, ending_at - now))
     missed = False
     while True:
         try:
-            # Without `retry`, the SDK's metrics take a long poll for a call.
+            # Without `retry`, the SDK's metrics count a long poll as a call.
             return await rpc(request, retry=True, timeout=timeout)
         except RPCError as error:
             if failures.is_overload(error):
@@ -122,10 +122,10 @@ class Temporal:
         self.memory = memory
         self.service = service
         self.waits = waits
-        """For calls that wait for news, or for a worker: they take no room from the others."""
+        """Connections for calls that wait for events or a worker, so that they do not fill the others."""
         self.namespace = client.namespace
         self.process_identity = client.identity
-        """Who makes the calls that no caller asked for."""
+        """The identity of calls outside a request."""
         self.codec = client.data_converter.payload_codec
         self._to_payload = client.data_converter.payload_converter.to_payload
         self._seconds = rpc_timeout_seconds
@@ -137,15 +137,14 @@ class Temporal:
     ) -> Response:
         """Make one call, retries included, within `seconds`; without them, by the request's deadline.
 
-        The request tells Temporal who makes it. Raises Problem, never RPCError. `subject` names what the call is about
-        in the words of whoever makes it.
+        It sets the request's identity. `subject` says what the call is about. Raises Problem, never RPCError.
         """
         sign(request, self.process_identity)
         now = asyncio.get_running_loop().time()
         ending_at = deadline.of_call(now, self._seconds) if seconds is None else now + seconds
         ending_at = min(ending_at, self._ending_at)
         try:
-            # The SDK's own timeout is for one attempt; connecting has none.
+            # The SDK's timeout covers one attempt, without connecting.
             async with asyncio.timeout_at(ending_at) as timeout:
                 self._under_way.add(timeout)
                 try:
@@ -159,7 +158,7 @@ class Temporal:
             raise kind(source="gateway", **subject.details) from error
 
     def shorten_deadlines(self, seconds: float) -> None:
-        """Give up every call, open or to come, in that many seconds: the process is ending."""
+        """End every call, also later ones, in that many seconds: the process is shutting down."""
         self._ending_at = asyncio.get_running_loop().time() + seconds
         for timeout in self._under_way:
             timeout.reschedule(min(timeout.when() or self._ending_at, self._ending_at))
@@ -181,7 +180,7 @@ class Temporal:
         return Memo(fields=dict(zip(fields, encoded.payloads, strict=True)))
 
     async def decode(self, payloads: Iterable[Payload]) -> Sequence[Payload]:
-        """Decrypt payloads, if there are keys. One that cannot be decrypted stays as it is, and hides no other."""
+        """Decrypt payloads, if there are keys. A payload that cannot be decrypted stays encrypted."""
         encoded = list(payloads)
         if self.codec is None:
             return encoded
@@ -191,20 +190,20 @@ class Temporal:
             return encoded if len(encoded) == 1 else [one for each in encoded for one in await self.decode([each])]
 
     async def values(self, fields: Mapping[str, Payload]) -> dict[str, msgspec.Raw]:
-        """A memo or search attributes as JSON, in the order of their names; without this service's own memo."""
+        """A memo or search attributes as JSON, sorted by name, without this service's own memo keys."""
         names = sorted(name for name in fields if not name.startswith(OWN_MEMO))
         decoded = await self.decode(fields[name] for name in names)
         return {name: raw_json(payload) for name, payload in zip(names, decoded, strict=True)}
 
     async def result(self, payloads: Iterable[Payload]) -> msgspec.Raw:
-        """What a workflow returned: no payload is null, one is itself, more are a list."""
+        """A workflow's result: null for no payload, its value for one, a list for more."""
         values = [raw_json(payload) for payload in await self.decode(payloads)]
         if len(values) == 1:
             return values[0]
         return msgspec.Raw(msgspec.json.encode(values) if values else b"null")
 
     async def memo(self, memo: Memo, key: str, kind: type[Value]) -> Value | None:
-        """One memo field as that type; None when it is missing or is something else. Raises PayloadUndecodable."""
+        """One memo field as that type; None if it is missing or of another type. Raises PayloadUndecodable."""
         if key not in memo.fields:
             return None
         payload = memo.fields[key]
@@ -218,12 +217,12 @@ class Temporal:
             return None
 
     async def failure(self, failure: Failure) -> FailureInfo:
-        """A failure as the caller may see it: never a stack trace."""
+        """A failure for the caller, without its stack trace."""
         kind, details = failure_kind(failure)
         message = failure.message
         if failure.HasField("encoded_attributes"):  # encrypted, with the stack trace
             (attributes,) = await self.decode([failure.encoded_attributes])
-            # Without the key, Temporal's own message stays ("Encoded failure").
+            # Without the key, the message is Temporal's own ("Encoded failure").
             with suppress(msgspec.MsgspecError, UnicodeDecodeError):
                 message = msgspec.json.decode(attributes.data, type=_FailureAttributes).message
         return FailureInfo(

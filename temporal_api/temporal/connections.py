@@ -1,4 +1,4 @@
-"""Connections to Temporal: as many as the calls under way need; one that has gone silent is given up."""
+"""Connections to Temporal: as many as the current calls need. A silent connection is replaced."""
 
 import asyncio
 import logging
@@ -12,7 +12,7 @@ from temporalio.client import Client
 from temporalio.service import RPCError, RPCStatusCode, ServiceClient, WorkflowService
 
 CALLS_EACH = 100
-"""What one connection carries at once. Proxies allow 128 (nginx), and hold back every further call."""
+"""The most calls at once on one connection. Proxies allow 128 (nginx), and hold back further ones."""
 SILENCE_SECONDS = 3.0
 """Keep-alive takes up to 13 s to notice a dead connection, as Temporal takes no more than one ping in 10 s."""
 
@@ -44,29 +44,29 @@ class _Connection:
 
 
 class Connections:
-    """Carries each call on a connection that has room for it, and opens one when none has.
+    """Makes each call on a connection that has room for it, and opens one when none has.
 
-    Calls are prompt when `waits` is given, for those that are not: a connection that leaves them without an answer for
-    three seconds is dead. The next call opens another one, and what waits on those of `waits` is given up with it, as
-    a dead connection there looks like a long wait.
+    With `waits` (the connections of waiting calls), the calls here are expected to be prompt: a connection without an
+    answer for three seconds counts as dead. The next call then opens another one. The connections of `waits` are given
+    up too, as a dead one there looks like a long wait.
     """
 
     def __init__(self, connect: Connect, waits: "Connections | None" = None) -> None:
         self._connect = connect
         self._waits = waits
         self._open: list[_Connection] = []
-        # All that it asks of its client is `_rpc_call`.
+        # It only calls `_rpc_call` of its client.
         self.service = WorkflowService(cast(ServiceClient, self))
 
     def abandon(self) -> None:
-        """Give up every connection. The calls under way end in TimeoutError."""
+        """Give up every connection. Current calls raise TimeoutError."""
         for connection in self._open:
             for limit in connection.limits:
                 limit.reschedule(0)
         self._open = []
 
     def renew(self, connect: Connect) -> None:
-        """Make each new call on a connection that is opened in this way. The calls under way end on theirs."""
+        """Open connections for new calls with `connect`. Current calls end on their old ones."""
         self._connect, self._open = connect, []
 
     async def _rpc_call(self, rpc: str, req: Message, **options: Any) -> Message:
@@ -84,7 +84,7 @@ class Connections:
         finally:
             connection.under_way -= 1
         connection.unanswered_since = inf
-        if connection not in self._open and connection.made_by is self._connect:  # it was not dead, but slow
+        if connection not in self._open and connection.made_by is self._connect:  # it was slow, not dead
             self._open.insert(0, connection)
         return answer
 

@@ -1,4 +1,4 @@
-"""How a run ended, or will: its last event, its result or failure, and the run that goes on after it."""
+"""How a run ended: its result or failure, and the run that followed it. Also waits for the end."""
 
 import asyncio
 import functools
@@ -30,7 +30,7 @@ class Ending(msgspec.Struct):
 
 
 class Endings:
-    """Tells how runs end; all who wait for one run share one long poll."""
+    """Reads how runs ended. All who wait for one run share one long poll."""
 
     def __init__(self) -> None:
         self._polls: Polls[HistoryEvent] = Polls()
@@ -40,7 +40,7 @@ class Endings:
         return await _ending(run, (await run.read_page(closing_only=True)).events[-1])
 
     async def wait(self, run: Workflow, *, follow: bool) -> Ending:
-        """How the run ends, however long that takes; with `follow`, the last of its chain."""
+        """Wait until the run ends, however long; with `follow`, until the last run of its chain ends."""
         while True:
             with self._polls.join((run.id, run.run_id), functools.partial(_closing_event, run)) as poll:
                 event = await asyncio.shield(poll)

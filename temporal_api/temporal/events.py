@@ -81,12 +81,12 @@ async def temporal_json(temporal: Temporal, event: HistoryEvent) -> msgspec.Raw:
 
 
 def in_parts(events: list[HistoryEvent]) -> Iterator[list[HistoryEvent]]:
-    """Split events into parts between which other requests can be served."""
+    """Split events into parts, so that other requests can run in between."""
     return (events[start : start + EVENTS_AT_ONCE] for start in range(0, len(events), EVENTS_AT_ONCE))
 
 
 async def _list(values: Iterable[Any], told: Callable[[Any], Awaitable[Any]]) -> list[Any]:
-    """Every value as told; an event may hold very many, so other requests are served in between."""
+    """Decode every value. An event may have very many, so other requests run in between."""
     answer = []
     for number, value in enumerate(values, 1):
         answer.append(await told(value))

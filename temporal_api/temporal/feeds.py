@@ -13,11 +13,11 @@ from temporal_api.temporal.workflow import Workflow
 
 PAGES_HELD = 32
 BYTES_HELD = 256 * 1024
-"""A watcher that is further behind reads the history again instead."""
+"""A subscriber that is further behind reads the history again."""
 
 
 class _Watcher:
-    """What one subscriber has yet to read; an exception is the end of the feed."""
+    """The pages that a subscriber has not read yet. An exception ends the feed."""
 
     def __init__(self) -> None:
         self._pages: asyncio.Queue[list[HistoryEvent] | Exception] = asyncio.Queue()
@@ -33,10 +33,10 @@ class _Watcher:
             self._bytes += sum(event.ByteSize() for event in news)
             self._pages.put_nowait(news)
         else:
-            self._behind = True  # until the history is read again, which has this page and those that follow it
+            self._behind = True  # the history, read again, contains this page and later ones
 
     async def read(self, run: Workflow) -> AsyncGenerator[list[HistoryEvent], None]:
-        """The whole history, then what is new; some events come twice."""
+        """The whole history, then new events. Some events come twice."""
         while True:
             self._behind = False
             async with aclosing(read_pages(run, while_away=True)) as pages:
@@ -50,14 +50,14 @@ class _Watcher:
 
 
 class Feeds:
-    """The runs that are watched here."""
+    """The runs that this process watches."""
 
     def __init__(self) -> None:
         self._polls: Polls[None] = Polls()
         self._watchers: dict[tuple[str, str], set[_Watcher]] = {}
 
     async def events(self, run: Workflow, seen: int, length: int) -> AsyncGenerator[list[HistoryEvent], None]:
-        """The run's events after `seen`, some at a time, until it is closed; `length` is that of its history now."""
+        """The run's events after `seen`, in batches, until it is closed. `length` is its history's current length."""
         key, watcher = (run.id, run.run_id), _Watcher()
         watchers = self._watchers.setdefault(key, set())
         watchers.add(watcher)
@@ -75,14 +75,14 @@ class Feeds:
                 del self._watchers[key]
 
     async def wait_for_change(self, run: Workflow, length: int) -> bool:
-        """Come back when the run's history is longer than `length`."""
+        """Wait until the run's history is longer than `length`."""
         async with aclosing(self.events(run, length, length)) as events:
             await anext(events, None)
         return True
 
 
 async def _poll(run: Workflow, after: int, watchers: set[_Watcher]) -> None:
-    # There is no way to begin a long poll at an event: read from the start, and tell only what is new.
+    # A long poll cannot begin at an event: read from the start, and pass on only new events.
     token, batches, closed = b"", FIRST_BATCHES, False
     try:
         while True:
@@ -99,6 +99,6 @@ async def _poll(run: Workflow, after: int, watchers: set[_Watcher]) -> None:
                 return
             if not token:  # it has not ended, it is paused
                 await until_unpaused(run, after)
-    except Exception as error:  # a defect too: nobody is to wait for what does not come
+    except Exception as error:  # also for a defect: no subscriber may wait for ever
         for watcher in watchers:
             watcher.put(error)

@@ -1,6 +1,6 @@
 """A run's history, read page by page.
 
-Callers never get Temporal's own page tokens: one workflow's token opens the history of another.
+Callers never get Temporal's own page tokens: a token of one workflow opens the history of another.
 """
 
 import asyncio
@@ -21,24 +21,24 @@ Answer = TypeVar("Answer")
 
 RETRY_SECONDS = 1.0
 PAUSED_SECONDS = 5.0
-"""How often, at most, a paused run is looked at."""
+"""The shortest interval between looks at a paused run."""
 PAGE_EVENTS = 200
 PAGE_BYTES = 512 * 1024
-"""What a page should hold. Temporal counts batches instead: the events that it recorded at once."""
+"""The size that a page should have. Temporal counts batches instead: events that it recorded together."""
 FIRST_BATCHES = 2
 """The first page's, of a history whose size is not known: an event may have 2 MB."""
 HELD = 3
-"""A page's bytes come to so many times their number while it is read and told."""
+"""How many times its own size a page takes while it is read and sent."""
 ROOM_SECONDS = 15.0
-"""How long a history that is being told waits for room for its next page."""
+"""How long the next page of a history waits for memory."""
 
 
 async def read_pages(
     run: Workflow, *, token: bytes = b"", reverse: bool = False, while_away: bool = False, history_bytes: int = 0
 ) -> AsyncGenerator[Page, None]:
-    """Page after page to the end, each small enough to be held; `while_away`: Temporal's absences are waited out.
+    """Read page after page to the end. With `while_away`, wait while Temporal is away.
 
-    A page is read when there is room for one as large as the last, or for all of `history_bytes`. Raises Overloaded.
+    A page is read when there is memory for one as large as the last, or for all of `history_bytes`. Raises Overloaded.
     """
     batches = PAGE_BATCHES if 0 < history_bytes <= PAGE_BYTES else FIRST_BATCHES
     size, seconds = history_bytes, ROOM_SECONDS if while_away else WAIT_SECONDS
@@ -56,17 +56,17 @@ async def read_pages(
 
 
 def fitting(batches: int, last: Page) -> int:
-    """How many batches to ask for after a page of so many."""
+    """How many batches the next page should have."""
     fit = batches * min(PAGE_EVENTS / max(1, len(last.events)), PAGE_BYTES / max(1, last.size))
     return max(1, min(int(fit), 8 * batches, PAGE_BATCHES))
 
 
 Listing = AsyncGenerator[tuple[list[HistoryEvent], bytes], None]
-"""Events, each time with the cursor of what follows them; empty at the end."""
+"""Batches of events, each with the cursor of the next events (empty at the end)."""
 
 
 class _Cursor(msgspec.Struct, array_like=True):
-    """Where a listing goes on: so many events into the page of Temporal's token."""
+    """A position in a listing: a number of events after the start of a Temporal page."""
 
     run_id: str
     token: bytes
@@ -75,10 +75,10 @@ class _Cursor(msgspec.Struct, array_like=True):
 
 
 async def list_events(workflow: Workflow, *, cursor: bytes, size: int, reverse: bool) -> Listing:
-    """At most `size` events from the cursor on, as they are read; the next page reads what is left again."""
+    """At most `size` events from the cursor on, in batches. The next page reads the last batch again."""
     if cursor:
         at = msgspec.msgpack.decode(cursor, type=_Cursor)
-    else:  # all pages are of one run, also when another one begins meanwhile
+    else:  # all pages are of one run, even if another run begins meanwhile
         run = await workflow.describe()
         at = _Cursor(run.run_id, b"", 0, run.history_bytes)
     pages = read_pages(workflow.run(at.run_id), token=at.token, reverse=reverse, history_bytes=at.history_bytes)
@@ -108,7 +108,7 @@ async def workflow_task_end(run: Workflow, *, last: bool) -> int | None:
 
 
 async def until_unpaused(run: Workflow, length: int | None = None) -> None:
-    """Come back when it is not paused (Temporal 1.31 then ends long polls at once) or longer than `length`."""
+    """Wait while the run is paused (Temporal 1.31 then ends long polls at once) and not longer than `length`."""
     pause = RETRY_SECONDS
     while True:
         await asyncio.sleep(pause)
@@ -119,7 +119,7 @@ async def until_unpaused(run: Workflow, length: int | None = None) -> None:
 
 
 async def retry_while_away(ask: Callable[Asked, Awaitable[Answer]], *args: Asked.args, **more: Asked.kwargs) -> Answer:
-    """Ask again until Temporal answers: a caller who waits is not told that it was away."""
+    """Repeat the call until Temporal answers: a caller who waits does not see that Temporal was away."""
     while True:
         try:
             return await ask(*args, **more)

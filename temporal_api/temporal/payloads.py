@@ -14,11 +14,11 @@ from temporal_api.settings import Settings
 _ENCODER = msgspec.json.Encoder(decimal_format="number")
 JSON_METADATA = {"encoding": b"json/plain"}
 OWN_MEMO = "temporal_api."
-"""What this service's own memo keys begin with. Callers neither set nor see them."""
+"""The prefix of this service's own memo keys, which callers neither set nor see."""
 
 
 class JSONPayloadConverter(temporalio.converter.JSONPlainPayloadConverter):
-    """JSON by msgspec: structs and Decimals as they are, `msgspec.Raw` byte for byte in both directions."""
+    """JSON by msgspec, with structs and exact Decimals. `msgspec.Raw` keeps its bytes in both directions."""
 
     def to_payload(self, value: object) -> Payload | None:
         """Encode any value that msgspec can."""
@@ -50,13 +50,13 @@ def data_converter(settings: Settings) -> temporalio.converter.DataConverter:
     return dataclasses.replace(
         DATA_CONVERTER,
         payload_codec=EncryptionCodec(settings.encryption_keys),
-        # Encrypt the messages of failures too; by default they are no payloads.
+        # Encrypt the messages of failures too: by default they are not payloads.
         failure_converter_class=temporalio.converter.DefaultFailureConverterWithEncodedAttributes,
     )
 
 
 def raw_json(payload: Payload) -> msgspec.Raw:
-    """A payload as JSON, byte for byte; one that JSON cannot carry as `{"metadata": ..., "data": base64}`."""
+    """A payload's JSON, byte for byte, or `{"metadata": ..., "data": base64}` for a payload that is not JSON."""
     encoding = payload.metadata.get("encoding")
     if encoding == b"binary/null":
         return msgspec.Raw(b"null")
@@ -73,5 +73,5 @@ def raw_json(payload: Payload) -> msgspec.Raw:
 
 
 def typed_payload(kind: str, value: msgspec.Raw | bytes) -> Payload:
-    """A search attribute's value; its type in Temporal's words, such as `Keyword`."""
+    """A search attribute's value. Its type is Temporal's name, such as `Keyword`."""
     return Payload(metadata={**JSON_METADATA, "type": kind.encode()}, data=bytes(value))

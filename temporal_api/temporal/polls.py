@@ -1,4 +1,4 @@
-"""Long polls that are shared: those who wait for the same thing have one, and the last to leave ends it."""
+"""Shared long polls: all who wait for the same thing share one, and the last to leave ends it."""
 
 import asyncio
 from collections import Counter
@@ -10,7 +10,7 @@ Answer = TypeVar("Answer")
 
 
 class Polls(Generic[Answer]):
-    """The polls that are under way, by what they wait for."""
+    """The current polls, by what they wait for."""
 
     def __init__(self) -> None:
         self._polls: dict[Hashable, asyncio.Task[Answer]] = {}
@@ -18,7 +18,7 @@ class Polls(Generic[Answer]):
 
     @contextmanager
     def join(self, key: Hashable, ask: Callable[[], Coroutine[None, None, Answer]]) -> Iterator[asyncio.Task[Answer]]:
-        """Share the poll of that key. One that has ended is no longer shared: the next to join begins a new one."""
+        """Share the poll of that key. After a poll has ended, the next to join begins a new one."""
         poll = self._polls.get(key)
         if poll is None or poll.done():
             poll = self._polls[key] = asyncio.create_task(ask())

@@ -120,7 +120,7 @@ class Starts:
             workflow_type=common.WorkflowType(name=workflow_type),
             task_queue=TaskQueue(name=task_queue),
             input=await temporal.encode(args),
-            # Temporal answers the SDK's retry of this request with the run that the first try started.
+            # With the same id, Temporal answers a retry with the run that the first try started.
             request_id=new_request_id(),
             memo=await temporal.encode_memo(memo) if memo else None,
             workflow_id_reuse_policy=WorkflowIdReusePolicy.Value(reuse),
@@ -142,7 +142,7 @@ class Starts:
             if text:
                 (payload,) = (await temporal.encode([text])).payloads
                 getattr(request.user_metadata, field).CopyFrom(payload)
-        for name, value in headers.items():  # not encrypted: the SDKs' interceptors read them as they are
+        for name, value in headers.items():  # not encrypted: the SDKs' interceptors do not decrypt headers
             request.header.fields[name].CopyFrom(Payload(metadata=JSON_METADATA, data=bytes(value)))
         if versioning_override is not None:
             request.versioning_override.CopyFrom(versioning_override.for_temporal())
@@ -151,7 +151,7 @@ class Starts:
         return request
 
     async def _check(self, version: WorkerDeploymentVersion, workflow_id: str) -> None:
-        """Refuse a version that is not there. Temporal (1.29) would start the workflow, and nobody would run it."""
+        """Refuse an unknown worker version. Temporal (1.29) would start the workflow, and no worker would run it."""
         temporal = self._temporal
         name = f"version {version.build_id!r} of a worker deployment {version.deployment_name!r}"
         subject = msgspec.structs.replace(start_subject(workflow_id), name=name, missing=WorkflowStartError)
@@ -170,7 +170,7 @@ class Starts:
             try:
                 return await self._start(request)
             except SearchAttributeUnknown:
-                # `temporal-api setup` was not run here: the workflow matters more than finding it in a list.
+                # `temporal-api setup` was not run: start the workflow anyway, although lists will not find it.
                 log.warning("The namespace lacks a search attribute of %s: run temporal-api setup.", ", ".join(names))
                 self._unindexed_until[names] = time.monotonic() + UNINDEXED_SECONDS
                 request.ClearField("search_attributes")
@@ -184,7 +184,7 @@ class Starts:
     async def signal_with_start(
         self, request: api.StartWorkflowExecutionRequest, signal_name: str, args: Iterable[object]
     ) -> Started:
-        """Signal the workflow of that id; start it first unless it runs. Raises WorkflowStartError, ..."""
+        """Signal the workflow with that id; first start it unless it runs. Raises WorkflowStartError, ..."""
         both = api.SignalWithStartWorkflowExecutionRequest(
             **{field.name: value for field, value in request.ListFields()},
             signal_name=signal_name,

@@ -1,6 +1,6 @@
 """Updates: sent until a worker has accepted them, waited for, and found again by their id.
 
-Temporal may lose an update that it has only admitted: a caller hears of success only once a worker has accepted it.
+Temporal may lose an update that no worker has accepted yet: so callers get an answer only after that.
 """
 
 import asyncio
@@ -31,7 +31,7 @@ Answer = TypeVar("Answer", Sent, Polled, SentWithStart)
 
 
 class Update(msgspec.Struct, frozen=True):
-    """An update that was accepted by that run; `result` is None while its handler is at work."""
+    """An update that a run has accepted. `result` is None until its handler has completed."""
 
     workflow_id: str
     run_id: str
@@ -40,13 +40,13 @@ class Update(msgspec.Struct, frozen=True):
 
 
 async def send(workflow: Workflow, update_id: str, name: str, args: Iterable[object]) -> Update:
-    """Send an update until a worker has accepted it; an id runs once. What it raises tells the update's id."""
+    """Send an update until a worker has accepted it. The same id runs once. Its Problems have the update's id."""
     rpc = workflow.fail_without_worker(_until_accepted(workflow.temporal.waits.update_workflow_execution))
     try:
         response = await workflow.call_open(rpc, await _request(workflow, update_id, name, args))
     except Problem as problem:
         if isinstance(problem, errors.WorkflowPaused):
-            with suppress(UpdateNotFound):  # accepted before the pause, it has its outcome, or will have it
+            with suppress(UpdateNotFound):  # it was accepted before the pause
                 return await find(workflow, update_id)
         is_open = isinstance(problem, errors.Unavailable | errors.TemporalTimeout)
         hint = "The update may still happen: sent again with the same update_id, it happens once." if is_open else ""
@@ -57,7 +57,7 @@ async def send(workflow: Workflow, update_id: str, name: str, args: Iterable[obj
 async def send_with_start(
     workflow: Workflow, start: api.StartWorkflowExecutionRequest, update_id: str, name: str, args: Iterable[object]
 ) -> tuple[Started, Update]:
-    """Start the workflow unless it runs, and send it the update, in one call. A rejected update leaves it started."""
+    """Start the workflow unless it runs, and send the update, in one call. A rejected update does not stop it."""
     temporal = workflow.temporal
     operation = api.ExecuteMultiOperationRequest.Operation
     update = operation(update_workflow=await _request(workflow, update_id, name, args))
@@ -83,7 +83,7 @@ async def _request(
 
 
 async def find(workflow: Workflow, update_id: str) -> Update:
-    """The update as it is now, once it is accepted. Raises UpdateNotFound, and as `send` does."""
+    """The update's current state, once it is accepted. Raises UpdateNotFound, and what `send` raises."""
     rpc = workflow.fail_without_worker(_until_accepted(workflow.temporal.waits.poll_workflow_execution_update))
     with suppress(errors.WorkflowNotFound):
         if not is_too_long(update_id):
@@ -94,7 +94,7 @@ async def find(workflow: Workflow, update_id: str) -> Update:
 
 
 async def wait(workflow: Workflow, update: Update) -> Update:
-    """The update when its handler has ended, however long that takes. Raises UpdateRejected, ..."""
+    """Wait until the update's handler has completed, however long. Raises UpdateRejected, ..."""
     run = workflow.run(update.run_id)
     rpc, request = run.temporal.waits.poll_workflow_execution_update, _poll(run, update.update_id, DONE)
     while update.result is None:

@@ -1,4 +1,4 @@
-"""Visibility: which workflows there are, by filters compiled to a query in which a value is never syntax.
+"""Visibility: list and count workflows. Filters are compiled to a query in which values are never syntax.
 
 Temporal's query is SQL to its own parser, which reads `''` as a quote and a backslash as an escape, in texts of either
 quotes. But what it then looks for is not always what was written. It strips single quotes off both ends of a text, and
@@ -27,7 +27,7 @@ from temporal_api.temporal.run import DIVISION, RUN_STATUS, TEMPORALS_OWN, Run, 
 
 
 class Filters(msgspec.Struct, frozen=True, kw_only=True):
-    """Which workflows are meant: those that meet every filter. Times are from (included) and to (excluded)."""
+    """Filters that must all match. Times are from (included) and to (excluded)."""
 
     workflow_type: str | None = None
     status: Sequence[Status] = ()
@@ -38,9 +38,9 @@ class Filters(msgspec.Struct, frozen=True, kw_only=True):
     closed_from: datetime | None = None
     closed_to: datetime | None = None
     search_attribute: Sequence[str] = ()
-    """`Name=value`; of those with one name, any."""
+    """`Name=value`. Of several with one name, one must match."""
     query: str | None = None
-    """A visibility query of the caller's own, as it is."""
+    """The caller's own visibility query, unchanged."""
 
 
 async def compile_query(temporal: Temporal, filters: Filters, *, without_prefixes: Iterable[str]) -> str:
@@ -56,7 +56,7 @@ async def compile_query(temporal: Temporal, filters: Filters, *, without_prefixe
     if filters.workflow_id_prefix is not None:
         terms.append(compare("WorkflowId", filters.workflow_id_prefix, "STARTS_WITH"))
     if filters.status:
-        # Servers that cannot pause (1.29) do not know the name of that status, and take its number.
+        # Servers that cannot pause (1.29) know that status only by its number.
         first, *others = sorted({str(_PAUSED) if s == "PAUSED" else _quote(_QUERY_STATUS[s]) for s in filters.status})
         # Some servers (1.30, 1.31) panic at a list of one.
         terms.append(f"ExecutionStatus IN ({', '.join([first, *others])})" if others else f"ExecutionStatus = {first}")
@@ -67,7 +67,7 @@ async def compile_query(temporal: Temporal, filters: Filters, *, without_prefixe
     if filters.search_attribute:
         terms += await _attributes(temporal, filters.search_attribute)
     terms += [_not_beginning("WorkflowId", prefix) for prefix in without_prefixes]
-    # Temporal's own workflows. Most are in a division of the namespace, which a caller's query may ask for.
+    # Leave out Temporal's own workflows. Most are in a namespace division, which a caller's query could name.
     terms.append(f"{DIVISION} IS NULL")
     terms += [
         _not_beginning(name, prefix) for name in ("WorkflowId", "WorkflowType", "TaskQueue") for prefix in TEMPORALS_OWN
@@ -91,7 +91,7 @@ async def list_runs(temporal: Temporal, query: str, size: int, token: bytes) -> 
     )
     page = await temporal.call(temporal.service.list_workflow_executions, request, _QUERY)
     runs = [Run(info) for info in page.executions]
-    # A caller's own query, with a parenthesis too many, gets round the terms that leave these out.
+    # A caller's own query with unbalanced parentheses could get round the terms that leave these out.
     return [run for run in runs if not run.is_temporals_own], page.next_page_token
 
 
@@ -136,17 +136,17 @@ _Time = Annotated[datetime, Meta(tz=True)]
 
 
 def _quote(value: str) -> str:
-    """Quote a text; never one that cannot be found."""
+    """Quote a text that the index can search for."""
     return "'" + value.replace("'", "''") + "'"
 
 
 def compare(column: str, value: str, operator: str = "=") -> str:
-    """A term in which the value is data, whatever it holds."""
+    """A term that compares with the value, whatever characters it has."""
     return _NOTHING if _CANNOT_BE_FOUND.search(value) else f"{column} {operator} {_quote(value)}"
 
 
 def index_value(value: str) -> str:
-    """What the index holds for the value: itself, or a hash if it cannot be looked for; another may read like one."""
+    """The value for the index: itself, or its hash if the index cannot search for it. Hashes may equal other values."""
     return f"sha256:{hashlib.sha256(value.encode()).hexdigest()}" if _CANNOT_BE_FOUND.search(value) else value
 
 
@@ -177,7 +177,7 @@ async def _attribute_types(temporal: Temporal) -> dict[str, str]:
         temporal.call(temporal.service.get_search_attributes, api.GetSearchAttributesRequest()),
         temporal.call(temporal.service.describe_namespace, api.DescribeNamespaceRequest(namespace=temporal.namespace)),
     )
-    aliases = described.config.custom_search_attribute_aliases  # empty where the store has no numbered columns
+    aliases = described.config.custom_search_attribute_aliases  # empty if the store has no numbered columns
     types = {aliases.get(field, field): kind for field, kind in fields.keys.items()}
     return {name: IndexedValueType.Name(kind).removeprefix("INDEXED_VALUE_TYPE_") for name, kind in types.items()}
 
@@ -217,7 +217,7 @@ async def _attribute(temporal: Temporal, name: str, kind: str, value: str) -> st
                 return _NOTHING
             return " AND ".join(_window(column, time, time + timedelta(milliseconds=1)))
         case "TEXT":
-            # Any of the words, in every store; what is between them is syntax to some.
+            # Match any word, as every store does. Characters between words are syntax to some.
             words = re.sub(r"[^\w\u0080-\U0010ffff]+", " ", value).split()
             return f"{column} = {_quote(' '.join(words))}" if words else _NOTHING
     return compare(column, value)

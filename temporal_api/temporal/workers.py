@@ -1,4 +1,4 @@
-"""Workers: whether anybody polls a task queue."""
+"""Workers: whether one polls a task queue."""
 
 import time
 
@@ -14,14 +14,14 @@ POLLED_WITHIN_SECONDS = 75.0
 
 
 class Workers:
-    """Tells which task queues have workers; asks Temporal about each at most once a second."""
+    """Knows which task queues have workers. Asks Temporal about each at most once a second."""
 
     def __init__(self, temporal: Temporal) -> None:
         self._temporal = temporal
         self._known: dict[str, tuple[float, bool]] = {}
 
     async def poll(self, task_queue: str) -> bool:
-        """Whether a worker has lately polled this queue for workflow tasks."""
+        """Whether a worker has recently polled this queue for workflow tasks."""
         now = time.monotonic()
         self._known = {name: known for name, known in self._known.items() if now - known[0] < ASK_EVERY_SECONDS}
         if task_queue in self._known:

@@ -1,4 +1,4 @@
-"""A workflow, or one run of it: everything that can be asked of it or done to it."""
+"""A handle of a workflow, or of one run: describe, signal, query, cancel, terminate, reset, ..."""
 
 import asyncio
 from collections.abc import Iterable
@@ -24,7 +24,7 @@ from temporal_api.temporal.failures import detail_of, workflow_subject
 from temporal_api.temporal.run import TEMPORALS_OWN, PendingWorkflowTask, Run
 from temporal_api.temporal.workers import Workers
 
-# How long a query or an update goes unanswered before we look for the reason, and how often we look again.
+# How long to wait for an answer to a query or an update before looking for the reason, and how often to look.
 PATIENCE_SECONDS = 0.5
 LOOK_EVERY_SECONDS = 1.0
 RECENT_BATCHES = 100
@@ -34,11 +34,11 @@ LONG_POLL_SECONDS = 30.0
 MAX_ID_BYTES = 1000
 """The longest id or name that Temporal takes, in UTF-8."""
 PAGE_BATCHES = 25
-"""The most that a page asks for: how long the next batches are, nobody knows."""
+"""The most batches of a page: their size is not known before."""
 
 
 class Page(msgspec.Struct):
-    """Events as Temporal gave them, its token for what follows (empty at the end), and how many bytes they are."""
+    """A page of events, Temporal's token of the next page (empty at the end), and the events' size in bytes."""
 
     events: list[HistoryEvent]
     token: bytes
@@ -79,7 +79,7 @@ class Workflow:
         try:
             return await self.call(rpc, request)
         except WorkflowNotFound:
-            # Temporal refuses a closed workflow in the words of an unknown one: describing it tells them apart.
+            # Temporal answers alike for a closed and an unknown workflow: describing it tells them apart.
             await self.describe()
             raise self._completed() from None
 
@@ -93,11 +93,11 @@ class Workflow:
         return run
 
     async def current_run(self) -> "Workflow":
-        """Pin the run that it has now, whatever may follow it."""
+        """Its current run, pinned."""
         return self.run((await self.describe()).run_id)
 
     async def signal(self, name: str, args: Iterable[object], request_id: str | None = None) -> None:
-        """Send a signal; a run gets those with the same request id once. Raises WorkflowCompleted."""
+        """Send a signal. A run gets only one with the same request id. Raises WorkflowCompleted."""
         which = {**self._target, "request_id": request_id or new_request_id()}
         request = api.SignalWorkflowExecutionRequest(**which, signal_name=name, input=await self.temporal.encode(args))
         await self.call_open(self.temporal.service.signal_workflow_execution, request)
@@ -107,7 +107,7 @@ class Workflow:
         query = WorkflowQuery(query_type=name, query_args=await self.temporal.encode(args))
         request = api.QueryWorkflowRequest(**self._source, query=query)
         response = await self.call(self.fail_without_worker(self.temporal.waits.query_workflow), request)
-        if response.HasField("query_rejected"):  # without a condition of ours, Temporal rejects for this only
+        if response.HasField("query_rejected"):  # the only reason, as we set no condition
             raise errors.WorkflowPaused(source="temporal", **self.subject.details)
         return await self.temporal.result(response.query_result.payloads)
 
@@ -116,7 +116,7 @@ class Workflow:
         # Temporal accepts this for a closed workflow too.
         if not (await self.describe()).is_open:
             raise self._completed()
-        # Name the workflow, not the run just described: it may have gone on as another run.
+        # Name the workflow, not the described run: it may have continued as new meanwhile.
         request = api.RequestCancelWorkflowExecutionRequest(**self._target, request_id=new_request_id(), reason=reason)
         await self.call(self.temporal.service.request_cancel_workflow_execution, request)
 
@@ -127,18 +127,18 @@ class Workflow:
         await self.call_open(self.temporal.service.terminate_workflow_execution, request)
 
     async def pause(self, reason: str) -> None:
-        """Let its code rest. Raises WorkflowCompleted, NotSupported."""
+        """Pause it. Raises WorkflowCompleted, NotSupported."""
         await self._pause(self.temporal.service.pause_workflow_execution, api.PauseWorkflowExecutionRequest, reason)
 
     async def unpause(self, reason: str) -> None:
-        """Let its code go on. Raises WorkflowCompleted, NotSupported."""
+        """Unpause it. Raises WorkflowCompleted, NotSupported."""
         await self._pause(self.temporal.service.unpause_workflow_execution, api.UnpauseWorkflowExecutionRequest, reason)
 
     async def _pause(self, rpc: RPC[Message], kind: type[Message], reason: str) -> None:
         await self.describe()  # one of Temporal's own is not there
         target = {"namespace": self.temporal.namespace, "workflow_id": self.id, "run_id": self.run_id}
         request = kind(**target, reason=reason, request_id=new_request_id())
-        with suppress(errors.WorkflowPaused):  # it is so already
+        with suppress(errors.WorkflowPaused):  # it is paused already
             await self.call_open(rpc, request)
 
     async def delete(self) -> None:
@@ -148,8 +148,8 @@ class Workflow:
         await self.call(self.temporal.service.delete_workflow_execution, request)
 
     async def reset(self, event_id: int, reason: str) -> str:
-        """Begin a new run that goes on from that event; its id. Raises ValidationError when it cannot."""
-        # Histories tell who did anything else, but not who reset.
+        """Begin a new run from that event; return its id. Raises ValidationError if that is not possible."""
+        # Histories name the caller of every other change, but not of a reset.
         request = api.ResetWorkflowExecutionRequest(
             **self._target,
             reason=f"{reason} (by {caller()})",
@@ -168,7 +168,7 @@ class Workflow:
         wait: bool = False,
         closing_only: bool = False,
     ) -> Page:
-        """One page of its history. With `wait`, the last page comes when something happens (Temporal's long poll)."""
+        """One page of its history. With `wait`, wait for new events (Temporal's long poll)."""
         which = {**self._source, "maximum_page_size": batches, "next_page_token": token}
         answer: api.GetWorkflowExecutionHistoryResponse | api.GetWorkflowExecutionHistoryReverseResponse
         if reverse:
@@ -186,10 +186,10 @@ class Workflow:
     def _completed(self, message: str | None = None) -> WorkflowCompleted:
         return WorkflowCompleted(message or f"The workflow {self.id!r} is closed.", **self.subject.details)
 
-    # --- nobody there to answer ---
+    # --- no worker answers ---
 
     def fail_without_worker(self, rpc: RPC[Response]) -> RPC[Response]:
-        """Make it raise NoWorker, WorkflowTaskFailing or WorkflowCompleted, where Temporal would wait for nobody."""
+        """Wrap a call: raise NoWorker, WorkflowTaskFailing or WorkflowCompleted where Temporal would wait in vain."""
 
         async def answer(request: Message, **options: Any) -> Response:
             asking = asyncio.ensure_future(rpc(request, **options))
@@ -219,11 +219,11 @@ class Workflow:
                 details = {**self.subject.details, "task_queue": run.task_queue}
                 return errors.NoWorker(told, source="gateway", **details)
             return await self._task_failing(run)
-        except Problem:  # the call itself reports what is wrong with Temporal
+        except Problem:  # the call itself will report Temporal's failure
             return None
 
     async def _why_not_ready(self) -> Problem:
-        """Why Temporal refuses to ask the workflow at all."""
+        """Why Temporal refused the query or update at once."""
         run = await self.describe()
         if not run.is_open:
             return self._completed(f"The workflow {self.id!r} was closed before a worker could answer for it.")
@@ -240,7 +240,7 @@ class Workflow:
         return errors.WorkflowTaskFailing(told, source="workflow", failure=task.failure, **details)
 
     async def pending_workflow_task(self, run: Run) -> PendingWorkflowTask | None:
-        """The task that its code fails again and again, if there is one; `failure` is None unless it is recent."""
+        """The workflow task that fails again and again, if any. `failure` is None unless it is recent."""
         if run.task_attempt <= 1:
             return None
         for event in (await self.run(run.run_id).read_page(batches=RECENT_BATCHES, reverse=True)).events:

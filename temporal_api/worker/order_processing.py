@@ -37,8 +37,8 @@ REFUSALS = {"OutOfStock": "out_of_stock", "PaymentDeclined": "payment_declined"}
 """How a step refuses without having done anything: the type of its `ApplicationError`, and the order's reason."""
 
 ATTEMPT_TIMEOUT = timedelta(seconds=10)
-"""The time of one attempt of a step. A worker that is lost in the middle of one is noticed after it."""
-# Attempts are limited, time is not: an order waits for its workers to come back.
+"""The time of one attempt of a step. After it, Temporal notices a worker that was lost during the attempt."""
+# Limit the attempts, not the time: an order waits until its workers come back.
 STEP_RETRY = RetryPolicy(
     initial_interval=timedelta(milliseconds=250),
     maximum_interval=timedelta(seconds=30),

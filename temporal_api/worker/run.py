@@ -17,7 +17,7 @@ from temporal_api.tracing import spans_of
 
 
 async def run_worker(settings: Settings, create: Callable[[Client], Worker]) -> None:
-    """Run a worker once Temporal is there; it follows certificates and keys in files. Raises AccessDeniedError."""
+    """Run a worker as soon as Temporal answers. It uses renewed certificates and keys. Raises AccessDeniedError."""
     metrics, spans = Metrics(__version__), spans_of(settings)
     options = {
         "data_converter": data_converter(settings),
@@ -43,12 +43,12 @@ async def run_worker(settings: Settings, create: Callable[[Client], Worker]) -> 
 
 
 def _refusal(error: BaseException | None) -> AccessDeniedError | None:
-    """What Temporal says if it was Temporal's refusal that ended the worker."""
+    """The reason, if the worker ended because Temporal refused it."""
     found = cause(RuntimeError(error.__cause__ or error)) if error else None
     return found if isinstance(found, AccessDeniedError) else None
 
 
-# The command ends with a line that says it: the SDK's traceback says no more.
+# The command ends with a line that says why. The SDK's traceback adds nothing.
 logging.getLogger("temporalio.worker._worker").addFilter(
     lambda record: not (record.exc_info and _refusal(record.exc_info[1]))
 )

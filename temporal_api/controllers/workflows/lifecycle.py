@@ -35,7 +35,7 @@ class CancelRequest(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class CancelResponse(msgspec.Struct):
-    """The workflow that was asked to cancel."""
+    """The workflow that gets the cancellation request."""
 
     workflow_id: WorkflowId
 

@@ -171,7 +171,7 @@ class WorkflowExecutionRequest(msgspec.Struct, forbid_unknown_fields=True, kw_on
     start_delay_seconds: Annotated[
         Duration | None,
         Meta(
-            description="How long it waits to begin. Not with `signal` or `update`.",
+            description="How long to delay its begin. Not with `signal` or `update`.",
             extra_json_schema=excludes("signal", "update"),
         ),
     ] = None
