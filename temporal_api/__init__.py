@@ -17,7 +17,7 @@ The modules, in the order a request meets them:
     requests      JSON in, decoded once, strictly; JSON out
     mistakes      every mistake of a request that has one
     bounds        counts the entries of a large body before they are made
-    services      what handlers reach: one typed bundle; the answer about a status
+    services      what handlers reach: one typed bundle
     owned         what every business resource shares
     controllers   the resources: orders, workflows, health, pages, codec
     idempotency   Idempotency-Key without a store
@@ -26,7 +26,8 @@ The modules, in the order a request meets them:
     deadline      by when all of a request's calls on Temporal must have ended
     encryption    payloads, encrypted before Temporal gets them
     memory        requests under way, and bytes of bodies and answers, counted over the process
-    waiting       Prefer: wait, ETag, server-sent events
+    waiting       Prefer: wait, server-sent events
+    preconditions ETag, If-None-Match, If-Match
     sealing       page tokens that open only their own listing
     checks        the answers of /health
     errors        one class for each failure

@@ -1,4 +1,4 @@
-"""Waiting over HTTP: `Prefer: wait`, ETags and server-sent events.
+"""What takes time, over HTTP: `Prefer: wait` and server-sent events.
 
 Every wait and stream ends when the caller leaves, its time is over or the service shuts down.
 """
@@ -18,12 +18,11 @@ from litestar.types import Receive, Scope, Send
 
 from temporal_api import deadline
 from temporal_api.auth import APIRequest, User
-from temporal_api.errors import PreconditionFailed, Problem, ShuttingDown, TooManyWaits, invalid
+from temporal_api.errors import Problem, ShuttingDown, TooManyWaits, invalid
 from temporal_api.mistakes import EVENT_ID
 from temporal_api.problems import encode_problem
 from temporal_api.record import Record, record_of
 from temporal_api.requests import JSONResponse
-from temporal_api.temporal.run import Run
 
 T = TypeVar("T")
 
@@ -40,34 +39,21 @@ _STREAM_HEADERS = [
     (b"cache-control", b"no-cache, no-transform"),  # a proxy that compressed it would hold events back
     (b"x-accel-buffering", b"no"),
 ]
-_TAG = re.compile(r'"([^"]*)"')
-# What a proxy appends to the tag of an answer that it compresses: `-gzip`, `--gzip`, `;br`, `:zstd`. A version ends in
-# a number, so this is never a part of one.
-_PROXY_SUFFIX = re.compile(r"(?:[-;:+./_]{1,2}[A-Za-z]\w{1,15})+")
 _WAIT = re.compile(r"(?:^|[,;])\s*wait\s*=\s*\"?(\d+)\"?\s*(?=$|[,;])", re.IGNORECASE)
 
 
-def _header(name: str, description: str, pattern: str) -> HeaderParameter:
-    told = {"maxLength": LONGEST_HEADER, "pattern": pattern}  # what another one means, the functions below say
+def long_header(name: str, description: str, pattern: str) -> HeaderParameter:
+    """Declare a header that may be sent in several lines. What does not match the pattern is no mistake."""
+    told = {"maxLength": LONGEST_HEADER, "pattern": pattern}
     return HeaderParameter(name=name, description=description, schema_extra=told)
 
 
-_TAGS = r'^\s*(\*|(W/)?"[^"]*"(\s*,\s*(W/)?"[^"]*")*)\s*$'
 Prefer = Annotated[
     str | None,
-    _header(
+    long_header(
         "Prefer",
         "`wait=SECONDS`: wait at most that long for the answer (RFC 7240).",
         r'(^|[,;])\s*[Ww][Aa][Ii][Tt]\s*=\s*"?\d+"?\s*($|[,;])',
-    ),
-]
-IfNoneMatch = Annotated[str | None, _header("If-None-Match", "The `ETag` of the answer that you have.", _TAGS)]
-IfMatch = Annotated[
-    str | None,
-    _header(
-        "If-Match",
-        "The `ETag` of the state to change, several, or `*`. If the state is another, the answer is 412.",
-        _TAGS,
     ),
 ]
 LastEventId = Annotated[
@@ -83,7 +69,7 @@ LastEventId = Annotated[
 
 def preferred_wait(request: APIRequest, most: float) -> float | None:
     """Read how many seconds the caller prefers to wait, at most `most` (RFC 7240); None without a preference."""
-    found = _WAIT.search(_joined(request, "Prefer"))
+    found = _WAIT.search(joined(request, "Prefer"))
     return min(float(found[1]), most) if found else None
 
 
@@ -171,32 +157,12 @@ async def cancel(*tasks: asyncio.Future[Any]) -> None:
             await task
 
 
-def is_known(request: APIRequest, run: Run) -> bool:
-    """Whether `If-None-Match` names the run's present state, by weak comparison (RFC 9110 13.1.2)."""
-    return matches(_joined(request, "If-None-Match"), run.version)
-
-
-def check_match(request: APIRequest, run: Run) -> None:
-    """Raise PreconditionFailed when `If-Match` names other states than the run's present one.
-
-    RFC 9110 13.1.1 compares strongly, by which no weak ETag ever matches, and all of ours are weak: the comparison here
-    is weak. Two answers with the same tag tell the same state, which is what a change depends on.
-    """
-    if not matches(_joined(request, "If-Match"), run.version):
-        raise PreconditionFailed(workflow_id=run.workflow_id, run_id=run.run_id)
-
-
-def _joined(request: APIRequest, header: str) -> str:
+def joined(request: APIRequest, header: str) -> str:
+    """Read a header that may be sent in several lines. Raises ValidationError."""
     value = ",".join(request.headers.getall(header, []))
     if len(value) > LONGEST_HEADER:
         raise invalid(header, f"Expected at most {LONGEST_HEADER} characters")
     return value
-
-
-def matches(tags: str, version: str) -> bool:
-    """Whether one of the tags is this version, or this version with a proxy's suffix."""
-    found = (tag.removeprefix(version) for tag in _TAG.findall(tags) if tag.startswith(version))
-    return tags.strip() == "*" or any(not suffix or _PROXY_SUFFIX.fullmatch(suffix) for suffix in found)
 
 
 def sse(data: object, *, event: str, event_id: str | None = None) -> bytes:

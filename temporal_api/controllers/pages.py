@@ -21,10 +21,10 @@ from temporal_api import __version__
 from temporal_api.errors import NotFound, Problem, shown
 from temporal_api.observe import accepts_gzip
 from temporal_api.openapi import TITLE, contract
+from temporal_api.preconditions import matches
 from temporal_api.problems import phrase
 from temporal_api.record import record_of
 from temporal_api.requests import JSONResponse
-from temporal_api.waiting import matches
 
 # The pages run the bundled scripts, which may ask only this service. No other page may frame them.
 _CONTENT_SECURITY_POLICY = (

@@ -12,10 +12,11 @@ from temporal_api import errors
 from temporal_api.auth import APIRequest, CurrentUser
 from temporal_api.errors import invalid
 from temporal_api.owned.resource import EXAMPLE_ID, STATUS_MEMO, Resource, StatusMemo
+from temporal_api.preconditions import NOT_MODIFIED, STATUS_HEADERS, IfMatch, IfNoneMatch, answer_status, check_match
 from temporal_api.problems import responses
 from temporal_api.requests import JSONResponse
 from temporal_api.sealing import page_size, page_token
-from temporal_api.services import NOT_MODIFIED, STATUS_HEADERS, CurrentServices
+from temporal_api.services import CurrentServices
 from temporal_api.temporal.endings import Ending
 from temporal_api.temporal.events import CLOSING
 from temporal_api.temporal.feeds import Feeds
@@ -24,11 +25,8 @@ from temporal_api.temporal.run import Run
 from temporal_api.temporal.workflow import Workflow
 from temporal_api.waiting import (
     EventStream,
-    IfMatch,
-    IfNoneMatch,
     LastEventId,
     Prefer,
-    check_match,
     end_id,
     resume,
     sse,
@@ -115,8 +113,8 @@ class ResourceController(Controller):
                 **{resource.name: answer},
             )
 
-        return await services.answer_status(
-            request, if_none_match, lambda: resource.read(request, services, resource_id), tell
+        return await answer_status(
+            services, request, if_none_match, lambda: resource.read(request, services, resource_id), tell
         )
 
     async def list_all(

@@ -12,13 +12,14 @@ from msgspec import Meta, Raw, Struct
 from temporal_api.auth import APIRequest
 from temporal_api.errors import PreconditionFailed, WorkflowCompleted, WorkflowNotFound, shown
 from temporal_api.mistakes import RUN_ID
+from temporal_api.preconditions import IfMatch, check_match
 from temporal_api.problems import responses
 from temporal_api.record import record_of
 from temporal_api.requests import JSONResponse
 from temporal_api.services import CurrentServices
 from temporal_api.temporal.run import Status
 from temporal_api.temporal.workflow import MAX_ID_BYTES, Workflow, is_too_long
-from temporal_api.waiting import RETRY_AFTER_SECONDS, IfMatch, check_match
+from temporal_api.waiting import RETRY_AFTER_SECONDS
 
 ADMIN = "workflows:admin"
 READ = ("workflows:read", ADMIN)

@@ -20,13 +20,14 @@ from temporal_api.controllers.workflows.addressing import (
     ask_again,
 )
 from temporal_api.errors import ShuttingDown, WorkflowNotFound
+from temporal_api.preconditions import NOT_MODIFIED, STATUS_HEADERS, IfNoneMatch, answer_status
 from temporal_api.problems import responses
 from temporal_api.requests import JSONResponse
-from temporal_api.services import NOT_MODIFIED, STATUS_HEADERS, CurrentServices
+from temporal_api.services import CurrentServices
 from temporal_api.temporal.endings import Ending
 from temporal_api.temporal.failures import FailureInfo
 from temporal_api.temporal.run import PendingActivity, PendingChild, PendingWorkflowTask, Run
-from temporal_api.waiting import IfNoneMatch, Prefer, preference_applied, preferred_wait
+from temporal_api.waiting import Prefer, preference_applied, preferred_wait
 
 
 class RunFields(msgspec.Struct, kw_only=True):
@@ -103,7 +104,7 @@ async def get_workflow(
             pending_workflow_task=await workflow.pending_workflow_task(run),
         )
 
-    return await services.answer_status(request, if_none_match, read, tell)
+    return await answer_status(services, request, if_none_match, read, tell)
 
 
 class WorkflowResultResponse(Ending):
