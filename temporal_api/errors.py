@@ -73,7 +73,7 @@ class InvalidQuery(ValidationError, code="invalid_query"):
 
 
 class InvalidPageToken(ValidationError, code="invalid_page_token"):
-    """The page token is of another listing. Send it with the same parameters, or start again without one."""
+    """The page token is not from this listing. Send it with the same parameters, or start again without one."""
 
 
 class WorkflowStartError(ValidationError, code="workflow_start_error"):

@@ -1,5 +1,4 @@
-"""`Idempotency-Key` without a store: the workflow's id is derived from the caller and the key; its memo has the body's
-fingerprint.
+"""`Idempotency-Key` without a store: the workflow's id comes from the caller and the key, its memo identifies the body.
 
 Temporal starts only one run for an id, however many requests come at once, to any replica.
 """
@@ -60,9 +59,8 @@ def fingerprint(key: str, body: msgspec.Struct) -> str:
     # written: decoding it would hold up other requests.
     if canonical.count(b",") < FEW:
         try:
-            with suppress(
-                ValueError, OverflowError, RecursionError
-            ):  # a number of thousands of digits is compared as written
+            # A number of thousands of digits is compared as written.
+            with suppress(ValueError, OverflowError, RecursionError):
                 canonical = _CANONICAL.encode(_ANY.decode(canonical))
         except InvalidOperation:
             raise invalid("", "Expected numbers with an exponent of at most 18 digits") from None

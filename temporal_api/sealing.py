@@ -45,7 +45,7 @@ class PageTokens:
         if not secrets:
             log.warning("SECRET_KEY is not set: page tokens open only on the replica that gave them, until it ends")
             secrets = [os.urandom(32).hex()]
-        namespace = settings.temporal.get("namespace", "default")
+        namespace = settings.temporal["namespace"]
         keys = [hashlib.sha256(f"page tokens\0{namespace}\0{secret}".encode()).digest() for secret in secrets]
         self._ciphers = [AESGCM(key) for key in keys]
 

@@ -298,7 +298,8 @@ def _temporal(environ: Mapping[str, str], has_file: bool, *, check_files: bool =
         if tls := profile.tls:
             given = (tls.server_root_ca_cert, tls.client_cert, tls.client_private_key)
             sources = {_pem_name(*pem, environ): pem[1] for pem in zip(_PEM_KINDS, given, strict=True)}
-        config: dict[str, Any] = {"target_host": "localhost:7233", **profile.to_client_connect_config()}
+        config: dict[str, Any] = {"target_host": "localhost:7233", "namespace": "default"}
+        config |= profile.to_client_connect_config()
     except OSError as error:
         name = next((name for name in sources if sources[name] == Path(error.filename)), "TEMPORAL_CONFIG_FILE")
         # Do not show the path: it may be a key that was set by mistake.

@@ -476,7 +476,7 @@ def test_encryption_keys_are_read_in_their_order() -> None:
 
 def test_temporal_s_own_settings_are_read_by_its_sdk() -> None:
     """Address, namespace and headers arrive as the SDK's `Client.connect` takes them."""
-    assert {"target_host": "localhost:7233"} == read().temporal
+    assert {"target_host": "localhost:7233", "namespace": "default"} == read().temporal
     assert {
         "target_host": "[::1]:7234",
         "namespace": "shop",
@@ -529,7 +529,7 @@ def test_a_profile_file(tmp_path: Path) -> None:
     named = {"TEMPORAL_CONFIG_FILE": str(file)}
 
     assert {"target_host": "one:7233", "namespace": "shop"} == read(**named).temporal
-    assert {"target_host": "cloud:7233", "api_key": "hunter2", "tls": True} == read(
+    assert {"target_host": "cloud:7233", "namespace": "default", "api_key": "hunter2", "tls": True} == read(
         **named, TEMPORAL_PROFILE="cloud"
     ).temporal
     assert {"target_host": "two:7233", "namespace": "shop"} == read(**named, TEMPORAL_ADDRESS="two:7233").temporal

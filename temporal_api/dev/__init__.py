@@ -81,7 +81,7 @@ class Dev:
         self.environ = environ
         self.settings = from_env(environ)
         self.stack = stack
-        self.namespace = self.settings.temporal.get("namespace", "default")
+        self.namespace = self.settings.temporal["namespace"]
         self.ui = ""
         self.temporal_cli = "temporal"
 

@@ -104,8 +104,8 @@ async def renewals(settings: Settings, **options: Any) -> AsyncIterator[tuple[di
         problem = ""
         try:
             found = await asyncio.to_thread(settings.read_temporal)
-            # Another server or namespace needs a restart.
-            found |= {name: used[name] for name in _PLACE if name in used}
+            # Only a restart moves the service to another server or namespace.
+            found |= {name: used[name] for name in _PLACE}
             if found != used:
                 if lost := _given(used) - _given(found):
                     raise AccessError(f"TEMPORAL_CONFIG_FILE: has no {', '.join(sorted(lost))} any longer")

@@ -106,10 +106,7 @@ async def get_workflow_history(
             return b'],"next_page_token":%b}' % msgspec.json.encode(services.page_tokens.seal(cursor, *bound))
 
         pieces = _pieces(temporal, events, event_json, b'{"items":[', end)
-    first, second = (
-        await anext(pieces),
-        await anext(pieces, None),
-    )  # a failure up to here is still answered as a Problem
+    first, second = await anext(pieces), await anext(pieces, None)  # a failure so far is still answered as a Problem
     if second is None:
         whole: Any = msgspec.Raw(first)
         return JSONResponse(whole)
