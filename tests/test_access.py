@@ -305,7 +305,10 @@ def profile(folder: Path, text: str) -> dict[str, str]:
 async def test_an_api_key_in_a_file_is_followed(
     with_keys: str, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: Any
 ) -> None:
-    """No key in the file, half a file, or a key that is refused changes nothing and is told once; a new one is sent."""
+    """No key in the file, half a file, or a key that is refused changes nothing and is told once; a new one is sent.
+
+    The namespace stays as it was.
+    """
     monkeypatch.setattr(access, "REREAD_SECONDS", 0.05)
     environ = {"TEMPORAL_ADDRESS": with_keys, **profile(tmp_path, 'api_key = "key-1"')}
     async with service(**environ) as http:
@@ -314,7 +317,7 @@ async def test_an_api_key_in_a_file_is_followed(
             told = await eventually(lambda: asyncio.sleep(0.01, warnings(caplog)[number - 1 :]))  # noqa: B023
             assert 201 == (await http.post("/api/v1/orders", json=order())).status_code, told
         assert "Bearer key-2" not in (tmp_path / "keys").read_text()
-        profile(tmp_path, 'api_key = "key-2"')
+        profile(tmp_path, 'namespace = "elsewhere"\napi_key = "key-2"')
 
         async def sent() -> bool:
             assert 201 == (await http.post("/api/v1/orders", json=order())).status_code

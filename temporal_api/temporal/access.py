@@ -105,6 +105,7 @@ async def renewals(settings: Settings, **options: Any) -> AsyncIterator[tuple[di
         try:
             found = await asyncio.to_thread(settings.read_temporal)
             # Only a restart moves the service to another server or namespace.
+            found = {name: found[name] for name in found if name not in _PLACE}
             found |= {name: used[name] for name in _PLACE if name in used}
             if found != used:
                 if lost := _given(used) - _given(found):
