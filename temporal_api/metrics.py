@@ -148,7 +148,8 @@ class _SDKMetrics(Collector):
             if series is None:
                 if len(family) >= MOST_SERIES:
                     labels = dict.fromkeys(labels, OTHER)
-                series = family.setdefault(tuple(labels.items()), _Series(metric, labels))
+                key = tuple(labels.items())
+                series = family[key] = family.get(key) or _Series(metric, labels)
             series.record(update.value)
 
     def collect(self) -> Iterator[Metric]:
