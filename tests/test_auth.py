@@ -466,7 +466,7 @@ REFUSED: list[tuple[Any, tuple[str, ...]]] = [
     (lambda: forged({"alg": "HS256"}, claims(sub=7), SECRET.encode()), ("sub claim is not a string",)),
     (lambda: forged({"alg": "HS256", "kid": 7}, secret=SECRET.encode()), ("kid is a string",)),
     (lambda: token(iss=ISSUER, exp=int(time.time()) - 60), ("expired", "JWT_LEEWAY_SECONDS")),
-    (lambda: "opaque", ("no JWT",)),
+    (lambda: "opaque", ("not a JWT",)),
 ]
 
 
@@ -490,7 +490,7 @@ async def test_a_refusal_s_reason_is_the_operator_s(
         (lambda: forged({"alg": "HS256"}, claims(sub=7), SECRET.encode()), "its sub claim is not a string"),
         (lambda: forged({"alg": "HS256", "kid": 7}, secret=SECRET.encode()), "kid is a string"),
         (lambda: forged({"alg": "HS256"}, claims(exp="soon"), SECRET.encode()), "exp, nbf and iat are numbers"),
-        (lambda: "opaque", "it is no JWT"),
+        (lambda: "opaque", "it is not a JWT"),
         (lambda: "e30.a.b.c.d", "it is encrypted"),
         (lambda: token()[:-20].rpartition(".")[0] + ".x", "a part of it was lost"),
         (lambda: token()[:-3], "its signature is not that of a trusted key"),
