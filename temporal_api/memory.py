@@ -1,4 +1,7 @@
-"""Limits of what may be under way at once: requests (MAX_REQUESTS) and their memory (MAX_MEMORY_BYTES)."""
+"""Limits of what may be under way at once: requests (MAX_REQUESTS) and their memory (MAX_MEMORY_BYTES).
+
+Memory that a request has used is given back: no cache keeps what callers send.
+"""
 
 import asyncio
 import ctypes
