@@ -500,7 +500,7 @@ async def test_by_several_search_attributes(alice: httpx.AsyncClient, labels: st
     [("1.29.1", "'-1.5'"), ("1.31.0", "'-1.5'"), ("1.32.1", "-1.5"), ("1.40.0-rc.1", "-1.5"), ("2.0.0", "-1.5")],
 )
 async def test_a_query_that_each_server_reads(version: str, fraction: str) -> None:
-    """Negative fractions are numbers from 1.32 on, and texts before; lists of one make some servers panic."""
+    """Negative fractions are numbers from 1.32 on, and texts before; lists of statuses make some servers panic."""
     temporal = Scripted(
         get_search_attributes=[
             GetSearchAttributesResponse(keys={"Weight": IndexedValueType.INDEXED_VALUE_TYPE_DOUBLE})
@@ -508,11 +508,11 @@ async def test_a_query_that_each_server_reads(version: str, fraction: str) -> No
         describe_namespace=[DescribeNamespaceResponse()],
         get_system_info=[GetSystemInfoResponse(server_version=version)],
     ).temporal()
-    filters = Filters(search_attribute=["Weight=-1.50"], status=["RUNNING"])
+    filters = Filters(search_attribute=["Weight=-1.50"], status=["RUNNING", "FAILED"])
     query = await compile_query(temporal, filters, without_prefixes=())
 
     assert f"`Weight` = {fraction})" in query
-    assert "ExecutionStatus = 'Running'" in query
+    assert "(ExecutionStatus = 'Failed' OR ExecutionStatus = 'Running')" in query
 
 
 def open_files(pid: int) -> int:

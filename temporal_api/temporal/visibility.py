@@ -57,9 +57,9 @@ async def compile_query(temporal: Temporal, filters: Filters, *, without_prefixe
         terms.append(compare("WorkflowId", filters.workflow_id_prefix, "STARTS_WITH"))
     if filters.status:
         # Servers that cannot pause (1.29) know that status only by its number.
-        first, *others = sorted({str(_PAUSED) if s == "PAUSED" else _quote(_QUERY_STATUS[s]) for s in filters.status})
-        # Some servers (1.30, 1.31) panic at a list of one.
-        terms.append(f"ExecutionStatus IN ({', '.join([first, *others])})" if others else f"ExecutionStatus = {first}")
+        wanted = {str(_PAUSED) if s == "PAUSED" else _quote(_QUERY_STATUS[s]) for s in filters.status}
+        # Some servers (1.30, 1.31) panic at `ExecutionStatus IN (...)`.
+        terms.append(f"({' OR '.join(f'ExecutionStatus = {each}' for each in sorted(wanted))})")
     terms += _window("StartTime", filters.started_from, filters.started_to)
     closed = _window("CloseTime", filters.closed_from, filters.closed_to)
     # In Temporal's index an open run closes in the year 9999.
