@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager, suppress
 from datetime import timedelta
 from decimal import Decimal
 from functools import partial
+from pathlib import Path
 from typing import Any, TypeVar
 
 import httpx
@@ -69,6 +70,21 @@ async def own_server(**options: Any) -> AsyncIterator[DevServer]:
         finally:
             with suppress(ProcessLookupError):
                 os.kill(server.pid, signal.SIGKILL)
+
+
+async def freeze(pid: int) -> None:
+    """Stop a process with SIGSTOP and wait until every thread stands still: the signal itself does not wait."""
+    os.kill(pid, signal.SIGSTOP)
+
+    async def stands_still() -> bool:
+        return all(state in "Tt" for state in _states(pid))
+
+    await eventually(stands_still)
+
+
+def _states(pid: int) -> list[str]:
+    """The state of each thread of a process (proc(5))."""
+    return [each.read_text().rpartition(")")[2].split()[0] for each in Path(f"/proc/{pid}/task").glob("*/stat")]
 
 
 async def eventually(condition: Callable[[], Awaitable[T]], seconds: float = 60) -> T:

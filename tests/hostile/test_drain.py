@@ -10,7 +10,7 @@ import uuid
 import httpx
 import pytest
 
-from api import SECRET, assert_problem, bearer, eventually, order, own_server
+from api import SECRET, assert_problem, bearer, eventually, freeze, order, own_server
 from commands import temporal_api
 from temporal_api import serving
 from temporal_api.app import create_app
@@ -64,7 +64,7 @@ async def end_with_callers_of_every_kind(temporal: DevServer) -> None:
             return await under_way(STREAMS + WAITS + 1) and streaming[0] == STREAMS
 
         await eventually(all_begun)
-        os.kill(temporal.pid, signal.SIGSTOP)  # so that they are still under way when the end comes
+        await freeze(temporal.pid)  # so that they are still under way when the end comes
         creates = [asyncio.create_task(alice.post("/api/v1/orders", json=order())) for _ in range(CREATES)]
         await eventually(lambda: under_way(STREAMS + WAITS + CREATES + 1))
         serve.process.send_signal(signal.SIGTERM)
@@ -148,7 +148,7 @@ async def test_what_temporal_does_not_answer_is_told_before_the_end() -> None:
         ):
             await serve.until("Uvicorn running")
             assert 201 == (await alice.post("/api/v1/orders", json=order())).status_code
-            os.kill(temporal.pid, signal.SIGSTOP)
+            await freeze(temporal.pid)
             hanging = asyncio.create_task(alice.post("/api/v1/orders", json=order()))
 
             async def under_way() -> bool:

@@ -15,7 +15,7 @@ import httpx
 import pytest
 from temporalio.client import Client, WorkflowExecution
 
-from api import SECRET, assert_problem, bearer, eventually, order, own_server, service
+from api import SECRET, assert_problem, bearer, eventually, freeze, order, own_server, service
 from commands import temporal_api
 from temporal_api.dev.server import DevServer, free_port
 from temporal_api.temporal.payloads import DATA_CONVERTER
@@ -215,7 +215,7 @@ async def test_a_key_outlives_the_process_that_it_was_sent_to(task_queue: str) -
             async def all_under_way() -> bool:
                 return all(["http_requests_in_progress 26.0" in (await http.get(f"{u}/metrics")).text for u in urls])
 
-            os.kill(server.pid, signal.SIGSTOP)  # so that none is answered before all have been sent
+            await freeze(server.pid)  # so that none is answered before all have been sent
             calls = [asyncio.create_task(place_at(url)) for url in urls for _ in range(25)]
             await eventually(all_under_way)
             doomed.process.kill()
@@ -303,7 +303,7 @@ async def test_temporal_freezes_and_thaws() -> None:
     async with own_server() as server, impatient(int(server.address.rpartition(":")[2])) as http:
         await recovered(http)
         placed = await place(http)
-        os.kill(server.pid, signal.SIGSTOP)
+        await freeze(server.pid)
         try:
             frozen = await every_call(http, placed["id"], "frozen")
             state_frozen = await state(http)

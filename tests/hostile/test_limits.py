@@ -15,7 +15,19 @@ import httpx
 import pytest
 from temporalio.client import Client
 
-from api import SECRET, WORKFLOWS, assert_problem, bearer, eventually, order, own_server, samples, service, token
+from api import (
+    SECRET,
+    WORKFLOWS,
+    assert_problem,
+    bearer,
+    eventually,
+    freeze,
+    order,
+    own_server,
+    samples,
+    service,
+    token,
+)
 from commands import temporal_api
 from temporal_api.dev.server import DevServer, free_port
 from temporal_api.errors import Overloaded
@@ -319,7 +331,7 @@ async def test_more_creates_than_can_be_served(harmed: DevServer) -> None:
     """Of three hundred at once those that MAX_REQUESTS lets in are placed; the others are told at once to come back."""
     content, headers = json.dumps(order()), {"Content-Type": "application/json"}
     async with served(harmed, RPC_TIMEOUT_SECONDS="60", MAX_REQUESTS="40") as api:
-        os.kill(harmed.pid, signal.SIGSTOP)  # so that none is placed before all have come
+        await freeze(harmed.pid)  # so that none is placed before all have come
         creates = [
             asyncio.create_task(api.alice.post("/api/v1/orders", content=content, headers=headers)) for _ in range(300)
         ]
