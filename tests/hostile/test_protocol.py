@@ -7,6 +7,7 @@ import signal
 import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from contextvars import ContextVar
 from typing import Any, NamedTuple
 
 import httpx
@@ -384,6 +385,62 @@ async def test_health_waits_for_few_others(monkeypatch: pytest.MonkeyPatch) -> N
 
     assert 300 == len(begun)
     assert begun.index("/health/live") < 100
+
+
+class Recorder:
+    """A connection's transport that notes what is written to it."""
+
+    def __init__(self, transport: asyncio.Transport, written: list[bytes]) -> None:
+        self._transport = transport
+        self._written = written
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+    def write(self, data: bytes) -> None:
+        """Note the data, and write it."""
+        self._written.append(data)
+        self._transport.write(data)
+
+
+@pytest.mark.parametrize("method", [b"GET", b"HEAD"])
+async def test_an_answer_is_one_write(monkeypatch: pytest.MonkeyPatch, method: bytes) -> None:
+    """The head goes out together with the body, or alone if there is none: a write is a system call."""
+    written: list[bytes] = []
+    made = Connection.connection_made
+
+    def connection_made(connection: Connection, transport: asyncio.Transport) -> None:
+        made(connection, Recorder(transport, written))  # type: ignore[arg-type]
+
+    async with service(TEMPORAL_ADDRESS=NOWHERE) as http:
+        monkeypatch.setattr(Connection, "connection_made", connection_made)
+        async with wire(http) as caller:
+            await caller.send(method + LIVE[3:-2] + b"Connection: close\r\n\r\n")
+            answer = await caller.rest()
+
+    assert [answer] == [data for data in written if data]
+    assert answer.endswith(b'{"status":"alive"}' if method == b"GET" else b"\r\n\r\n")
+
+
+async def test_each_request_has_a_context_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What one request sets, such as the current span, the next one on the connection does not find."""
+    found: list[int] = []
+    number = ContextVar("number", default=0)
+    run = RequestResponseCycle.run_asgi
+
+    async def run_asgi(cycle: RequestResponseCycle, app: Any) -> None:
+        found.append(number.get())
+        number.set(1)
+        await run(cycle, app)
+
+    async with service(TEMPORAL_ADDRESS=NOWHERE) as http:
+        monkeypatch.setattr(RequestResponseCycle, "run_asgi", run_asgi)
+        async with wire(http) as caller:
+            await caller.send(LIVE * 3)  # pipelined: each begins where the one before it ends
+            for _ in range(3):
+                assert 200 == (await caller.answer()).status_code
+
+    assert [0, 0, 0] == found
 
 
 async def test_the_longest_silent_connection_makes_room() -> None:
