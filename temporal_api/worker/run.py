@@ -19,6 +19,7 @@ from temporal_api.tracing import spans_of
 async def run_worker(settings: Settings, create: Callable[[Client], Worker]) -> None:
     """Run a worker as soon as Temporal answers. It uses renewed certificates and keys. Raises AccessDeniedError."""
     metrics, spans = Metrics(__version__), spans_of(settings)
+    logging.getLogger("temporalio.worker._worker").addFilter(_is_no_refusal)
     options = {
         "data_converter": data_converter(settings),
         "runtime": metrics.runtime(),
@@ -48,7 +49,6 @@ def _refusal(error: BaseException | None) -> AccessDeniedError | None:
     return found if isinstance(found, AccessDeniedError) else None
 
 
-# The command ends with a line that says why. The SDK's traceback adds nothing.
-logging.getLogger("temporalio.worker._worker").addFilter(
-    lambda record: not (record.exc_info and _refusal(record.exc_info[1]))
-)
+def _is_no_refusal(record: logging.LogRecord) -> bool:
+    """Leave the SDK's traceback of a refusal out of the log: the command ends with a line that says why."""
+    return not (record.exc_info and _refusal(record.exc_info[1]))
