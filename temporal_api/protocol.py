@@ -119,7 +119,7 @@ class Connection(HttpToolsProtocol):
             cycle.head = b""
 
     def _write_head(self) -> None:
-        """Write the head of an answer without a body, to HEAD."""
+        """Write a head that no body has followed, such as that of an answer to HEAD."""
         if self._answered is not None and self._answered.head:
             self._write(b"")
 
@@ -299,13 +299,16 @@ class Connection(HttpToolsProtocol):
             on_response=self.on_response_complete,
         )
         if in_turn:
-            self._answered = self.cycle
-            self.server_state.begin(self, self.cycle.scope["path"])
+            self._answer_next(self.cycle)
         else:
             self.pipeline.appendleft((self.cycle, self.app))
 
+    def _answer_next(self, cycle: _Cycle) -> None:
+        self._answered = cycle
+        self.server_state.begin(self, cycle.scope["path"])
+
     def answer(self) -> None:
-        """Give the request whose turn it is to the app."""
+        """Give the request that is next to the app. `Clients.begin` calls this in the turn that has room for it."""
         if self._answered is not None:
             self._start_asgi_task(self._answered, self.app)
 
@@ -322,8 +325,7 @@ class Connection(HttpToolsProtocol):
             return
         if self.pipeline and self.cycle is not None:  # at most one, the last that was read
             self.pipeline.pop()
-            self._answered = self.cycle
-            self.server_state.begin(self, self.cycle.scope["path"])
+            self._answer_next(self.cycle)
         if self._reads is NEXT:
             self.since = self.server_state.clock
         self.flow.resume_reading()

@@ -182,8 +182,9 @@ class Explanation(msgspec.Struct):
 @get(["/problems", "/problems/{code:str}"], include_in_schema=False, sync_to_thread=False)
 def explain(request: Request[Any, Any, Any], code: FromPath[str] = "") -> Response[bytes]:
     """One error, or all sorted by status: HTML, or JSON for a client that accepts JSON and not HTML."""
+    kinds: list[type[Problem]] = request.app.state.problems
     address = f"{record_of(request.scope).root_path}/problems"
-    explained = [_explanation(kind, address) for kind in request.app.state.problems if code in ("", kind.code)]
+    explained = [_explanation(kind, address) for kind in kinds if code in ("", kind.code)]
     if not explained:
         raise NotFound(f"There is no error {shown(code)}. {address} lists every one.")
     explained.sort(key=lambda each: (each.status, each.error))

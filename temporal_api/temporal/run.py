@@ -155,5 +155,5 @@ class Run:
                 ParentClosePolicy.Name(child.parent_close_policy).removeprefix("PARENT_CLOSE_POLICY_"),
             )
             for child in self._children
-            if child.run_id  # else it is only asked for
+            if child.run_id  # a child without one has not begun
         ]
