@@ -19,7 +19,7 @@ from temporalio.common import SearchAttributeKey, SearchAttributePair, TypedSear
 from temporalio.service import RPCError
 from temporalio.testing import WorkflowEnvironment
 
-from api import run_dev_server
+from api import eventually, run_dev_server
 from temporal_api.dev import build, server
 from temporal_api.dev.build import TemporalNotFound, find_temporal
 from temporal_api.dev.server import DevServerError, dev_server, free_port
@@ -423,7 +423,10 @@ async def test_a_database_from_before_gets_the_search_attributes(tmp_path: Path)
     async with run_dev_server(db_filename=database) as after:
         client = await start(after.address, "owned")
 
-        assert (await client.count_workflows("OrderOwner = 'ada'")).count == 1
+        async def found() -> bool:
+            return (await client.count_workflows("OrderOwner = 'ada'")).count == 1
+
+        await eventually(found)  # the server lists a workflow a moment after it has started it
         os.kill(after.pid, signal.SIGKILL)
 
 
