@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager, suppress
 from datetime import timedelta
 from decimal import Decimal
 from functools import partial
+from inspect import isawaitable
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -87,10 +88,10 @@ def _states(pid: int) -> list[str]:
     return [each.read_text().rpartition(")")[2].split()[0] for each in Path(f"/proc/{pid}/task").glob("*/stat")]
 
 
-async def eventually(condition: Callable[[], Awaitable[T]], seconds: float = 60) -> T:
+async def eventually(condition: Callable[[], T | Awaitable[T]], seconds: float = 60) -> T:
     """What the condition says once that is true; a failure, with what it said last, when it takes too long."""
     deadline = time.monotonic() + seconds
-    while not (value := await condition()):
+    while not (value := await said if isawaitable(said := condition()) else said):
         assert time.monotonic() < deadline, f"not within {seconds} s: {value!r}"
         await asyncio.sleep(0.02)
     return value

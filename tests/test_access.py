@@ -217,10 +217,10 @@ async def test_an_expired_certificate_is_replaced(
 
             await eventually(refused)
             put(next_pki, old, "client.pem")
-            await eventually(lambda: asyncio.sleep(0.01, "is not the key" in caplog.text))
+            await eventually(lambda: "is not the key" in caplog.text)
             assert await refused()
             put(next_pki, old, "client.key")
-            await eventually(lambda: asyncio.sleep(0.01, caplog.text.count("connecting anew") == 2))
+            await eventually(lambda: caplog.text.count("connecting anew") == 2)
             gate.trust(next_pki)
             gate.sever()
             path = await eventually(placed)
@@ -314,7 +314,7 @@ async def test_an_api_key_in_a_file_is_followed(
     async with service(**environ) as http:
         for number, text in enumerate(("", 'api_key = "key-0"', 'api_key = "key-'), start=1):
             profile(tmp_path, text)
-            told = await eventually(lambda: asyncio.sleep(0.01, warnings(caplog)[number - 1 :]))  # noqa: B023
+            told = await eventually(lambda: warnings(caplog)[number - 1 :])  # noqa: B023
             assert 201 == (await http.post("/api/v1/orders", json=order())).status_code, told
         assert "Bearer key-2" not in (tmp_path / "keys").read_text()
         profile(tmp_path, 'api_key = "key-2"\nnamespace = "nobody"')
@@ -445,7 +445,7 @@ async def test_serve_says_at_once_what_temporal_refuses(
     nobody = {"TEMPORAL_ADDRESS": dev_server.address, "TEMPORAL_NAMESPACE": "nobody"}
     expected = ["TEMPORAL_API_KEY: not accepted: API key", "TEMPORAL_NAMESPACE: Namespace nobody is not found"]
     async with service(**key), service(**nobody):
-        await eventually(lambda: asyncio.sleep(0.01, all(each in caplog.text for each in expected)))
+        await eventually(lambda: all(each in caplog.text for each in expected))
 
     assert [1, 1] == [caplog.text.count(each) for each in expected], caplog.text
 
@@ -485,7 +485,7 @@ async def test_ctrl_c_before_the_work_is_done() -> None:
         temporal_api("setup", TEMPORAL_ADDRESS=address) as setup,
         temporal_api("dev", "--once", TEMPORAL_ADDRESS=address) as dev,
     ):
-        await eventually(lambda: asyncio.sleep(0.01, asked >= 2))
+        await eventually(lambda: asked >= 2)
         assert [130, 130] == [await setup.end(signal.SIGINT), await dev.end(signal.SIGINT)]
     assert ["", "Stopped.\n"] == [setup.output, dev.output]
 

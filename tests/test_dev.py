@@ -8,7 +8,6 @@ import signal
 import socket
 import sys
 import textwrap
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -44,15 +43,6 @@ def alive(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
     except OSError:
         return False
-
-
-async def eventually(condition: Callable[[], Any]) -> Any:
-    """What the condition says once it is true; a failure when that takes more than a minute."""
-    async with asyncio.timeout(60):
-        while True:
-            if value := condition():
-                return value
-            await asyncio.sleep(0.02)
 
 
 class Machine:

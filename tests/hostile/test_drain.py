@@ -104,7 +104,7 @@ async def test_the_last_connections_are_served(dev_server: DevServer) -> None:
     running = asyncio.create_task(server.main_loop())
     loop.call_later(0, connect)  # in the same turn of the loop as the end, before it
     server.handle_exit(signal.SIGTERM, None)
-    await eventually(lambda: asyncio.sleep(0, len(callers) == 5))
+    await eventually(lambda: len(callers) == 5)
     answers = [await asyncio.wait_for(loop.sock_recv(caller, 1000), 30) for caller in callers]
     await running
     await server.shutdown()
