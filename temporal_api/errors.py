@@ -21,6 +21,11 @@ def shown(text: str, most: int = LONGEST_ECHO) -> str:
     return text if len(text) <= most else f"{text[: most - 1]}…"
 
 
+def quoted(value: object) -> str:
+    """Quote what a caller sent for the log: on one line, shortened."""
+    return shown(ascii(value))
+
+
 class FieldError(msgspec.Struct):
     """One mistake in a request: where it is (`items[0].quantity`) and what is expected there."""
 

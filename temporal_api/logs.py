@@ -12,6 +12,7 @@ import time
 import traceback
 from contextlib import suppress
 from datetime import UTC, datetime
+from queue import Empty, SimpleQueue
 from typing import Any
 
 import msgspec
@@ -19,9 +20,10 @@ from prometheus_client import Counter
 from temporalio.runtime import LogForwardingConfig, LoggingConfig, TelemetryFilter
 
 STDOUT = 1
+_END = ""
 FIELD_BYTES = 1024
 TRACEBACK_CHARACTERS = 16_384
-QUEUE_CHARACTERS = 1024 * 1024
+QUEUE_LINES = 2000
 WRITE_EVERY_SECONDS = 0.02
 FLUSH_SECONDS = 1.0
 """When the process ends, how long a reader has to take the queued lines."""
@@ -45,9 +47,9 @@ def configure_logging(level: str, log_format: str) -> None:
     handler.setFormatter(JSONFormatter() if log_format == "json" else ConsoleFormatter())
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
     logging.captureWarnings(True)
-    # While Temporal is away, these log lines for each request.
-    for name in ("temporalio", "temporal_api.temporal.failures"):
-        logging.getLogger(name).addFilter(_is_new)
+    # While Temporal is away, or with bad tokens, these log lines for each request.
+    for name in ("temporalio", "temporal_api.temporal.failures", "temporal_api.auth.verifier"):
+        logging.getLogger(name).addFilter(seldom)
 
 
 class JSONFormatter(logging.Formatter):
@@ -120,11 +122,7 @@ class QueueHandler(logging.Handler):
 
     def __init__(self) -> None:
         super().__init__()
-        self._own_lock = threading.RLock()
-        self._lines: list[str] = []
-        self._characters = 0  # of the lines that are queued or being written
-        self._queued = threading.Event()
-        self._closing = threading.Event()
+        self._lines: SimpleQueue[str] = SimpleQueue()
         self._ended = False
         self._writer = threading.Thread(target=self._write_lines, name="log", daemon=True)
         self._writer.start()
@@ -135,73 +133,68 @@ class QueueHandler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Queue a line."""
-        if self._characters > QUEUE_CHARACTERS:
+        if self._lines.qsize() >= QUEUE_LINES:
             DROPPED.inc()
             return
         try:
-            line = self.format(record)
+            self._lines.put(f"{self.format(record)}\n")
         except Exception:
             self.handleError(record)
-            return
-        with self._own_lock:
-            if not self._ended:
-                self._lines.append(line)
-                self._characters += len(line)
-                if not self._queued.is_set():
-                    self._queued.set()
-                return
-        _write_now(line)
+        if self._ended:
+            self._write_now()
 
     def close(self) -> None:
         """Write what is queued, if the reader takes it in time."""
-        self._closing.set()
-        self._queued.set()
+        self._lines.put(_END)
         self._writer.join(FLUSH_SECONDS)
+        if self._ended:
+            self._write_now()
         super().close()
 
     def _write_lines(self) -> None:
-        while not self._ended:
-            self._queued.wait()
-            self._closing.wait(WRITE_EVERY_SECONDS)  # writing many lines costs hardly more than writing one
-            with self._own_lock:
-                lines, self._lines = self._lines, []
-                if self._closing.is_set():
-                    self._ended = not lines
-                else:
-                    self._queued.clear()
+        ended = False
+        while not ended:
+            lines = [self._lines.get()]
+            if lines != [_END]:
+                time.sleep(WRITE_EVERY_SECONDS)  # writing many lines costs hardly more than writing one
+            lines += [self._lines.get() for _ in range(self._lines.qsize())]
+            ended = _END in lines
+            content = "".join(lines).encode()
             try:
-                _write("".join(f"{line}\n" for line in lines).encode())
+                while content:
+                    try:
+                        content = content[os.write(STDOUT, content) :]
+                    except BlockingIOError:  # another process made the pipe non-blocking
+                        select.select([], [STDOUT], [])
             except OSError:  # the reader has gone, or the disk is full
                 DROPPED.inc(len(lines))
-            with self._own_lock:
-                self._characters -= sum(map(len, lines))
+        self._ended = True
+
+    def _write_now(self) -> None:
+        """Write lines after the thread has ended, if that does not block: a pipe that is ready takes PIPE_BUF bytes."""
+        with suppress(OSError, Empty):
+            while select.select([], [STDOUT], [], 0)[1]:
+                content = self._lines.get_nowait().encode()
+                if len(content) <= select.PIPE_BUF:
+                    os.write(STDOUT, content)
 
 
-def _write(content: bytes) -> None:
-    while content:
-        try:
-            content = content[os.write(STDOUT, content) :]
-        except BlockingIOError:  # another process made the pipe non-blocking
-            select.select([], [STDOUT], [])
+_passed: dict[str, tuple[float, str, int]] = {}
 
 
-def _write_now(line: str) -> None:
-    """Write a line after the thread has ended, if that does not block: a pipe that is ready takes PIPE_BUF bytes."""
-    content = f"{line}\n".encode()
-    with suppress(OSError):
-        if len(content) <= select.PIPE_BUF and select.select([], [STDOUT], [], 0)[1]:
-            os.write(STDOUT, content)
+def seldom(record: logging.LogRecord) -> bool:
+    """Pass one record a second of each of our messages, and of each logger or module of the SDK's core.
 
-
-_passed: dict[str, tuple[float, str]] = {}
-
-
-def _is_new(record: logging.LogRecord) -> bool:
-    """Pass one record a second of each logger or module of the SDK's core, and the same message once a minute."""
-    source = getattr(getattr(record, "temporal_log", None), "target", record.name)
-    now, message = time.monotonic(), record.getMessage()
-    passed_at, passed = _passed.get(source, (float("-inf"), ""))
-    if now - passed_at < (60 if message == passed else 1):
+    The SDK's same message passes once a minute. The next record says how many of ours were left out.
+    """
+    is_own, message = record.name.startswith("temporal_api."), record.getMessage()
+    source = record.msg if is_own else getattr(getattr(record, "temporal_log", None), "target", record.name)
+    now = time.monotonic()
+    passed_at, passed, left_out = _passed.get(source, (float("-inf"), "", 0))
+    if now - passed_at < (60 if message == passed and not is_own else 1):
+        _passed[source] = passed_at, passed, left_out + 1
         return False
-    _passed[source] = now, message
+    _passed[source] = now, message, 0
+    if is_own and left_out:
+        record.msg, record.args = f"{message} (and {left_out} like it before)", ()
     return True

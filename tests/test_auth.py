@@ -2,6 +2,7 @@
 
 import base64
 import json
+import logging
 import re
 import time
 from typing import Any
@@ -15,6 +16,7 @@ from litestar.routes import HTTPRoute
 
 from api import ORDERS, SECRET, WORKFLOWS, assert_problem, bearer, eventually, order, service, token
 from temporal_api import app as app_module
+from temporal_api import logs
 from temporal_api.app import create_app
 from temporal_api.auth import CurrentUser, User
 from temporal_api.auth import verifier as verifier_module
@@ -213,8 +215,7 @@ async def test_a_token_is_never_remembered_past_its_end(clock: Clock, leeway: in
 async def test_the_memory_is_bounded(monkeypatch: pytest.MonkeyPatch, decodes: list[str]) -> None:
     """The oldest token is forgotten for the newest; a refused one takes no place."""
     checker, tokens = of_secret(), [token(f"user-{n}") for n in range(4)]
-    room = len(tokens[0]) + verifier_module.TOKEN_BYTES + verifier_module.SCOPE_BYTES * 4
-    monkeypatch.setattr(verifier_module, "REMEMBERED_BYTES", 3 * room)
+    monkeypatch.setattr(verifier_module, "REMEMBERED_TOKENS", 3)
     for good in tokens:
         await checker.user(good)
         await refused(checker, good + "x")
@@ -502,8 +503,11 @@ async def test_a_refusal_names_its_cause(bad: Any, cause: str) -> None:
     assert cause in (await refused(of_secret(), bad())).message
 
 
-async def test_a_flood_of_bad_tokens_is_a_line_a_second(caplog: pytest.LogCaptureFixture, clock: Clock) -> None:
+async def test_a_flood_of_bad_tokens_is_a_line_a_second(
+    caplog: pytest.LogCaptureFixture, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """One line for each reason, whatever the tokens say; how many were left out is told with the next."""
+    monkeypatch.setattr(logging.getLogger("temporal_api.auth.verifier"), "filters", [logs.seldom])
     checker = of_secret(JWT_ISSUER=ISSUER)
     for second in range(3):
         for n in range(200):

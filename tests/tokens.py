@@ -26,7 +26,8 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from cryptography.x509.oid import NameOID
 
 from api import ORDERS, SECRET
-from temporal_api.auth import Verifier, jwks, refusals
+from temporal_api import logs
+from temporal_api.auth import Verifier, jwks
 from temporal_api.auth import verifier as verifier_module
 from temporal_api.errors import Problem
 from temporal_api.settings import from_env
@@ -129,7 +130,7 @@ class Clock:
             def now(cls, tz: tzinfo | None = None) -> datetime:  # type: ignore[override]
                 return datetime.fromtimestamp(clock.now, tz)
 
-        for module in (jwks, refusals, verifier_module):
+        for module in (jwks, logs, verifier_module):
             monkeypatch.setattr(module, "time", self)
         monkeypatch.setattr(jwt.api_jwt, "datetime", Datetime)
         self.start = now

@@ -6,7 +6,6 @@ Every route handler names the scope it needs (`@get(..., scope="orders:read")`);
     verifier      the token's signature and claims -> User and scopes
     jwks          an issuer's published keys: fetched at start, renewed in the background
     keys          the algorithms that a key may be used with; the forms of JWT_PUBLIC_KEY
-    refusals      a short reason for the caller, the details for the log
 """
 
 from temporal_api.auth.middleware import USER, APIRequest, Authenticate, CurrentUser

@@ -14,8 +14,7 @@ from urllib.parse import urlsplit
 
 from temporal_api import __version__
 from temporal_api.auth.keys import Key, from_jwk
-from temporal_api.auth.refusals import shown
-from temporal_api.errors import AuthUnavailable
+from temporal_api.errors import AuthUnavailable, quoted
 from temporal_api.settings import is_http_address
 
 REFRESH_SECONDS = 240.0
@@ -103,7 +102,7 @@ class JWKS:
             log.warning("JWT_JWKS_URL: no keys can be had from there, next try in %.0f s: %s", seconds, told)
         else:
             if self._failures or not self.known:
-                log.info("JWT_JWKS_URL: its keys are there: %s", shown([key.kid for key in keys]))
+                log.info("JWT_JWKS_URL: its keys are there: %s", quoted([key.kid for key in keys]))
             seconds, self._failures = COOLDOWN_SECONDS, 0
             self.known, self._fetched_at = keys, time.monotonic()
         finally:
@@ -118,7 +117,7 @@ class _NoRedirects(urllib.request.HTTPRedirectHandler):
         self, req: urllib.request.Request, fp: IO[bytes], code: int, msg: str, headers: Message, newurl: str
     ) -> None:
         """Fail, and name the redirect's target."""
-        raise HTTPError(req.full_url, code, f"redirects are not followed, this one to {shown(newurl)}", headers, fp)
+        raise HTTPError(req.full_url, code, f"redirects are not followed, this one to {quoted(newurl)}", headers, fp)
 
 
 def _published(url: str, issuers: Collection[str]) -> list[object]:
@@ -128,12 +127,12 @@ def _published(url: str, issuers: Collection[str]) -> list[object]:
     if "keys" not in document and "jwks_uri" in document:
         found, there = document.get("issuer"), document["jwks_uri"]
         if found not in issuers:
-            ours = ", ".join(map(shown, issuers))
-            raise ValueError(f"it is the discovery document of {shown(found)}, JWT_ISSUER has {ours}")
+            ours = ", ".join(map(quoted, issuers))
+            raise ValueError(f"it is the discovery document of {quoted(found)}, JWT_ISSUER has {ours}")
         if not isinstance(there, str) or not is_http_address(there):
-            raise ValueError(f"its jwks_uri is no http or https address: {shown(there)}")
+            raise ValueError(f"its jwks_uri is no http or https address: {quoted(there)}")
         if urlsplit(url).scheme == "https" != urlsplit(there).scheme:
-            raise ValueError(f"its jwks_uri leads from https to http: {shown(there)}")
+            raise ValueError(f"its jwks_uri leads from https to http: {quoted(there)}")
         document = _get(there, deadline)
     keys = document.get("keys")
     if not isinstance(keys, list):

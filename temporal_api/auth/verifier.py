@@ -1,5 +1,6 @@
 """Verify a token's signature and claims, and make the User."""
 
+import logging
 import time
 from collections.abc import Sequence
 from contextlib import suppress
@@ -12,17 +13,16 @@ from jwt.types import Options
 
 from temporal_api.auth.jwks import JWKS
 from temporal_api.auth.keys import Key, accepted_algorithms, public_keys
-from temporal_api.auth.refusals import Refusals, shown
-from temporal_api.errors import ExpiredToken, Problem
+from temporal_api.errors import ExpiredToken, InvalidToken, Problem, quoted
 from temporal_api.settings import Settings
 
-REMEMBERED_BYTES = 8 * 1024 * 1024
-"""The memory for verified tokens, which are remembered so as not to verify them at every request."""
-TOKEN_BYTES, SCOPE_BYTES = 500, 100
-"""The memory that a remembered token takes beside its text, and each of its scopes."""
+REMEMBERED_TOKENS, REMEMBERED_BYTES = 2000, 5000
+"""How many verified tokens are remembered, so as not to verify them at every request, and what each may take."""
 REMEMBERED_SECONDS = 60.0
 TOKEN_MAX_CHARS = 16_384
 SUBJECT_MAX_CHARS = 255
+
+log = logging.getLogger(__name__)
 
 # This module checks issuer and audience, by rules that PyJWT lacks.
 _OPTIONS: Options = {"require": ["exp", "sub"], "verify_aud": False, "enforce_minimum_key_length": True}
@@ -66,9 +66,7 @@ class Verifier:
         else:
             secrets = (settings.jwt_secret, settings.jwt_secret_previous)
             self._keys = tuple(Key(secret, self._accepted) for secret in secrets if secret)
-        self._refusals = Refusals()
         self._verified: dict[str, tuple[User, float]] = {}
-        self._verified_bytes = 0
 
     def __deepcopy__(self, memo: object) -> "Verifier":
         """Return itself: Litestar copies a middleware's arguments for each route, but all share one verifier."""
@@ -96,17 +94,12 @@ class Verifier:
         if known is not None and now < known[1]:
             return known[0]
         user = await self._verify(token)
-        self._forget(token)
-        self._verified_bytes += _bytes(token, user)
-        while self._verified_bytes > REMEMBERED_BYTES:
-            self._forget(next(iter(self._verified)))  # the oldest
-        self._verified[token] = (user, min(user.expires_at, now + REMEMBERED_SECONDS))
+        self._verified.pop(token, None)
+        if len(token) + 100 * len(user.scopes) <= REMEMBERED_BYTES:  # a short text takes about 100 bytes
+            self._verified[token] = (user, min(user.expires_at, now + REMEMBERED_SECONDS))
+        if len(self._verified) > REMEMBERED_TOKENS:
+            del self._verified[next(iter(self._verified))]  # the oldest
         return user
-
-    def _forget(self, token: str) -> None:
-        known = self._verified.pop(token, None)
-        if known is not None:
-            self._verified_bytes -= _bytes(token, known[0])
 
     async def _verify(self, token: str) -> User:
         try:
@@ -114,17 +107,17 @@ class Verifier:
             expires = float(claims["exp"])
         except jwt.ExpiredSignatureError:
             leeway = self._settings.jwt_leeway_seconds
-            self._refusals.note("a token was refused: it has expired", f"{leeway} s ago or more (JWT_LEEWAY_SECONDS)")
+            log.warning("a token was refused: it has expired %s s ago or more (JWT_LEEWAY_SECONDS)", leeway)
             raise ExpiredToken from None
         except jwt.MissingRequiredClaimError as error:
-            raise self._refusals.invalid(f"it has no {error.claim} claim", "exp and sub are required") from None
+            raise _refused(f"it has no {error.claim} claim", "exp and sub are required") from None
         except jwt.InvalidSignatureError:
             header = jwt.get_unverified_header(token)
-            found = f"alg is {shown(header['alg'])}, kid is {shown(header.get('kid'))}"
-            raise self._refusals.invalid("its signature is not that of a trusted key", found) from None
+            found = f"alg is {quoted(header['alg'])}, kid is {quoted(header.get('kid'))}"
+            raise _refused("its signature is not that of a trusted key", found) from None
         except (jwt.PyJWTError, ValueError, TypeError, OverflowError, RecursionError) as error:
             why = next(why for kinds, why in _REASONS if isinstance(error, kinds))
-            raise self._refusals.invalid(why, shown(str(error))) from None
+            raise _refused(why, quoted(str(error))) from None
         name = self._name(claims)
         self._check_audience(claims)
         return User(name, self._scopes(claims), expires)
@@ -134,8 +127,8 @@ class Verifier:
         header = self._header(token)
         algorithm, kid = header.get("alg"), header.get("kid")
         if not isinstance(algorithm, str) or algorithm not in self._accepted:  # before a key is fetched for it
-            found = f"alg is {shown(algorithm)}, accepted (JWT_ALGORITHMS): {', '.join(sorted(self._accepted))}"
-            raise self._refusals.invalid("its algorithm is not accepted", found)
+            found = f"alg is {quoted(algorithm)}, accepted (JWT_ALGORITHMS): {', '.join(sorted(self._accepted))}"
+            raise _refused("its algorithm is not accepted", found)
         if self._jwks is None:
             return self._decoded(token, algorithm, self._keys)
         # First the checks that need no key: no key is fetched for another issuer's or an expired token.
@@ -152,28 +145,27 @@ class Verifier:
         try:
             keys = await jwks.keys(kid)
         except Problem:
-            self._refusals.note("the key of a token cannot be fetched now", _found(jwks, kid))
+            log.warning("the key of a token cannot be fetched now: %s", _found(jwks, kid))
             raise
         if not keys:
             why = "its key id (kid) is not known" if kid is not None else "it has no kid, and its issuer several keys"
-            raise self._refusals.invalid(why, _found(jwks, kid))
+            raise _refused(why, _found(jwks, kid))
         return keys
 
     def _header(self, token: str) -> dict[str, Any]:
-        refused = self._refusals.invalid
         if len(token) > TOKEN_MAX_CHARS:
-            raise refused("it is too long", f"{len(token)} characters, at most {TOKEN_MAX_CHARS} are read")
+            raise _refused("it is too long", f"{len(token)} characters, at most {TOKEN_MAX_CHARS} are read")
         parts = token.count(".") + 1
         if parts == 5:
-            raise refused("it is encrypted (JWE); a signed one is needed", "it has five parts")
+            raise _refused("it is encrypted (JWE); a signed one is needed", "it has five parts")
         if parts != 3:
-            raise refused("it is not a JWT, which has three parts with dots between", f"it has {parts}")
+            raise _refused("it is not a JWT, which has three parts with dots between", f"it has {parts}")
         try:
             header: dict[str, Any] = jwt.get_unverified_header(token)
         except (jwt.DecodeError, ValueError) as error:
-            raise refused("it is not a JWT, or a part of it was lost", shown(str(error))) from None
+            raise _refused("it is not a JWT, or a part of it was lost", quoted(str(error))) from None
         except jwt.InvalidTokenError as error:
-            raise refused("its header is not accepted (kid is a string, crit not used)", shown(str(error))) from None
+            raise _refused("its header is not accepted (kid is a string, crit not used)", quoted(str(error))) from None
         return header
 
     def _decoded(self, token: str, algorithm: str, keys: Sequence[Key]) -> dict[str, Any]:
@@ -181,7 +173,7 @@ class Verifier:
         if not fitting:
             able = ", ".join(sorted({name for key in keys for name in key.algorithms}))
             found = f"alg is {algorithm}, the key takes {able}"
-            raise self._refusals.invalid("its algorithm does not go with its key", found)
+            raise _refused("its algorithm does not go with its key", found)
         leeway = self._settings.jwt_leeway_seconds
         for key in fitting:
             with suppress(jwt.InvalidSignatureError):
@@ -199,8 +191,8 @@ class Verifier:
             found = claims["aud"]
         if not all(isinstance(name, str) for name in found) or not set(found) & set(expected):
             why = "it is meant for another audience" if found else "it has no aud claim"
-            told = f"{' or '.join(names)} is {shown(found)}, JWT_AUDIENCE has {', '.join(map(shown, expected))}"
-            raise self._refusals.invalid(why, told)
+            told = f"{' or '.join(names)} is {quoted(found)}, JWT_AUDIENCE has {', '.join(map(quoted, expected))}"
+            raise _refused(why, told)
 
     def _scopes(self, claims: dict[str, Any]) -> frozenset[str]:
         """The scopes of all the claims that JWT_SCOPES_CLAIM names, without their prefix."""
@@ -211,7 +203,7 @@ class Verifier:
         scopes = frozenset(said - {""})
         if not scopes:  # the token is valid, but every handler will refuse it
             expected = f"JWT_SCOPES_CLAIM has {', '.join(paths)}, JWT_SCOPES_PREFIX {', '.join(prefixes) or 'none'}"
-            self._refusals.note("a token has no scopes", f"{expected}, its claims are {shown([*claims])}")
+            log.warning("a token has no scopes: %s, its claims are %s", expected, quoted([*claims]))
         return scopes
 
     def _name(self, claims: dict[str, Any]) -> str:
@@ -220,10 +212,10 @@ class Verifier:
         issuer = self._prefix(claims)
         name = f"{issuer} {sub}" if issuer else sub
         if not sub or len(name) > SUBJECT_MAX_CHARS or not sub.isprintable():
-            found = f"expected 1 to {SUBJECT_MAX_CHARS} printable characters, got {shown(sub)}"
-            raise self._refusals.invalid("its sub claim names nobody", found)
+            found = f"expected 1 to {SUBJECT_MAX_CHARS} printable characters, got {quoted(sub)}"
+            raise _refused("its sub claim names nobody", found)
         if not issuer and any(other and sub.startswith(f"{other} ") for other in self._issuers.values()):
-            raise self._refusals.invalid("its sub claim reads like another issuer's", f"sub is {shown(sub)}")
+            raise _refused("its sub claim reads like another issuer's", f"sub is {quoted(sub)}")
         return name
 
     def _prefix(self, claims: dict[str, Any]) -> str:
@@ -233,17 +225,19 @@ class Verifier:
         found = claims.get("iss")
         if not isinstance(found, str) or found not in self._issuers:
             why = "it has no iss claim" if found is None else "it comes from another issuer"
-            expected = ", ".join(map(shown, self._issuers))
-            raise self._refusals.invalid(why, f"iss is {shown(found)}, JWT_ISSUER has {expected}")
+            expected = ", ".join(map(quoted, self._issuers))
+            raise _refused(why, f"iss is {quoted(found)}, JWT_ISSUER has {expected}")
         return self._issuers[found]
 
 
+def _refused(why: str, found: str) -> InvalidToken:
+    """Make the 401 for the caller. `found` says what was expected and may quote the token: it goes only to the log."""
+    log.warning(f"a token was refused: {why}: %s", found)
+    return InvalidToken(f"The token is not accepted: {why}.")
+
+
 def _found(jwks: JWKS, kid: str | None) -> str:
-    return f"kid is {shown(kid)}, the keys had are {shown([key.kid for key in jwks.known])}"
-
-
-def _bytes(token: str, user: User) -> int:
-    return len(token) + TOKEN_BYTES + SCOPE_BYTES * len(user.scopes)
+    return f"kid is {quoted(kid)}, the keys had are {quoted([key.kid for key in jwks.known])}"
 
 
 def _reached(value: Any, names: list[str]) -> Any:

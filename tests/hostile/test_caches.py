@@ -95,12 +95,14 @@ async def test_paths_longer_than_a_server_lets_through() -> None:
 
 
 async def test_tokens_are_remembered_within_their_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Long tokens and tokens of many scopes push the oldest out; those that are left are still known."""
-    monkeypatch.setattr(verifier_module, "REMEMBERED_BYTES", 100_000)
+    """Neither long tokens nor tokens of many scopes are kept; of the others only so many."""
+    monkeypatch.setattr(verifier_module, "REMEMBERED_TOKENS", 20)
     verifier = Verifier(from_env({"JWT_SECRET": SECRET}))
     for number in range(60):
-        scope = " ".join(f"s{each}" for each in range(100))
-        await verifier.user(bearer(f"user-{number}", scope)["Authorization"].removeprefix("Bearer "))
+        for scopes in (range(1 + number % 9), range(100), ["s" * 5000]):
+            scope = " ".join(f"s{each}" for each in scopes)
+            await verifier.user(bearer(f"user-{number}", scope)["Authorization"].removeprefix("Bearer "))
 
-    assert 0 < len(verifier._verified) < 20
-    assert verifier._verified_bytes <= 100_000
+    assert 20 == len(verifier._verified)
+    assert 20 * verifier_module.REMEMBERED_BYTES > sum(map(len, verifier._verified))
+    assert 10 > max(len(user.scopes) for user, _ in verifier._verified.values())
