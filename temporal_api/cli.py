@@ -57,7 +57,6 @@ def serve() -> None:
     from temporal_api.logs import configure_logging
 
     settings = from_env(os.environ)
-    settings.read_temporal()
     configure_logging(settings.log_level, settings.log_format)
     serving.serve(create_app(settings))
 
@@ -74,7 +73,6 @@ def worker(pace: float) -> None:
     from temporal_api.worker.run import run_worker
 
     settings = from_env(os.environ, keys_needed=False)
-    settings.read_temporal()
     configure_logging(settings.log_level, settings.log_format)
     task_queue = settings.resource("orders", TASK_QUEUE).task_queue
 
@@ -94,7 +92,7 @@ def setup() -> None:
     settings = from_env(os.environ, keys_needed=False)
 
     async def add() -> bool:
-        client = await connect(settings.read_temporal())
+        client = await connect(settings.temporal)
         for name in await add_search_attributes(client, SEARCH_ATTRIBUTES) or ("nothing: all are there",):
             click.echo(f"added {name}")
         return True

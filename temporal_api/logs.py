@@ -10,6 +10,7 @@ import select
 import threading
 import time
 import traceback
+from collections.abc import Callable
 from contextlib import suppress
 from datetime import UTC, datetime
 from queue import Empty, SimpleQueue
@@ -47,9 +48,10 @@ def configure_logging(level: str, log_format: str) -> None:
     handler.setFormatter(JSONFormatter() if log_format == "json" else ConsoleFormatter())
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
     logging.captureWarnings(True)
-    # While Temporal is away, or with bad tokens, these log lines for each request.
-    for name in ("temporalio", "temporal_api.temporal.failures", "temporal_api.auth.verifier"):
-        logging.getLogger(name).addFilter(seldom)
+    # While Temporal is away, or tokens are bad, these log lines for each request.
+    logging.getLogger("temporalio").addFilter(seldom(60))
+    logging.getLogger("temporal_api.temporal.failures").addFilter(seldom(60))
+    logging.getLogger("temporal_api.auth.verifier").addFilter(seldom(1))
 
 
 class JSONFormatter(logging.Formatter):
@@ -179,22 +181,23 @@ class QueueHandler(logging.Handler):
                     os.write(STDOUT, content)
 
 
-_passed: dict[str, tuple[float, str, int]] = {}
+def seldom(repeat_seconds: float) -> Callable[[logging.LogRecord], bool]:
+    """Make a filter that passes one record a second of each source, and the same message again after `repeat_seconds`.
 
-
-def seldom(record: logging.LogRecord) -> bool:
-    """Pass one record a second of each of our messages, and of each logger or module of the SDK's core.
-
-    The SDK's same message passes once a minute. The next record says how many of ours were left out.
+    A source is a module of the SDK's core, or a text without its values. A record says how many were left out.
     """
-    is_own, message = record.name.startswith("temporal_api."), record.getMessage()
-    source = record.msg if is_own else getattr(getattr(record, "temporal_log", None), "target", record.name)
-    now = time.monotonic()
-    passed_at, passed, left_out = _passed.get(source, (float("-inf"), "", 0))
-    if now - passed_at < (60 if message == passed and not is_own else 1):
-        _passed[source] = passed_at, passed, left_out + 1
-        return False
-    _passed[source] = now, message, 0
-    if is_own and left_out:
-        record.msg, record.args = f"{message} (and {left_out} like it before)", ()
-    return True
+    passed: dict[str, tuple[float, str, int]] = {}
+
+    def is_passed(record: logging.LogRecord) -> bool:
+        source = getattr(getattr(record, "temporal_log", None), "target", record.msg)
+        now, message = time.monotonic(), record.getMessage()
+        passed_at, before, left_out = passed.get(source, (float("-inf"), "", 0))
+        if now - passed_at < (repeat_seconds if message == before else 1):
+            passed[source] = passed_at, before, left_out + 1
+            return False
+        passed[source] = now, message, 0
+        if left_out:
+            record.msg, record.args = f"{message} (and {left_out} like it before)", ()
+        return True
+
+    return is_passed

@@ -113,8 +113,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, rename=str.upper):
         return own if own.task_queue else ResourceSettings(task_queue or plural, own.execution_timeout_seconds)
 
     def read_temporal(self) -> dict[str, Any]:
-        """Read `temporal` again, since its files may have changed, and check the certificates. Raises SettingsError."""
-        return _temporal(*self.temporal_source, check_files=True)
+        """Read `temporal` again, since its files may have changed. Raises SettingsError."""
+        return _temporal(*self.temporal_source)
 
     @property
     def issuers(self) -> dict[str, str]:
@@ -283,7 +283,7 @@ def is_http_address(url: str) -> bool:
 _ADDRESS = re.compile(r"(?:[^\s/:@?#%\[\]\"'`]+|\[[0-9A-Fa-f:.]+\]):([0-9]{1,5})")
 
 
-def _temporal(environ: Mapping[str, str], has_file: bool, *, check_files: bool = False) -> dict[str, Any]:
+def _temporal(environ: Mapping[str, str], has_file: bool) -> dict[str, Any]:
     """Read the SDK's settings. Refuse wrong values that the SDK would accept and fail with at every call."""
     file = environ.get("TEMPORAL_CONFIG_FILE")
     if file and not os.path.isfile(file):  # Path.is_file() raises for some texts
@@ -297,7 +297,7 @@ def _temporal(environ: Mapping[str, str], has_file: bool, *, check_files: bool =
         )
         if tls := profile.tls:
             given = (tls.server_root_ca_cert, tls.client_cert, tls.client_private_key)
-            sources = {_pem_name(*pem, environ): pem[1] for pem in zip(_PEM_KINDS, given, strict=True)}
+            sources = {_pem_name(*pem, environ): pem[1] for pem in zip(_PEMS, given, strict=True)}
         config: dict[str, Any] = {"target_host": "localhost:7233", "namespace": "default"}
         config |= profile.to_client_connect_config()
     except OSError as error:
@@ -319,11 +319,11 @@ def _temporal(environ: Mapping[str, str], has_file: bool, *, check_files: bool =
             variable = name.upper().replace("-", "_")
             raise SettingsError(f"TEMPORAL_GRPC_META_{variable}: expected a name and a value that a header can carry")
     if isinstance(tls_config := config.get("tls"), TLSConfig):
-        _check_tls(tls_config, [*sources], check_files=check_files)
+        _check_tls(tls_config, [*sources])
     return config
 
 
-_PEM_KINDS = {"SERVER_CA_CERT": "CERTIFICATE", "CLIENT_CERT": "CERTIFICATE", "CLIENT_KEY": "(RSA |EC )?PRIVATE KEY"}
+_PEMS = ("SERVER_CA_CERT", "CLIENT_CERT", "CLIENT_KEY")
 
 
 def _pem_name(stem: str, source: DataSource | None, environ: Mapping[str, str]) -> str:
@@ -333,34 +333,29 @@ def _pem_name(stem: str, source: DataSource | None, environ: Mapping[str, str]) 
     return name if name in environ else f"TEMPORAL_CONFIG_FILE: tls.{stem.lower()}_{form.lower()}"
 
 
-def _check_tls(tls: TLSConfig, names: list[str], *, check_files: bool) -> None:
-    given = (tls.server_root_ca_cert, tls.client_cert, tls.client_private_key)
-    for name, kind, text in zip(names, _PEM_KINDS.values(), given, strict=True):
-        if text is not None and not re.search(f"-----BEGIN {kind}-----".encode(), text):
-            what = "a certificate" if kind == "CERTIFICATE" else "an unencrypted private key"
-            raise SettingsError(f"{name}: expected {what} in PEM")
+def _check_tls(tls: TLSConfig, names: list[str]) -> None:
     if tls.client_cert and not tls.client_private_key:
         raise SettingsError("TEMPORAL_TLS_CLIENT_KEY_PATH: required with a client certificate")
     if tls.client_private_key and not tls.client_cert:
         raise SettingsError("TEMPORAL_TLS_CLIENT_CERT_PATH: required with a client key")
-    if check_files:
-        ca, certificate, key = names
-        if tls.server_root_ca_cert:
-            _certificate(tls.server_root_ca_cert, ca)
-        if tls.client_cert and tls.client_private_key:
-            own = _certificate(tls.client_cert, certificate)
-            if own.not_valid_after_utc < datetime.now(UTC):
-                raise TLSFilesError(f"{certificate}: the certificate has expired on {own.not_valid_after_utc:%F}")
-            try:
-                public_key = load_pem_private_key(tls.client_private_key, None).public_key()
-            except (ValueError, TypeError, UnsupportedAlgorithm):
-                raise TLSFilesError(f"{key}: the private key is damaged, or of an unsupported kind") from None
-            if public_key != own.public_key():
-                raise TLSFilesError(f"{key}: is not the key of the client's certificate")
+    given = zip(names, (tls.server_root_ca_cert, tls.client_cert, tls.client_private_key), strict=True)
+    pems = [_read_pem(name, text) if text else None for name, text in given]
+    if certificate := pems[1]:
+        if certificate.not_valid_after_utc < datetime.now(UTC):
+            raise _wrong_pem(names[1], f"the certificate has expired on {certificate.not_valid_after_utc:%F}")
+        if certificate.public_key() != pems[2].public_key():
+            raise _wrong_pem(names[2], "is not the key of the client's certificate")
 
 
-def _certificate(text: bytes, name: str) -> x509.Certificate:
+def _read_pem(name: str, text: bytes) -> Any:
+    is_key = "CLIENT_KEY" in name.upper()
     try:
-        return x509.load_pem_x509_certificates(text)[0]
-    except ValueError:
-        raise TLSFilesError(f"{name}: the certificate is damaged") from None
+        return load_pem_private_key(text, None) if is_key else x509.load_pem_x509_certificates(text)[0]
+    except (ValueError, TypeError, UnsupportedAlgorithm):
+        what = "an unencrypted private key" if is_key else "a certificate"
+        raise _wrong_pem(name, f"expected {what} in PEM; it is none, or a damaged one") from None
+
+
+def _wrong_pem(name: str, why: str) -> SettingsError:
+    kind = TLSFilesError if name.upper().endswith("_PATH") else SettingsError
+    return kind(f"{name}: {why}")

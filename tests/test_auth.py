@@ -507,7 +507,7 @@ async def test_a_flood_of_bad_tokens_is_a_line_a_second(
     caplog: pytest.LogCaptureFixture, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One line for each reason, whatever the tokens say; how many were left out is told with the next."""
-    monkeypatch.setattr(logging.getLogger("temporal_api.auth.verifier"), "filters", [logs.seldom])
+    monkeypatch.setattr(logging.getLogger("temporal_api.auth.verifier"), "filters", [logs.seldom(1)])
     checker = of_secret(JWT_ISSUER=ISSUER)
     for second in range(3):
         for n in range(200):

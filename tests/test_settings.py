@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
-from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
 from temporalio.service import TLSConfig
 
 from commands import one_line
@@ -25,11 +25,13 @@ from temporal_api.settings import (
     SettingsError,
     from_env,
 )
+from tokens import certificate
 
 SECRET = "hunter2-" * 4
 JWKS = {"JWT_JWKS_URL": "https://issuer.example/jwks", "JWT_ISSUER": "https://issuer.example", "JWT_AUDIENCE": "orders"}
-CERTIFICATE = "-----BEGIN CERTIFICATE-----\nhunter2\n-----END CERTIFICATE-----\n"
-KEY = "-----BEGIN PRIVATE KEY-----\nhunter2\n-----END PRIVATE KEY-----\n"
+_OWN = ec.generate_private_key(ec.SECP256R1())
+CERTIFICATE = certificate(_OWN).public_bytes(Encoding.PEM).decode()
+KEY = _OWN.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()).decode()
 
 FIELDS = {field.encode_name: field for field in msgspec.structs.fields(Settings) if field.encode_name.strip()}
 TEMPORAL = ("ADDRESS", "NAMESPACE", "API_KEY", "TLS", "TLS_SERVER_NAME", "PROFILE", "CONFIG_FILE")

@@ -100,7 +100,7 @@ class Dev:
         with console.status("Starting Temporal, a worker and the API"):
             ui_origins = await self._start_temporal() if embedded else []
             runtime = Runtime(telemetry=TelemetryConfig(logging=SDK_LOGGING))
-            client = await connect(self.settings.read_temporal(), runtime=runtime)
+            client = await connect(self.settings.temporal, runtime=runtime)
             await self._start_worker()
             await add_search_attributes(client, SEARCH_ATTRIBUTES)
             app = create_app(self.settings, public_handlers(ui_origins))
