@@ -19,7 +19,7 @@ from litestar.middleware import DefineMiddleware
 from litestar.routes import HTTPRoute
 from litestar.types import ControllerRouterHandler
 
-from temporal_api import __version__, errors
+from temporal_api import errors
 from temporal_api.auth import USER, Authenticate, Verifier
 from temporal_api.checks import HealthCheck
 from temporal_api.controllers import pages
@@ -88,7 +88,7 @@ def create_app(
     nouns = [noun for each in resources for noun in {each.name, each.plural}]  # a set: both may be "sheep"
     if twice := {noun for noun in nouns if nouns.count(noun) > 1}:
         raise TypeError(f"two resources are called {' and '.join(sorted(twice))}")
-    metrics = Metrics(__version__, without=frozenset({"task_queue"}))  # callers choose it: it has any number of values
+    metrics = Metrics(without=frozenset({"task_queue"}))  # callers choose it: it has any number of values
     most_requests = "The most requests that may be under way, not counting waits and streams."
     metrics.limit("temporal_api_requests", most_requests, settings.max_requests)
     verifier = Verifier(settings)

@@ -6,7 +6,7 @@ from typing import Any
 from temporal_api.errors import OriginNotAllowed
 
 EXPOSED_HEADERS = (
-    *("Accept-Encoding", "Allow", "ETag", "Idempotent-Replayed", "Link", "Location", "Preference-Applied"),
+    *("Accept-Encoding", "Allow", "ETag", "Idempotent-Replayed", "Location", "Preference-Applied"),
     *("Retry-After", "WWW-Authenticate", "X-Request-ID"),
 )
 _USUAL_HEADERS = b"Authorization, Content-Type, Idempotency-Key, If-Match, If-None-Match, Last-Event-ID, Prefer"

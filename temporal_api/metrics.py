@@ -1,6 +1,7 @@
 """The metrics of one process, and `GET /metrics`."""
 
 import asyncio
+from collections import defaultdict
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from typing import Any
 
@@ -12,10 +13,10 @@ from prometheus_client.openmetrics import exposition as openmetrics
 from prometheus_client.platform_collector import PlatformCollector
 from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.registry import Collector
-from prometheus_client.samples import Sample
 from temporalio import runtime as sdk
 from temporalio.runtime import BufferedMetric, Runtime, TelemetryConfig
 
+from temporal_api import __version__
 from temporal_api.logs import DROPPED, SDK_LOGGING
 
 CHECK_EVERY_SECONDS = 10.0
@@ -50,7 +51,7 @@ disable_created_metrics()  # type: ignore[no-untyped-call] # no one needs a `_cr
 class Metrics:
     """The metrics of HTTP, of the process and of the Temporal SDK."""
 
-    def __init__(self, version: str, without: frozenset[str] = frozenset()) -> None:
+    def __init__(self, without: frozenset[str] = frozenset()) -> None:
         """`without`: the SDK's labels that are left out."""
         self.registry = registry = CollectorRegistry()
         ProcessCollector(registry=registry)
@@ -68,14 +69,13 @@ class Metrics:
         self.in_progress = 0
         in_progress = Gauge("http_requests_in_progress", "HTTP requests under way.", registry=registry)
         in_progress.set_function(lambda: self.in_progress)
-        Gauge("temporal_api_info", "The running version.", ("version",), registry=registry).labels(version).set(1)
+        Gauge("temporal_api_info", "The running version.", ("version",), registry=registry).labels(__version__).set(1)
         described = "What /health tells of a service. 1: it is there; 0: it is not; NaN: unknown."
         self._health = Gauge("temporal_api_health", described, ("service",), registry=registry)
         self._http_series: dict[tuple[str, str, int], tuple[Counter, Histogram]] = {}
         self._sdk = _SDKMetrics(without)
         registry.register(self._sdk)
         self.check_health: Callable[[float], Awaitable[Mapping[str, str]]] | None = None
-        self._seen = False
         self._runtime: Runtime | None = None
 
     def runtime(self) -> Runtime:
@@ -107,12 +107,11 @@ class Metrics:
         Gauge(f"{name}_limit", description, registry=self.registry).set(limit)
 
     async def measure(self) -> None:
-        """Bring the registry up to date. Only repeated scrapes ask Temporal for the health."""
+        """Bring the registry up to date."""
         self.drain()
-        if self.check_health is not None and self._seen:
+        if self.check_health is not None:
             for service, state in (await self.check_health(CHECK_EVERY_SECONDS)).items():
                 self._health.labels(service).set(_HEALTH.get(state, 0.0))
-        self._seen = True
 
     def drain(self) -> None:
         """Move what the SDK has measured into the registry."""
@@ -135,51 +134,42 @@ class _SDKMetrics(Collector):
     def __init__(self, without: frozenset[str]) -> None:
         self.buffer = sdk.MetricBuffer(16_384, duration_format=sdk.MetricBufferDurationFormat.MILLISECONDS)
         self._without = without
-        self._families: dict[str, tuple[BufferedMetric, dict[tuple[object, ...], _Series]]] = {}
+        self._metrics: dict[str, BufferedMetric] = {}
+        self._series: defaultdict[str, dict[tuple[tuple[str, object], ...], Gauge | Histogram]] = defaultdict(dict)
 
     def drain(self) -> None:
         """Read and empty the buffer. Beyond the most series, new labels share one."""
         for update in self.buffer.retrieve_updates():
-            metric, labels = update.metric, update.attributes
-            if not self._without.isdisjoint(labels):
-                labels = {name: value for name, value in labels.items() if name not in self._without}
-            _, family = self._families.get(metric.name) or self._families.setdefault(metric.name, (metric, {}))
-            series = family.get(tuple(labels.items()))
-            if series is None:
-                if len(family) >= MOST_SERIES:
-                    labels = dict.fromkeys(labels, OTHER)
-                key = tuple(labels.items())
-                series = family[key] = family.get(key) or _Series(metric, labels)
-            series.record(update.value)
+            metric = self._metrics.setdefault(update.metric.name, update.metric)
+            series = self._series[metric.name]
+            labels = tuple(label for label in update.attributes.items() if label[0] not in self._without)
+            if labels not in series:
+                if len(series) >= MOST_SERIES:
+                    labels = tuple((name, OTHER) for name, _ in labels)
+                series.setdefault(labels, _values(metric))
+            match series[labels]:
+                case Histogram() as histogram:
+                    histogram.observe(update.value)
+                case gauge if metric.kind == sdk.BUFFERED_METRIC_KIND_GAUGE:
+                    gauge.set(update.value)
+                case counter:
+                    counter.inc(update.value)
 
     def collect(self) -> Iterator[Metric]:
         """Yield each metric that the SDK has measured so far."""
-        for metric, family in self._families.values():
+        for metric in self._metrics.values():
             told = Metric(metric.name, metric.description or metric.name, _KINDS.get(metric.kind, "histogram"))
-            for series in family.values():
-                told.samples += series.samples()
+            for labels, values in self._series[metric.name].items():
+                named = {name: str(value).lower() if isinstance(value, bool) else str(value) for name, value in labels}
+                (family,) = values.collect()
+                told.samples += [sample._replace(labels={**named, **sample.labels}) for sample in family.samples]
             yield told
 
 
-class _Series:
-    """One metric of the SDK under one set of labels."""
-
-    def __init__(self, metric: BufferedMetric, labels: Mapping[str, object]) -> None:
-        self._labels = {n: str(value).lower() if isinstance(value, bool) else str(value) for n, value in labels.items()}
-        self._values: Gauge | Histogram
-        self.record: Callable[[float], None]
-        if metric.kind in _KINDS:
-            self._values = gauge = Gauge(metric.name, metric.name, registry=None)
-            self.record = gauge.set if _KINDS[metric.kind] == "gauge" else gauge.inc
-        else:
-            buckets = _BUCKETS.get(metric.name, _REQUEST_BUCKETS)
-            self._values = histogram = Histogram(metric.name, metric.name, buckets=buckets, registry=None)
-            self.record = histogram.observe
-
-    def samples(self) -> Iterator[Sample]:
-        (family,) = self._values.collect()
-        for sample in family.samples:
-            yield sample._replace(labels={**self._labels, **sample.labels})
+def _values(metric: BufferedMetric) -> Gauge | Histogram:
+    if metric.kind in _KINDS:
+        return Gauge(metric.name, metric.name, registry=None)
+    return Histogram(metric.name, metric.name, buckets=_BUCKETS.get(metric.name, _REQUEST_BUCKETS), registry=None)
 
 
 def metrics_route(metrics: Metrics) -> HTTPRouteHandler:

@@ -6,6 +6,7 @@ are msgspec's own, and paths are exact. Valid requests never come here.
 
 import re
 from collections.abc import Collection, Iterator, Mapping
+from contextlib import suppress
 from difflib import get_close_matches
 from itertools import islice
 from types import NoneType, SimpleNamespace, UnionType
@@ -48,15 +49,16 @@ _OWN = re.compile(r"([a-z_]+): (.*)", re.DOTALL)
 
 def body_mistakes(text: bytes, expected: Any, path: str = "") -> list[FieldError]:
     """The mistakes of JSON that does not match its type, at most `MOST`."""
+    return list(islice(_mistakes(text.lstrip(), expected, path), MOST))
+
+
+def _mistakes(text: bytes | Raw, expected: Any, path: str) -> Iterator[FieldError]:
+    """The mistakes of its parts, or else msgspec's message about the whole."""
     try:
         msgspec.json.decode(text, type=expected)
+        return
     except msgspec.ValidationError as error:
-        return list(islice(_explain(str(error), text.lstrip(), expected, path), MOST))
-    return []
-
-
-def _explain(said: str, text: bytes | Raw, expected: Any, path: str) -> Iterator[FieldError]:
-    """The mistakes of its parts, or else msgspec's message about the whole."""
+        said = str(error)
     found = False
     if len(path) <= LONGEST_ECHO:  # which bounds the depth too
         try:
@@ -67,7 +69,7 @@ def _explain(said: str, text: bytes | Raw, expected: Any, path: str) -> Iterator
             pass
     if not found:
         said, _, inside = said.rpartition(" - at `") if " - at `" in said else (said, "", "")
-        at = (path + inside.rstrip("`").removeprefix("key` in `").removeprefix("$")).removeprefix(".")
+        at = (path + inside.rstrip("`").removeprefix("key in `").removeprefix("$")).removeprefix(".")
         if own := _OWN.fullmatch(said):
             at, said = _join(at, own[1]), own[2]
         yield FieldError(shown(at), _in_words(said, expected))
@@ -86,18 +88,11 @@ def _inside(text: bytes, expected: Any, path: str) -> Iterator[FieldError]:
     except msgspec.ValidationError as error:
         yield FieldError(shown(path), in_json_words(str(error)))
         entries = msgspec.json.decode(text, type=of_any)
-    inner = msgspec.json.Decoder(get_args(kind)[-1])
+    *of_key, of_value = get_args(kind)
     for key, value in islice(enumerate(entries) if origin is list else entries.items(), _MOST_ENTRIES):
-        at = f"{path}[{key}]" if origin is list else _join(path, key)
-        if origin is dict:
-            try:
-                msgspec.convert(key, get_args(kind)[0])
-            except msgspec.ValidationError as error:
-                yield FieldError(shown(path), f'The name "{shown(key)}": {in_json_words(str(error))}')
-        try:
-            inner.decode(value)
-        except msgspec.ValidationError as error:
-            yield from _explain(str(error), value, get_args(kind)[-1], at)
+        for mistake in _mistakes(msgspec.json.encode(key), of_key[0], "") if of_key else ():
+            yield FieldError(shown(path), f'The name "{shown(key)}": {mistake.message}')
+        yield from _mistakes(value, of_value, f"{path}[{key}]" if origin is list else _join(path, key))
 
 
 def _container(expected: Any, opening: bytes, limits: tuple[Any, ...] = ()) -> tuple[Any, tuple[Any, ...]]:
@@ -125,10 +120,9 @@ def _in_struct(text: bytes, kind: Any, path: str) -> Iterator[FieldError]:
     for name, field in fields.items():
         if name in sent:
             right.pop(field.name, None)
-            try:
+            yield from _mistakes(sent[name], field.type, _join(path, name))
+            with suppress(msgspec.ValidationError):
                 right[field.name] = msgspec.json.decode(sent[name], type=field.type)
-            except msgspec.ValidationError as error:
-                yield from _explain(str(error), sent[name], field.type, _join(path, name))
         elif field.required:
             yield FieldError(shown(_join(path, name)), f"Object missing required field {name}")
     if kind.__struct_config__.forbid_unknown_fields:

@@ -33,11 +33,6 @@ class Prefix:
             scope["path"] = rest
 
     def add(self, headers: Iterable[_Header]) -> Iterator[_Header]:
-        """Put the prefix before the service's own paths in `Location` and `Link`."""
+        """Put the prefix before the service's own paths in `Location`."""
         for name, value in headers:
-            if name == b"location" and value.startswith(b"/"):
-                yield name, self._bytes + value
-            elif name == b"link":
-                yield name, value.replace(b"</", b"<%b/" % self._bytes)
-            else:
-                yield name, value
+            yield name, self._bytes + value if name == b"location" and value.startswith(b"/") else value

@@ -339,7 +339,7 @@ def _check_tls(tls: TLSConfig, names: list[str]) -> None:
     if tls.client_private_key and not tls.client_cert:
         raise SettingsError("TEMPORAL_TLS_CLIENT_CERT_PATH: required with a client key")
     given = zip(names, (tls.server_root_ca_cert, tls.client_cert, tls.client_private_key), strict=True)
-    pems = [_read_pem(name, text) if text else None for name, text in given]
+    pems: list[Any] = [_read_pem(name, text) if text else None for name, text in given]
     if certificate := pems[1]:
         if certificate.not_valid_after_utc < datetime.now(UTC):
             raise _wrong_pem(names[1], f"the certificate has expired on {certificate.not_valid_after_utc:%F}")

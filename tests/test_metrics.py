@@ -140,7 +140,7 @@ async def test_they_are_those_of_the_sdks_own_exporter(dev_server: DevServer, ta
     """Names, labels, units and buckets: an order leaves behind the same as with the exporter that the SDK has."""
     port = free_port()
     exporter = PrometheusConfig(bind_address=f"127.0.0.1:{port}")
-    metrics = Metrics(__version__)
+    metrics = Metrics()
     runtimes = [Runtime(telemetry=TelemetryConfig(metrics=exporter)), metrics.runtime()]
     for number, runtime in enumerate(runtimes):
         queue = f"{task_queue}-{number}"
@@ -175,7 +175,7 @@ async def test_they_are_those_of_the_sdks_own_exporter(dev_server: DevServer, ta
 
 async def test_the_sdks_series_are_bounded(dev_server: DevServer, client: Client, task_queue: str) -> None:
     """Whoever starts many types of workflows on the worker's queue adds no more than so many series of each metric."""
-    metrics = Metrics(__version__)
+    metrics = Metrics()
     meter = metrics.runtime().metric_meter
     counter = meter.create_counter("odd", "Odd ones.")
     for number in range(MOST_SERIES + 50):

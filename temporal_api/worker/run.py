@@ -7,7 +7,6 @@ from collections.abc import Callable
 from temporalio.client import Client
 from temporalio.worker import Worker
 
-from temporal_api import __version__
 from temporal_api.metrics import Metrics
 from temporal_api.serving import measuring
 from temporal_api.settings import Settings
@@ -18,7 +17,7 @@ from temporal_api.tracing import spans_of
 
 async def run_worker(settings: Settings, create: Callable[[Client], Worker]) -> None:
     """Run a worker as soon as Temporal answers. It uses renewed certificates and keys. Raises AccessDeniedError."""
-    metrics, spans = Metrics(__version__), spans_of(settings)
+    metrics, spans = Metrics(), spans_of(settings)
     logging.getLogger("temporalio.worker._worker").addFilter(_is_no_refusal)
     options = {
         "data_converter": data_converter(settings),
