@@ -188,11 +188,14 @@ def from_env(environ: Mapping[str, str], *, keys_needed: bool = True) -> Setting
             ipaddress.ip_network(item.strip())
     except ValueError:  # uvicorn would take it for a name, which no client has
         raise SettingsError("FORWARDED_ALLOW_IPS: expected addresses and networks, comma-separated, or *") from None
-    if (collector := settings.otel_exporter_otlp_endpoint) and not is_http_address(collector):
-        raise SettingsError("OTEL_EXPORTER_OTLP_ENDPOINT: expected an http or https address, such as http://host:4318")
-    for name in ("jwt_secret", "jwt_secret_previous", "secret_key"):
-        if (secret := getattr(settings, name)) and len(secret.encode()) < 32:
-            raise SettingsError(f"{name.upper()}: too short, expected 32 random bytes or more")
+    for name in ("otel_exporter_otlp_endpoint", "jwt_jwks_url"):
+        if (address := getattr(settings, name)) and not is_http_address(address):
+            raise SettingsError(f"{name.upper()}: expected an http or https address, with no user and no password")
+    # RFC 7518 3.2: the key of an HMAC is at least as long as its hash.
+    longest = max((int(a[2:]) // 8 for a in settings.jwt_algorithms if a in HMAC_ALGORITHMS), default=32)
+    for name, least in (("jwt_secret", longest), ("jwt_secret_previous", longest), ("secret_key", 32)):
+        if (secret := getattr(settings, name)) and len(secret.encode()) < least:
+            raise SettingsError(f"{name.upper()}: too short, expected {least} random bytes or more")
     if keys_needed:
         _check_jwt(settings)
     return settings
@@ -251,22 +254,14 @@ def _check_jwt(settings: Settings) -> None:
             )
     if settings.jwt_secret_previous and not settings.jwt_secret:
         raise SettingsError(f"JWT_SECRET_PREVIOUS: goes with JWT_SECRET only, not with {keys[0].upper()}")
-    # RFC 7518 3.2: the key of an HMAC is at least as long as its hash.
-    longest = max((int(a[2:]) // 8 for a in settings.jwt_algorithms if a.startswith("HS")), default=32)
-    for name in ("jwt_secret", "jwt_secret_previous"):
-        if (secret := getattr(settings, name)) and len(secret.encode()) < longest:
-            raise SettingsError(f"{name.upper()}: is too short for JWT_ALGORITHMS: use {longest} random bytes or more")
     names = [name.strip() for group in settings.jwt_issuer for name in group.split("|")]
     if any(not name or re.search(r"\s", name) for name in names):
         raise SettingsError("JWT_ISSUER: expected names without white space, separated by commas or |")
     if len(names) > len(settings.issuers):
         raise SettingsError("JWT_ISSUER: has the same name twice")
-    if settings.jwt_jwks_url:
-        if not is_http_address(settings.jwt_jwks_url):
-            raise SettingsError("JWT_JWKS_URL: expected an http or https address, with no user and no password")
-        if not (settings.jwt_issuer and settings.jwt_audience):
-            missing = "JWT_AUDIENCE" if settings.jwt_issuer else "JWT_ISSUER"
-            raise SettingsError(f"{missing}: required with JWT_JWKS_URL, or any token of that issuer would pass")
+    for name in ("jwt_issuer", "jwt_audience") if settings.jwt_jwks_url else ():
+        if not getattr(settings, name):
+            raise SettingsError(f"{name.upper()}: required with JWT_JWKS_URL, or any token of that issuer would pass")
 
 
 def is_http_address(url: str) -> bool:
