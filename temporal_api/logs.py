@@ -66,17 +66,11 @@ class JSONFormatter(logging.Formatter):
             "message": record.getMessage(),
             **getattr(record, "fields", {}),
         }
-        if not record.exc_info:
-            try:
-                text = msgspec.json.encode(line, enc_hook=str)
-            except UnicodeEncodeError:  # half a surrogate pair
-                text = b""
-            if 0 < len(text) <= FIELD_BYTES and text.isascii():  # then so is each field
-                return text.decode()
         line = {key: _cut(value) if isinstance(value, str) else value for key, value in line.items()}
         if record.exc_info:
             line["traceback"] = _traceback(record.exc_info[1])
-        return json.dumps(msgspec.to_builtins(line, enc_hook=str), separators=(",", ":"))
+        text = msgspec.json.encode(line, enc_hook=str)
+        return text.decode() if text.isascii() else json.dumps(msgspec.json.decode(text), separators=(",", ":"))
 
 
 class ConsoleFormatter(logging.Formatter):
