@@ -20,7 +20,7 @@ from temporalio.testing import WorkflowEnvironment
 
 from api import eventually, run_dev_server
 from temporal_api.dev import build, server
-from temporal_api.dev.build import TemporalNotFound, find_temporal
+from temporal_api.dev.build import find_temporal
 from temporal_api.dev.server import DevServerError, dev_server, free_port
 
 pytestmark = pytest.mark.anyio
@@ -311,7 +311,7 @@ async def test_a_download_or_build_that_hangs_is_given_up(machine: Machine) -> N
     machine.monkeypatch.setattr(build, "_DOWNLOAD_SECONDS", 0.1)
     machine.monkeypatch.setattr(build, "_BUILD_SECONDS", 1)
     machine.go(code="time.sleep(600)")
-    with pytest.raises(TemporalNotFound):
+    with pytest.raises(RuntimeError, match=r"^No Temporal CLI"):
         await machine.find()
 
     assert "No download: it took too long" in machine.said
@@ -322,7 +322,7 @@ async def test_a_download_or_build_that_hangs_is_given_up(machine: Machine) -> N
 
 async def test_nothing_found_says_what_to_install(machine: Machine) -> None:
     """One line for people."""
-    with pytest.raises(TemporalNotFound, match=r"^No Temporal CLI.*`temporal` on the PATH.*TEMPORAL_CLI.*$") as raised:
+    with pytest.raises(RuntimeError, match=r"^No Temporal CLI.*`temporal` on the PATH.*TEMPORAL_CLI.*$") as raised:
         await machine.find()
 
     assert "\n" not in str(raised.value)
@@ -333,7 +333,7 @@ async def test_nothing_found_says_what_to_install(machine: Machine) -> None:
 async def test_no_place_for_a_copy_is_told_in_one_line(machine: Machine) -> None:
     """A cache folder that cannot be made is not a traceback."""
     (machine.root / "cache").write_text("a file")
-    with pytest.raises(TemporalNotFound, match=r"^No Temporal CLI, and none can be kept .*Not a directory.*$"):
+    with pytest.raises(RuntimeError, match=r"^No Temporal CLI, and none can be kept .*Not a directory.*$"):
         await machine.find()
 
 
@@ -378,7 +378,6 @@ async def test_servers_side_by_side_know_nothing_of_each_other(monkeypatch: pyte
         assert (await client.get_workflow_handle("here").describe()).status == WorkflowExecutionStatus.RUNNING
         with pytest.raises(RPCError, match="not found"):
             await other.get_workflow_handle("here").describe()
-        assert (with_none.ui_url, with_ui.ui_url) == (None, f"http://127.0.0.1:{ui}")
         async with httpx.AsyncClient() as browser:
             assert (await browser.get(f"http://127.0.0.1:{ui}")).status_code == 200
     finally:

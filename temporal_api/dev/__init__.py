@@ -7,7 +7,6 @@ import secrets
 import sys
 import time
 import urllib.request
-from collections import Counter
 from contextlib import AsyncExitStack, nullcontext
 from functools import partial
 from typing import Any
@@ -148,12 +147,24 @@ class Dev:
     async def process_order(self, *, crash: bool) -> bool:
         """Place an order over HTTP and show its statuses; return whether it was delivered, and charged once."""
         order = await asyncio.to_thread(self.call, "/orders", ORDER)
-        timeline = Timeline(order["id"])
+        began, reached = time.monotonic(), dict[str, float]()
+
+        def line() -> Text:
+            steps = [f"[{ENDS.get(each, 'bold')}]{each}[/] {at:.1f}" for each, at in reached.items()]
+            if not ENDS.keys() & reached.keys():
+                steps.append(f"… {time.monotonic() - began:.1f}")
+            return Text.from_markup(" → ".join(steps) + " s")
+
         path, history = f"/orders/{order['id']}", f"/workflows/{order['workflow_id']}/history?format=temporal"
         self._show_addresses(await asyncio.to_thread(self.call, path))
-        with Live(get_renderable=timeline.line, console=console) if LIVE else nullcontext():
-            killed = False
-            while timeline.add(order["status"]) not in ENDS:
+        killed = False
+        # In a terminal one line that grows, elsewhere a line for each status.
+        with Live(get_renderable=line, console=console) if LIVE else nullcontext():
+            while not ENDS.keys() & reached.keys():
+                if order["status"] not in reached:
+                    reached[order["status"]] = time.monotonic() - began
+                    if not LIVE:
+                        say(f"Order {order['id']}: {order['status']}")
                 if crash and not killed and order["status"] in ("processing", "shipped"):
                     killed = await self._replace_worker()
                 await asyncio.sleep(0.2)
@@ -161,7 +172,7 @@ class Dev:
         if not crash:
             return bool(order["status"] == "delivered")
         attempts = attempts_of((await asyncio.to_thread(self.call, history))["events"])
-        charged, shipped = (times(attempts[name]) for name in ("charge_payment", "ship"))
+        charged, shipped = (times(attempts.get(name, 0)) for name in ("charge_payment", "ship"))
         say(f"In Temporal's history, charge_payment ran {charged} and ship {shipped}.")
         return bool(killed and order["status"] == "delivered" and charged == "once")
 
@@ -206,30 +217,6 @@ export ORDER_ID={run["order"]["id"]}""")
         return True
 
 
-class Timeline:
-    """The order's statuses and their times: in a terminal one line that grows, elsewhere a line for each."""
-
-    def __init__(self, order_id: str) -> None:
-        self._order_id = order_id
-        self._began = time.monotonic()
-        self._times: dict[str, float] = {}
-
-    def add(self, status: str) -> str:
-        """Show the order's current status, and return it."""
-        if status not in self._times:
-            self._times[status] = time.monotonic() - self._began
-            if not LIVE:
-                say(f"Order {self._order_id}: {status}")
-        return status
-
-    def line(self) -> Text:
-        """The terminal's current line."""
-        steps = [f"[{ENDS.get(each, 'bold')}]{each}[/] {at:.1f}" for each, at in self._times.items()]
-        if not ENDS.keys() & self._times.keys():
-            steps.append(f"… {time.monotonic() - self._began:.1f}")
-        return Text.from_markup(" → ".join(steps) + " s")
-
-
 def free(what: str, wanted: int) -> int:
     """Find a port, and say so if it is not the wanted one."""
     port = free_port(wanted)
@@ -238,16 +225,12 @@ def free(what: str, wanted: int) -> int:
     return port
 
 
-def attempts_of(events: list[dict[str, Any]]) -> Counter[str]:
-    """Count how often each activity was started, from the history."""
-    names: dict[str, str] = {}
-    attempts = Counter[str]()
-    for event in events:
-        if scheduled := event.get("activityTaskScheduledEventAttributes"):
-            names[event["eventId"]] = scheduled["activityType"]["name"]
-        elif started := event.get("activityTaskStartedEventAttributes"):
-            attempts[names[started["scheduledEventId"]]] += started["attempt"]
-    return attempts
+def attempts_of(events: list[dict[str, Any]]) -> dict[str, int]:
+    """Tell how often each activity was started, from the history."""
+    scheduled, started = "activityTaskScheduledEventAttributes", "activityTaskStartedEventAttributes"
+    names = {event["eventId"]: event[scheduled]["activityType"]["name"] for event in events if scheduled in event}
+    starts = [event[started] for event in events if started in event]
+    return {names[each["scheduledEventId"]]: each["attempt"] for each in starts}
 
 
 def times(count: int) -> str:

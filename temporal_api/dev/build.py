@@ -39,17 +39,13 @@ _PROGRESS_SECONDS = 15
 Say = Callable[[str], None]
 
 
-class TemporalNotFound(RuntimeError):  # noqa: N818 - the name says what happened
-    """There is no Temporal CLI, and none could be downloaded or built. The message says what to install."""
-
-
 def say_to_stderr(line: str) -> None:
     """Report the progress of something that takes time."""
     print(line, file=sys.stderr, flush=True)
 
 
 async def find_temporal(say: Say = say_to_stderr) -> Path:
-    """Find a Temporal CLI that runs, or get one for all callers. Raises TemporalNotFound."""
+    """Find a Temporal CLI that runs, or get one for all callers. Raises RuntimeError that says what to install."""
     for named in _named():
         if await _runs(named, say):
             return named
@@ -74,7 +70,7 @@ async def find_temporal(say: Say = say_to_stderr) -> Path:
         why = "none could be downloaded or built"
     except (OSError, RuntimeError) as error:
         why = f"none can be kept ({error})"
-    raise TemporalNotFound(
+    raise RuntimeError(
         f"No Temporal CLI, and {why}: put `temporal` on the PATH or its path in TEMPORAL_CLI, "
         "or let this machine build it: with Go, or with pip alone, from their package registries"
     )

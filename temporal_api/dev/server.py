@@ -12,9 +12,8 @@ import time
 from asyncio.subprocess import Process
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 from temporalio.client import Client
 from temporalio.service import RPCError
@@ -32,12 +31,10 @@ class DevServerError(RuntimeError):
     """The dev server did not start. The message says why."""
 
 
-@dataclass(frozen=True)
-class DevServer:
-    """A running dev server: its gRPC address, its web UI (None: headless) and its process."""
+class DevServer(NamedTuple):
+    """A running dev server: its gRPC address and its process."""
 
     address: str
-    ui_url: str | None
     pid: int
 
 
@@ -89,7 +86,7 @@ async def dev_server(
                 if "address already in use" not in str(error) or time.monotonic() > deadline:
                     raise
                 await asyncio.sleep(0.1)
-        yield DevServer(address, f"http://127.0.0.1:{ui_port}" if ui_port else None, pid)
+        yield DevServer(address, pid)
 
 
 @asynccontextmanager
