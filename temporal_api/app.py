@@ -15,7 +15,6 @@ from litestar._kwargs import KwargsModel
 from litestar.config.app import AppConfig
 from litestar.datastructures import State
 from litestar.handlers import HTTPRouteHandler
-from litestar.middleware import DefineMiddleware
 from litestar.routes import HTTPRoute
 from litestar.types import ControllerRouterHandler
 
@@ -100,7 +99,7 @@ def create_app(
         "/api/v1",
         route_handlers=[*RESOURCES, *CONTROLLERS],
         before_request=check_parameters,
-        middleware=[limits(settings.max_requests, memory), DefineMiddleware(Authenticate, verifier=verifier)],
+        middleware=[limits(settings.max_requests, memory), lambda app: Authenticate(app, verifier)],
         dependencies={"user": USER, "services": SERVICES},
         security=[{"bearer": []}],
     )

@@ -68,10 +68,6 @@ class Verifier:
             self._keys = tuple(Key(secret, self._accepted) for secret in secrets if secret)
         self._verified: dict[str, tuple[User, float]] = {}
 
-    def __deepcopy__(self, memo: object) -> "Verifier":
-        """Return itself: Litestar copies a middleware's arguments for each route, but all share one verifier."""
-        return self
-
     def start(self) -> None:
         """Begin to fetch an issuer's keys."""
         if self._jwks is not None:

@@ -195,14 +195,9 @@ class Dev:
 export TOKEN=[dim]{self.token}[/]
 export ORDER_ID={run["order"]["id"]}""")
         # A screen of 24 lines has room for one command: the one that shows what is special.
-        bearer = '-H "Authorization: Bearer $TOKEN"'
-        if not LIVE:
-            body = f"""-H "Content-Type: application/json" -d '{json.dumps(ORDER)}'"""
-            say(f"curl -s {self.api}/api/v1/orders {bearer} {body}")
-        encrypted = self.settings.payload_encryption_keys
-        if not (LIVE and encrypted):
-            say(f"curl -s {self.api}/api/v1/orders/$ORDER_ID {bearer}")
-        if encrypted:
+        if not self.settings.payload_encryption_keys:
+            say(f'curl -s {self.api}/api/v1/orders/$ORDER_ID -H "Authorization: Bearer $TOKEN"')
+        else:
             codec = f'--codec-endpoint {self.api}/api/v1/codec --codec-auth "Bearer $TOKEN"'
             place = f"--address {temporal} --namespace {self.namespace}".removesuffix(" --namespace default")
             say(f"{self.temporal_cli} workflow show {place} -w order-$ORDER_ID {codec}")
