@@ -108,7 +108,7 @@ def setup() -> None:
 def token(sub: str, scope: str | None, expires: int) -> None:
     """Sign a token with JWT_SECRET, to try things out."""
     from temporal_api.app import SCOPES
-    from temporal_api.dev.tokens import sign
+    from temporal_api.dev import sign
 
     click.echo(sign(from_env(os.environ), sub, " ".join(SCOPES) if scope is None else scope, expires))
 

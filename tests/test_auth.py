@@ -20,8 +20,8 @@ from temporal_api import logs
 from temporal_api.app import create_app
 from temporal_api.auth import CurrentUser, User
 from temporal_api.auth import verifier as verifier_module
+from temporal_api.dev import sign
 from temporal_api.dev.server import DevServer
-from temporal_api.dev.tokens import sign
 from temporal_api.settings import Settings, from_env
 from tokens import (
     ALGORITHMS,

@@ -11,6 +11,7 @@ from contextlib import AsyncExitStack, nullcontext
 from functools import partial
 from typing import Any
 
+import jwt
 from rich.console import Console
 from rich.live import Live
 from rich.style import Style
@@ -23,10 +24,9 @@ from temporal_api.dev.browser import CODEC_PATH, public_handlers
 from temporal_api.dev.build import find_temporal
 from temporal_api.dev.processes import process
 from temporal_api.dev.server import STOP_SECONDS, dev_server, free_port
-from temporal_api.dev.tokens import sign
 from temporal_api.logs import SDK_LOGGING, configure_logging
 from temporal_api.serving import listen, serving
-from temporal_api.settings import from_env
+from temporal_api.settings import Settings, SettingsError, from_env
 from temporal_api.temporal.access import add_search_attributes, connect
 
 ORDER = {
@@ -210,6 +210,24 @@ export ORDER_ID={run["order"]["id"]}""")
         await self._start_worker()
         console.print(f"SIGKILL for worker {killed.pid}, after the payment. Worker {self.worker.pid} goes on in 10 s.")
         return True
+
+
+def sign(settings: Settings, sub: str, scope: str, expires: int) -> str:
+    """Sign a token that the service accepts, to try things out. Raises SettingsError without a JWT_SECRET."""
+    if settings.jwt_secret is None:
+        raise SettingsError("JWT_SECRET: tokens are signed with it; the issuer of the configured key signs its own")
+    claims: dict[str, Any] = {"sub": sub, "iat": int(time.time()), "exp": int(time.time()) + expires}
+    nested = claims
+    *path, last = settings.jwt_scopes_claim[0].split(".")
+    for name in path:
+        nested = nested.setdefault(name, {})
+    prefix = settings.jwt_scopes_prefix[0] if settings.jwt_scopes_prefix else ""
+    nested[last] = " ".join(prefix + name for name in scope.split())
+    if settings.issuers:
+        claims["iss"] = next(iter(settings.issuers))
+    if settings.jwt_audience:
+        claims["aud"] = settings.jwt_audience[0]
+    return jwt.encode(claims, settings.jwt_secret, algorithm=(settings.jwt_algorithms or ("HS256",))[0])
 
 
 def free(what: str, wanted: int) -> int:
