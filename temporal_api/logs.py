@@ -11,9 +11,8 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
-from contextlib import suppress
 from datetime import UTC, datetime
-from queue import Empty, SimpleQueue
+from queue import SimpleQueue
 from typing import Any
 
 import msgspec
@@ -21,7 +20,6 @@ from prometheus_client import Counter
 from temporalio.runtime import LogForwardingConfig, LoggingConfig, TelemetryFilter
 
 STDOUT = 1
-_END = ""
 FIELD_BYTES = 1024
 TRACEBACK_CHARACTERS = 16_384
 QUEUE_LINES = 2000
@@ -118,44 +116,32 @@ class QueueHandler(logging.Handler):
 
     def __init__(self) -> None:
         super().__init__()
-        self._lines: SimpleQueue[str] = SimpleQueue()
-        self._ended = False
-        self._writer = threading.Thread(target=self._write_lines, name="log", daemon=True)
-        self._writer.start()
-
-    def createLock(self) -> None:  # noqa: N802 - logging's name
-        """Use no lock of logging's: `logging.shutdown` holds it while it waits for the thread, which needs one."""
-        self.lock = None
+        self._queue: SimpleQueue[str | threading.Event] = SimpleQueue()
+        threading.Thread(target=self._write_lines, name="log", daemon=True).start()
 
     def emit(self, record: logging.LogRecord) -> None:
         """Queue a line."""
-        if self._lines.qsize() >= QUEUE_LINES:
+        if self._queue.qsize() >= QUEUE_LINES:
             DROPPED.inc()
             return
         try:
-            self._lines.put(f"{self.format(record)}\n")
+            self._queue.put(f"{self.format(record)}\n")
         except Exception:
             self.handleError(record)
-        if self._ended:
-            self._write_now()
 
-    def close(self) -> None:
-        """Write what is queued, if the reader takes it in time."""
-        self._lines.put(_END)
-        self._writer.join(FLUSH_SECONDS)
-        if self._ended:
-            self._write_now()
-        super().close()
+    def flush(self) -> None:
+        """Wait until the reader has taken what is queued, a second at most. `logging` calls this at the end."""
+        written = threading.Event()
+        self._queue.put(written)
+        written.wait(FLUSH_SECONDS)
 
     def _write_lines(self) -> None:
-        ended = False
-        while not ended:
-            lines = [self._lines.get()]
-            if lines != [_END]:
+        while True:
+            queued = [self._queue.get()]
+            if isinstance(queued[0], str):
                 time.sleep(WRITE_EVERY_SECONDS)  # writing many lines costs hardly more than writing one
-            lines += [self._lines.get() for _ in range(self._lines.qsize())]
-            ended = _END in lines
-            content = "".join(lines).encode()
+            queued += [self._queue.get() for _ in range(self._queue.qsize())]
+            content = "".join(each for each in queued if isinstance(each, str)).encode()
             try:
                 while content:
                     try:
@@ -163,16 +149,10 @@ class QueueHandler(logging.Handler):
                     except BlockingIOError:  # another process made the pipe non-blocking
                         select.select([], [STDOUT], [])
             except OSError:  # the reader has gone, or the disk is full
-                DROPPED.inc(len(lines))
-        self._ended = True
-
-    def _write_now(self) -> None:
-        """Write lines after the thread has ended, if that does not block: a pipe that is ready takes PIPE_BUF bytes."""
-        with suppress(OSError, Empty):
-            while select.select([], [STDOUT], [], 0)[1]:
-                content = self._lines.get_nowait().encode()
-                if len(content) <= select.PIPE_BUF:
-                    os.write(STDOUT, content)
+                DROPPED.inc(len(queued))
+            for each in queued:
+                if isinstance(each, threading.Event):
+                    each.set()
 
 
 def seldom(repeat_seconds: float) -> Callable[[logging.LogRecord], bool]:

@@ -191,7 +191,7 @@ async def drain_on_signal(app: Litestar) -> AsyncIterator[None]:
         for number, handler in servers_own.items():
             signal.signal(number, handler)
         for log_handler in logging.getLogger().handlers:
-            log_handler.close()  # such a server may end by the signal itself, and lose queued log lines
+            log_handler.flush()  # such a server may end by the signal itself, and lose queued log lines
 
 
 @asynccontextmanager
