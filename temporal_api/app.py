@@ -157,12 +157,12 @@ def _connected(
             metrics.watch(
                 "temporal_api_open_waits", "Open waits and streams.", lambda: waits.open, settings.max_open_waits
             )
-            verifier.start()
+            verifier.keys.start()
             try:
                 async with measuring(settings, metrics):
                     yield
             finally:
-                verifier.close()
+                verifier.keys.close()
                 if spans is not None:
                     await spans.close()
         # The SDK's runtime aborts the process when it is torn down right after a call.

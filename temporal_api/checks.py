@@ -36,7 +36,7 @@ class HealthCheck:
             self._asking = asyncio.create_task(self._ask())
         if self._asking is not None:
             await asyncio.shield(self._asking)
-        return {**self._found, "auth": self._verifier.keys_state}
+        return {**self._found, "auth": "healthy" if self._verifier.keys.known else "unhealthy: no keys yet"}
 
     async def _ask(self) -> None:
         temporal, workers = "unhealthy: no answer in time", dict.fromkeys(self._queues, "unknown")

@@ -3,7 +3,7 @@
 Every route handler names the scope it needs (`@get(..., scope="orders:read")`); one that names none is refused.
 
     verifier      the token's signature and claims -> User and scopes
-    jwks          an issuer's published keys: fetched at start, renewed in the background
+    jwks          the keys; an issuer's are fetched at start, and renewed in the background
     keys          the algorithms that a key may be used with; the forms of JWT_PUBLIC_KEY
 """
 

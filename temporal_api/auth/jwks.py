@@ -1,11 +1,11 @@
-"""The keys that an issuer publishes: fetched at start, and again when they are old or a token names a new key."""
+"""The keys that verify tokens. An issuer's are fetched at start, and again when old or when a token names a new key."""
 
 import asyncio
 import json
 import logging
 import time
 import urllib.request
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from email.message import Message
 from math import ceil
 from typing import IO, Any
@@ -27,21 +27,26 @@ MAX_BYTES = 1_000_000
 log = logging.getLogger(__name__)
 
 
-class JWKS:
-    """An issuer's keys. Known keys still work while the issuer is away. Fetching never blocks the event loop."""
+class Keys:
+    """The keys that verify tokens: those of the settings, or those that an issuer publishes at `url`.
 
-    def __init__(self, url: str, issuers: Collection[str], accepted: frozenset[str]) -> None:
-        self._url = url
+    Known keys still work while the issuer is away. Fetching never blocks the event loop.
+    """
+
+    def __init__(
+        self, url: str | None, issuers: Collection[str], accepted: frozenset[str], known: tuple[Key, ...]
+    ) -> None:
+        self.url = url
         self._issuers = issuers
         self._accepted = accepted
-        self.known: tuple[Key, ...] = ()
+        self.known = known
         self._fetched_at = self._next_at = float("-inf")
         self._failures = 0
         self._fetching: asyncio.Task[None] | None = None
         self._starting: asyncio.Task[None] | None = None
 
     def start(self) -> None:
-        """Fetch the keys before a token needs them, and retry until it succeeds."""
+        """Fetch an issuer's keys before a token needs them, and retry until it succeeds."""
         self._starting = asyncio.create_task(self._until_known())
 
     def close(self) -> None:
@@ -55,8 +60,10 @@ class JWKS:
             fetching = self._fetch()
             await (asyncio.shield(fetching) if fetching else asyncio.sleep(self._next_at - time.monotonic()))
 
-    async def keys(self, kid: str | None) -> list[Key]:
+    async def find(self, kid: str | None) -> Sequence[Key]:
         """The keys with that id, if the issuer has any. Raises AuthUnavailable if it cannot be asked now."""
+        if not self.url:
+            return self.known
         found = self._find(kid)
         fresh = time.monotonic() - self._fetched_at < REFRESH_SECONDS
         if fresh and (found or (kid is None and self.known)):
@@ -78,20 +85,20 @@ class JWKS:
         await asyncio.shield(fetching)
         return not self._failures
 
-    def _find(self, kid: str | None) -> list[Key]:
+    def _find(self, kid: str | None) -> Sequence[Key]:
         """The keys with that id. Without an id: the keys without one, or the only key (RFC 7515 4.1.4)."""
         found = [key for key in self.known if key.kid == kid]
-        return list(self.known) if kid is None and not found and len(self.known) == 1 else found
+        return self.known if kid is None and not found and len(self.known) == 1 else found
 
     def _fetch(self) -> asyncio.Task[None] | None:
-        if self._fetching is None and time.monotonic() >= self._next_at:
-            self._fetching = asyncio.create_task(self._fetch_keys())
+        if self.url and self._fetching is None and time.monotonic() >= self._next_at:
+            self._fetching = asyncio.create_task(self._fetch_keys(self.url))
         return self._fetching
 
-    async def _fetch_keys(self) -> None:
+    async def _fetch_keys(self, url: str) -> None:
         try:
             async with asyncio.timeout(TIMEOUT_SECONDS):  # looking up the host's address has no timeout of its own
-                published = await asyncio.to_thread(_published, self._url, self._issuers)
+                published = await asyncio.to_thread(_published, url, self._issuers)
             keys = tuple(key for jwk in published if (key := from_jwk(jwk, self._accepted)))
             if not keys:
                 raise ValueError(f"none of its {len(published)} keys signs by {', '.join(sorted(self._accepted))}")

@@ -11,7 +11,7 @@ import msgspec
 from jwt.exceptions import InvalidSubjectError
 from jwt.types import Options
 
-from temporal_api.auth.jwks import JWKS
+from temporal_api.auth.jwks import Keys
 from temporal_api.auth.keys import Key, accepted_algorithms, public_keys
 from temporal_api.errors import ExpiredToken, InvalidToken, Problem, quoted
 from temporal_api.settings import Settings
@@ -57,31 +57,12 @@ class Verifier:
         self._settings = settings
         self._issuers = settings.issuers
         self._accepted = accepted_algorithms(settings)
-        self._keys: tuple[Key, ...] = ()
-        self._jwks: JWKS | None = None
-        if settings.jwt_jwks_url:
-            self._jwks = JWKS(settings.jwt_jwks_url, tuple(self._issuers), self._accepted)
-        elif settings.jwt_public_key:
-            self._keys = public_keys(settings.jwt_public_key, self._accepted)
-        else:
-            secrets = (settings.jwt_secret, settings.jwt_secret_previous)
-            self._keys = tuple(Key(secret, self._accepted) for secret in secrets if secret)
+        secrets = (settings.jwt_secret, settings.jwt_secret_previous)
+        given = tuple(Key(secret, self._accepted) for secret in secrets if secret)
+        if settings.jwt_public_key:
+            given = public_keys(settings.jwt_public_key, self._accepted)
+        self.keys = Keys(settings.jwt_jwks_url, tuple(self._issuers), self._accepted, given)
         self._verified: dict[str, tuple[User, float]] = {}
-
-    def start(self) -> None:
-        """Begin to fetch an issuer's keys."""
-        if self._jwks is not None:
-            self._jwks.start()
-
-    def close(self) -> None:
-        """End what `start` began."""
-        if self._jwks is not None:
-            self._jwks.close()
-
-    @property
-    def keys_state(self) -> str:
-        """For `/health`: "healthy" once there are keys, however old; otherwise the error."""
-        return "healthy" if self._keys or (self._jwks is not None and self._jwks.known) else "unhealthy: no keys yet"
 
     async def user(self, token: str) -> User:
         """The verified caller. Raises InvalidToken, ExpiredToken or AuthUnavailable."""
@@ -125,28 +106,29 @@ class Verifier:
         if not isinstance(algorithm, str) or algorithm not in self._accepted:  # before a key is fetched for it
             found = f"alg is {quoted(algorithm)}, accepted (JWT_ALGORITHMS): {', '.join(sorted(self._accepted))}"
             raise _refused("its algorithm is not accepted", found)
-        if self._jwks is None:
-            return self._decoded(token, algorithm, self._keys)
-        # First the checks that need no key: no key is fetched for another issuer's or an expired token.
-        self._prefix(jwt.decode(token, leeway=self._settings.jwt_leeway_seconds, options=_UNVERIFIED))
+        if self.keys.url:  # no key is fetched for another issuer's or an expired token
+            self._prefix(jwt.decode(token, leeway=self._settings.jwt_leeway_seconds, options=_UNVERIFIED))
         try:
-            return self._decoded(token, algorithm, await self._published(self._jwks, kid))
+            return self._decoded(token, algorithm, await self._trusted(kid))
         except jwt.InvalidSignatureError:  # the issuer may have changed the key under this id
-            if not await self._jwks.renew():
+            if not await self.keys.renew():
                 raise
-            return self._decoded(token, algorithm, await self._published(self._jwks, kid))
+            return self._decoded(token, algorithm, await self._trusted(kid))
 
-    async def _published(self, jwks: JWKS, kid: str | None) -> list[Key]:
-        """The issuer's keys with that id; at least one."""
+    async def _trusted(self, kid: str | None) -> Sequence[Key]:
+        """The keys with that id; at least one."""
         try:
-            keys = await jwks.keys(kid)
+            keys = await self.keys.find(kid)
         except Problem:
-            log.warning("the key of a token cannot be fetched now: %s", _found(jwks, kid))
+            log.warning("the key of a token cannot be fetched now: %s", self._found(kid))
             raise
         if not keys:
             why = "its key id (kid) is not known" if kid is not None else "it has no kid, and its issuer several keys"
-            raise _refused(why, _found(jwks, kid))
+            raise _refused(why, self._found(kid))
         return keys
+
+    def _found(self, kid: str | None) -> str:
+        return f"kid is {quoted(kid)}, the keys had are {quoted([key.kid for key in self.keys.known])}"
 
     def _header(self, token: str) -> dict[str, Any]:
         if len(token) > TOKEN_MAX_CHARS:
@@ -230,10 +212,6 @@ def _refused(why: str, found: str) -> InvalidToken:
     """Make the 401 for the caller. `found` says what was expected and may quote the token: it goes only to the log."""
     log.warning(f"a token was refused: {why}: %s", found)
     return InvalidToken(f"The token is not accepted: {why}.")
-
-
-def _found(jwks: JWKS, kid: str | None) -> str:
-    return f"kid is {quoted(kid)}, the keys had are {quoted([key.kid for key in jwks.known])}"
 
 
 def _reached(value: Any, names: list[str]) -> Any:
