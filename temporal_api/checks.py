@@ -27,15 +27,14 @@ class HealthCheck:
         self._verifier = verifier
         self._found: dict[str, str] = {}
         self._asked_at = float("-inf")
-        self._asking: asyncio.Task[None] | None = None
+        self._asking = asyncio.Lock()
 
     async def check(self, every: float = CHECK_EVERY_SECONDS) -> dict[str, str]:
         """The state of each part, at most `every` seconds old. `temporal` and `auth` are "healthy" or the error."""
-        if self._asking is None and time.monotonic() - self._asked_at >= every:
-            self._asked_at = time.monotonic()
-            self._asking = asyncio.create_task(self._ask())
-        if self._asking is not None:
-            await asyncio.shield(self._asking)
+        async with self._asking:
+            if time.monotonic() - self._asked_at >= every:
+                await self._ask()
+                self._asked_at = time.monotonic()
         return {**self._found, "auth": "healthy" if self._verifier.keys.known else "unhealthy: no keys yet"}
 
     async def _ask(self) -> None:
@@ -49,8 +48,6 @@ class HealthCheck:
         except (TimeoutError, Problem) as error:  # if only the question about workers fails, Temporal is healthy
             if temporal != "healthy" and isinstance(error, Problem):
                 temporal = f"unhealthy: {error.code}"
-        finally:
-            self._asking = None
         if (temporal == "healthy") != (self._found.get("temporal", "healthy") == "healthy"):
             log.warning("%s: temporal is %s", "ready" if temporal == "healthy" else "not ready", temporal)
         self._found = {"temporal": temporal, **workers}
