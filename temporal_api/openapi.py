@@ -5,7 +5,7 @@ docstrings, half of the bounds, and that a request may hold no other field.
 """
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from http import HTTPStatus
 from inspect import cleandoc
 from typing import Any
@@ -119,9 +119,7 @@ def contract(app: Litestar) -> _JSON:
         for method, operation in path_item.items():
             options = handlers[path, method].opt
             scopes = options.get("scope", ())
-            alternatives = (scopes,) if isinstance(scopes, str) else scopes
-            operation["security"] = [{"bearer": [scope]} for scope in alternatives]
-            _complete_description(root_path + path, operation)
+            _complete_description(operation, root_path + path, (scopes,) if isinstance(scopes, str) else scopes)
             _complete_request(operation, schemas)
             _complete_responses(operation, schemas, options.get("headers", {}))
             _share_errors(operation["responses"], shared, root_path)
@@ -189,11 +187,12 @@ def _rewrite_for_generators(name: str, field: _JSON) -> None:
             choice["title"] = name
 
 
-def _complete_description(address: str, operation: _JSON) -> None:
+def _complete_description(operation: _JSON, address: str, scopes: Sequence[str]) -> None:
     """Say how a stream is watched, and which scopes open the operation: Swagger UI shows no bearer token's scopes."""
+    operation["security"] = [{"bearer": [scope]} for scope in scopes]
     if any(EVENT_STREAM in answer.get("content", ()) for answer in operation["responses"].values()):
         operation["description"] += f"\n\n{_STREAM.replace('{address}', address)}"
-    if scopes := [scope for way in operation.get("security", ()) for scope in way["bearer"]]:
+    if scopes:
         operation["description"] += f"\n\nNeeds the scope {' or '.join(f'`{scope}`' for scope in scopes)}."
 
 
