@@ -6,6 +6,7 @@ are msgspec's own, and paths are exact. Valid requests never come here.
 
 import re
 from collections.abc import Collection, Iterator, Mapping
+from contextlib import suppress
 from difflib import get_close_matches
 from itertools import islice
 from types import NoneType, SimpleNamespace, UnionType
@@ -59,12 +60,10 @@ def _explain(said: str, text: bytes | Raw, expected: Any, path: str) -> Iterator
     """The mistakes of its parts, or else msgspec's message about the whole."""
     found = False
     if len(path) <= LONGEST_ECHO:  # which bounds the depth too
-        try:
+        with suppress(RecursionError):
             for mistake in _inside(bytes(text), expected, path):
                 found = True
                 yield mistake
-        except RecursionError:
-            pass
     if not found:
         said, _, inside = said.rpartition(" - at `") if " - at `" in said else (said, "", "")
         at = (path + inside.rstrip("`").removeprefix("key` in `").removeprefix("$")).removeprefix(".")

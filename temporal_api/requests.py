@@ -133,10 +133,7 @@ async def check_parameters(request: Request[Any, Any, Any]) -> None:
 
 
 def settle_slashes(scope: Any) -> None:
-    """Before routing, keep `%2F` and `%25` encoded: a workflow id with a slash stays one segment of the path.
-
-    The router takes several slashes for one: so does everything before it.
-    """
+    """Before routing, keep `%2F` and `%25` encoded (a workflow id may have them), and take several slashes for one."""
     raw = scope.get("raw_path") or b""
     if b"%" in raw:
         kept = raw.decode("latin-1").replace("%25", "%2525").replace("%2F", "%252F").replace("%2f", "%252F")
