@@ -6,6 +6,7 @@ are msgspec's own, and paths are exact. Valid requests never come here.
 
 import re
 from collections.abc import Collection, Iterator, Mapping
+from contextlib import suppress
 from difflib import get_close_matches
 from itertools import islice
 from types import NoneType, SimpleNamespace, UnionType
@@ -34,7 +35,7 @@ _JSON_TYPES = {
 _QUOTED = re.compile(r"`([^`]*)`")
 KEY = "^[!-~]{1,255}$"
 RUN_ID = "^([0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12})?$"
-EVENT_ID = "^([0-9a-f-]{36}:[0-9]{1,9})?$"
+EVENT_ID = "^([0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}:[0-9]{1,9})?$"
 _FORMS = {
     KEY: "1 to 255 visible ASCII characters",
     RUN_ID: "a run's id, a UUID",
@@ -59,12 +60,10 @@ def _explain(said: str, text: bytes | Raw, expected: Any, path: str) -> Iterator
     """The mistakes of its parts, or else msgspec's message about the whole."""
     found = False
     if len(path) <= LONGEST_ECHO:  # which bounds the depth too
-        try:
+        with suppress(RecursionError):
             for mistake in _inside(bytes(text), expected, path):
                 found = True
                 yield mistake
-        except (msgspec.DecodeError, RecursionError):  # what follows the mistake is no JSON
-            pass
     if not found:
         said, _, inside = said.rpartition(" - at `") if " - at `" in said else (said, "", "")
         at = (path + inside.rstrip("`").removeprefix("key` in `").removeprefix("$")).removeprefix(".")
