@@ -1,7 +1,6 @@
 """The keys that an issuer publishes: fetched at start, and again when they are old or a token names a new key."""
 
 import asyncio
-import json
 import logging
 import ssl
 import time
@@ -10,6 +9,8 @@ from collections.abc import Collection
 from math import ceil
 from typing import Any
 from urllib.parse import urlsplit
+
+import msgspec
 
 from temporal_api import __version__
 from temporal_api.auth.keys import Key, from_jwk
@@ -154,10 +155,4 @@ async def _get(url: str) -> dict[str, Any]:
                 raise ValueError("its answer does not end")
     if answer.headers.get("Content-Encoding") == "gzip":  # unasked, as some stores of files do
         body = zlib.decompressobj(wbits=31).decompress(body, MAX_BYTES)
-    try:
-        document = json.loads(body)
-    except (ValueError, RecursionError):
-        raise ValueError("what is there is not JSON") from None
-    if not isinstance(document, dict):
-        raise TypeError("what is there is not a JSON object")
-    return document
+    return msgspec.json.decode(body.decode("utf-8-sig"), type=dict[str, Any])
