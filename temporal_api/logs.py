@@ -45,6 +45,7 @@ def configure_logging(level: str, log_format: str) -> None:
     handler.setFormatter(JSONFormatter() if log_format == "json" else ConsoleFormatter())
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
     logging.captureWarnings(True)
+    logging.getLogger("httpx").setLevel(logging.WARNING)  # at info, a line for each request to the issuer
     # While Temporal is away, these log lines for each request.
     for name in ("temporalio", "temporal_api.temporal.failures"):
         logging.getLogger(name).addFilter(_is_new)

@@ -166,6 +166,8 @@ def from_env(environ: Mapping[str, str], *, keys_needed: bool = True) -> Setting
     }
     values: dict[str, Any] = dict(environ)
     for name in _LISTS & values.keys():
+        if values[name].startswith("["):
+            raise SettingsError(f"{name}: is JSON; expected values separated by commas")
         values[name] = [_unwrapped(name, part) for part in values[name].split(",") if part.strip()]
         if not values[name]:
             raise SettingsError(f"{name}: commas alone; leave it empty, or unset")
@@ -193,6 +195,8 @@ def from_env(environ: Mapping[str, str], *, keys_needed: bool = True) -> Setting
     for name in ("jwt_secret", "jwt_secret_previous", "secret_key"):
         if (secret := getattr(settings, name)) and len(secret.encode()) < 32:
             raise SettingsError(f"{name.upper()}: too short, expected 32 random bytes or more")
+        if secret and re.match(r'-----BEGIN|LS0tLS1CRUdJTi|ssh-|https?://|\{\s*"', secret):
+            raise SettingsError(f"{name.upper()}: is a key in PEM or JSON, or an address; expected random bytes")
     if keys_needed:
         _check_jwt(settings)
     return settings
@@ -257,8 +261,8 @@ def _check_jwt(settings: Settings) -> None:
         if (secret := getattr(settings, name)) and len(secret.encode()) < longest:
             raise SettingsError(f"{name.upper()}: is too short for JWT_ALGORITHMS: use {longest} random bytes or more")
     names = [name.strip() for group in settings.jwt_issuer for name in group.split("|")]
-    if any(not name or re.search(r"\s", name) for name in names):
-        raise SettingsError("JWT_ISSUER: expected names without white space, separated by commas or |")
+    if any(not name or re.search("[\\s\"'`]", name) for name in names):
+        raise SettingsError("JWT_ISSUER: expected names without white space and quotes, separated by commas or |")
     if len(names) > len(settings.issuers):
         raise SettingsError("JWT_ISSUER: has the same name twice")
     if settings.jwt_jwks_url:

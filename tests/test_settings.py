@@ -317,6 +317,7 @@ EXACTLY_ONE = "set exactly one, found "
         ({"JWT_SECRET": f'"{SECRET}"'}, "JWT_SECRET", "is in quotes"),
         ({"JWT_AUDIENCE": 'a,"b"'}, "JWT_AUDIENCE", "is in quotes"),
         ({"JWT_AUDIENCE": " , "}, "JWT_AUDIENCE", "commas alone"),
+        ({"JWT_AUDIENCE": '["a", "b"]'}, "JWT_AUDIENCE", "is JSON; expected values separated by commas"),
         (JWKS, "JWT_JWKS_URL, JWT_PUBLIC_KEY or JWT_SECRET", EXACTLY_ONE + "JWT_JWKS_URL and JWT_SECRET"),
         ({"JWT_SECRET": "hunter2"}, "JWT_SECRET", "expected 32 random bytes or more"),
         ({"JWT_SECRET": "hunter2-" * 4, "JWT_ALGORITHMS": "HS384"}, "JWT_SECRET", "use 48 random bytes or more"),
@@ -332,8 +333,19 @@ EXACTLY_ONE = "set exactly one, found "
         ({**JWKS, "JWT_SECRET": "", "JWT_SECRET_PREVIOUS": SECRET}, "JWT_SECRET_PREVIOUS", "goes with JWT_SECRET only"),
         ({"SECRET_KEY": "hunter2"}, "SECRET_KEY", "expected 32 random bytes or more"),
         *(
+            ({"JWT_SECRET": SECRET, name: f"{public}hunter2".ljust(40, "x")}, name, "is a key in PEM or JSON, or an ad")
+            for name in ("JWT_SECRET", "JWT_SECRET_PREVIOUS", "SECRET_KEY")
+            for public in (
+                "-----BEGIN PUBLIC KEY-----",
+                "LS0tLS1CRUdJTiBQ",
+                "ssh-rsa AAAA",
+                '{"kty": "RSA"',
+                "https://",
+            )
+        ),
+        *(
             ({"JWT_ISSUER": text}, "JWT_ISSUER", "separated by commas or |")
-            for text in ("a b", "a\nb", "a||b", "|", "a|")
+            for text in ("a b", "a\nb", "a||b", "|", "a|", 'a|"b"')
         ),
         *(({"JWT_ISSUER": text}, "JWT_ISSUER", "the same name twice") for text in ("a,a", "a|b,c|a", "a|a")),
         # A JWKS
