@@ -34,7 +34,7 @@ _JSON_TYPES = {
 _QUOTED = re.compile(r"`([^`]*)`")
 KEY = "^[!-~]{1,255}$"
 RUN_ID = "^([0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12})?$"
-EVENT_ID = "^([0-9a-f-]{36}:[0-9]{1,9})?$"
+EVENT_ID = "^([0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}:[0-9]{1,9})?$"
 _FORMS = {
     KEY: "1 to 255 visible ASCII characters",
     RUN_ID: "a run's id, a UUID",
@@ -207,6 +207,11 @@ PARAMETERS, HEADERS = "parameters", "header_parameters"
 """The keys of a handler's `opt` that hold its query parameters and its headers, by name."""
 
 
+def is_null(value: str) -> bool:
+    """Whether msgspec, which is not strict with parameters, would take this text for no value."""
+    return value.lower() == "null"
+
+
 def parameter_mistakes(request: Request[Any, Any, Any]) -> list[FieldError]:
     """The mistakes of a request's query parameters and headers."""
     mistakes = []
@@ -217,8 +222,9 @@ def parameter_mistakes(request: Request[Any, Any, Any]) -> list[FieldError]:
                 if name == "Idempotency-Key" and len(sent) > 1:
                     mistakes.append(FieldError(name, "Expected it once"))
                     continue
+                strict = any(map(is_null, sent))
                 try:
-                    msgspec.convert(sent if parameter.repeatable else sent[-1], parameter.type, strict=False)
+                    msgspec.convert(sent if parameter.repeatable else sent[-1], parameter.type, strict=strict)
                 except msgspec.ValidationError as error:
                     said = str(error).partition(" - at `")[0]
                     mistakes.append(FieldError(name, _in_words(said, parameter.type)))

@@ -19,7 +19,11 @@ Price = Annotated[
         extra_json_schema={
             # The string first: a client that is made from the contract keeps every digit of it.
             "anyOf": [
-                {"type": "string", "pattern": r"^\d+(\.\d{1,6})?$"},
+                {
+                    "type": "string",
+                    "pattern": r"^0*([0-9]{1,12}(\.[0-9]{1,6})?|10{12}(\.0{1,6})?)$",
+                    "maxLength": _LONGEST - 2,  # without its quotes
+                },
                 {"type": "number", "minimum": 0, "maximum": MAX_PRICE},
             ],
             "description": "A plain decimal string or a JSON number: 0 to 10^12, at most 6 decimals.",

@@ -68,7 +68,7 @@ class ResourceController(Controller):
             scope=read,
             operation_id=f"list{resource.plural_title}",
             summary=f"The caller's {resource.plural_words}",
-            responses=responses(errors.InvalidPageToken, errors.SearchAttributesMissing),
+            responses=responses(errors.InvalidPageToken, errors.UriTooLong, errors.SearchAttributesMissing),
         )(cls.list_all)
         cls.stream = get(  # type: ignore[assignment]
             f"{one}/events",

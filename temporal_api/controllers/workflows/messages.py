@@ -238,8 +238,8 @@ def _own(handlers: list[_Handler]) -> list[MessageHandler]:
 UpdateKey = Annotated[
     str | None,
     key_header(
-        "Used as `update_id`. The same key again gets the first outcome, also after the workflow has closed; later "
-        "bodies are ignored. 1 to 255 visible ASCII characters."
+        "Used as `update_id`: send one of the two. The same key again gets the first outcome, also after the workflow "
+        "has closed; later bodies are ignored. 1 to 255 visible ASCII characters."
     ),
 ]
 UpdateId = Annotated[str, Meta(description="The update's id.", examples=["add-line-7"])]

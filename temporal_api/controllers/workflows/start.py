@@ -247,7 +247,10 @@ class WorkflowExecutionResponse(msgspec.Struct, omit_defaults=True):
     "/workflows",
     scope=WRITE,
     summary="Start a workflow",
-    headers={200: ("Location", "Preference-Applied"), 201: ("Location", "Preference-Applied", "Idempotent-Replayed")},
+    headers={
+        200: ("Location", "Preference-Applied", "Retry-After.open"),
+        201: ("Location", "Preference-Applied", "Retry-After.open", "Idempotent-Replayed"),
+    },
     responses={
         200: ResponseSpec(WorkflowExecutionResponse, description="It ran already.", generate_examples=False),
         **responses(
@@ -271,7 +274,10 @@ async def start_workflow(
     idempotency_key: IdempotencyKey = None,
     prefer: Prefer = None,
 ) -> JSONResponse[WorkflowExecutionResponse]:
-    """Start the workflow. The answer comes at once, or with `Prefer: wait` when the workflow has ended."""
+    """Start the workflow. The answer comes at once, or with `Prefer: wait` when the workflow has ended.
+
+    An `Idempotency-Key` sets the id: send no `workflow_id`, id policy, `signal` or `update` with it.
+    """
     key = check_key(request, idempotency_key)
     workflow_id = record_of(request.scope).workflow_id = _workflow_id(request.user, services, data, key)
     _check_allowed(request.user, data, workflow_id, services.settings)
