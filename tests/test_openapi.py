@@ -415,6 +415,7 @@ async def test_errors_are_written_once_as_they_really_come(alice: httpx.AsyncCli
     start = {"workflow_type": "send_invoice"}
     for code, method, path, arguments in (
         ("validation_error", "get", workflows, {"params": {"page_size": 5000}}),
+        ("uri_too_long", "get", workflows, {"params": {"query": "x" * 9000}}),
         ("invalid_token", "get", workflows, {"headers": {"Authorization": "Bearer a.b.c"}}),
         ("insufficient_scope", "get", workflows, {"headers": none}),
         ("invalid_page_token", "get", workflows, {"params": {"page_token": "abc"}}),

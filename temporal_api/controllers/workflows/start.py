@@ -261,6 +261,7 @@ class WorkflowExecutionResponse(msgspec.Struct, omit_defaults=True):
             errors.IdempotencyKeyReused,
             errors.WorkflowPaused,
             errors.UpdateRejected,
+            errors.NotSupported,
             errors.NoWorker,
             errors.WorkflowTaskFailing,
             body=True,
