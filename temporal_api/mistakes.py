@@ -207,11 +207,6 @@ PARAMETERS, HEADERS = "parameters", "header_parameters"
 """The keys of a handler's `opt` that hold its query parameters and its headers, by name."""
 
 
-def is_null(value: str) -> bool:
-    """Whether msgspec, which is not strict with parameters, would take this text for no value."""
-    return value.lower() == "null"
-
-
 def parameter_mistakes(request: Request[Any, Any, Any]) -> list[FieldError]:
     """The mistakes of a request's query parameters and headers."""
     mistakes = []
@@ -222,7 +217,7 @@ def parameter_mistakes(request: Request[Any, Any, Any]) -> list[FieldError]:
                 if name == "Idempotency-Key" and len(sent) > 1:
                     mistakes.append(FieldError(name, "Expected it once"))
                     continue
-                strict = any(map(is_null, sent))
+                strict = "null" in map(str.lower, sent)  # else msgspec takes it for no value
                 try:
                     msgspec.convert(sent if parameter.repeatable else sent[-1], parameter.type, strict=strict)
                 except msgspec.ValidationError as error:

@@ -86,9 +86,7 @@ def openapi_config(resources: Iterable[Resource[Any, Any]], root_path: str) -> O
                 "X-Request-ID": _header("The request's id: the caller's, or a new one. The service's log has it too."),
                 "Location": _header("The path of what was created, or where to ask again."),
                 "Retry-After": _header("Seconds until you may try again.", OpenAPIType.INTEGER),
-                "Retry-After.open": _header(
-                    "Seconds until you may ask again, if it had not ended.", OpenAPIType.INTEGER, always=False
-                ),
+                "Retry-After.open": _header("Seconds until the next try.", OpenAPIType.INTEGER, always=False),
                 "WWW-Authenticate": _header("What is wrong with the token (RFC 6750)."),
                 "WWW-Authenticate.scope": _header("The scope that the token lacks (RFC 6750).", always=False),
                 "Accept-Encoding": _header(
@@ -184,9 +182,6 @@ def _rewrite_for_generators(name: str, field: _JSON) -> None:
     default = msgspec.json.encode(field.pop("default", None)).decode()
     if default not in ("null", '""', "[]", "{}"):
         field["description"] = f"{field.get('description', '')} Default: `{default}`.".lstrip()
-    # They take an object whose fields have no names for an empty one.
-    if field.get("type") == "object":
-        field.setdefault("additionalProperties", {})
     # They name a choice without a title "type 0".
     for choice in field.get("anyOf", ()):
         if "enum" in choice:
@@ -210,6 +205,8 @@ def _complete_types(part: Any) -> None:
         if "enum" in part:
             part.setdefault("type", "string")
         match part.get("type"):
+            case "object" if "title" not in part:  # no struct: else some of them take it for an empty object
+                part.setdefault("additionalProperties", {})
             case "number":
                 part.setdefault("format", "double")  # else some of them take 32 bits
             case "integer":
@@ -243,13 +240,8 @@ def _remove_null(schema: _JSON) -> None:
         schema["enum"] = [value for value in schema["enum"] if value is not None]
 
 
-_OF_STATUS = {
-    "401": "WWW-Authenticate",
-    "403": "WWW-Authenticate.scope",
-    "415": "Accept-Encoding",
-    "429": "Retry-After",
-    "503": "Retry-After",
-}
+_OF_STATUS = {"401": "WWW-Authenticate", "403": "WWW-Authenticate.scope", "415": "Accept-Encoding"}
+_OF_STATUS |= dict.fromkeys(("429", "503"), "Retry-After")
 """The headers of problems, by their names in `openapi_config`. What follows a dot tells two of one name apart."""
 
 

@@ -61,7 +61,7 @@ class WorkflowEvent(msgspec.Struct, omit_defaults=True):
 class TemporalHistory(msgspec.Struct):
     """The whole history in Temporal's own JSON, as the SDKs' replayers read it."""
 
-    events: Annotated[list[dict[str, msgspec.Raw]], Meta(description="Every event, unchanged.")]
+    events: Annotated[list[dict[str, Any]], Meta(description="Every event, unchanged.")]
 
 
 @get(
@@ -82,10 +82,7 @@ async def get_workflow_history(
     page_token: Annotated[str, page_token()] = "",
     form: Annotated[
         Literal["json", "temporal"],
-        QueryParameter(
-            name="format",
-            description=f"`temporal` gives a `TemporalHistory`, whole and oldest first, and needs {ADMIN}.",
-        ),
+        QueryParameter(name="format", description=f"`temporal`: the whole `TemporalHistory`. Needs {ADMIN}."),
     ] = "json",
 ) -> JSONResponse[HistoryResponse | TemporalHistory]:
     """Payloads are decoded. A page token is valid only for the same workflow, run and order.

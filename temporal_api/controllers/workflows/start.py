@@ -55,6 +55,7 @@ from temporal_api.waiting import RETRY_AFTER_SECONDS, Prefer, preference_applied
 Duration = Annotated[float, Meta(ge=0.001, le=315_360_000, description="Seconds.")]
 ReusePolicy = Literal["ALLOW_DUPLICATE", "ALLOW_DUPLICATE_FAILED_ONLY", "REJECT_DUPLICATE"]
 ConflictPolicy = Literal["FAIL", "USE_EXISTING", "TERMINATE_EXISTING"]
+_HEADERS = ("Location", "Preference-Applied", "Retry-After.open")
 # The sample worker runs it, so the documentation's example works.
 SAMPLE = "order_processing"
 SAMPLE_ORDER = {
@@ -247,10 +248,7 @@ class WorkflowExecutionResponse(msgspec.Struct, omit_defaults=True):
     "/workflows",
     scope=WRITE,
     summary="Start a workflow",
-    headers={
-        200: ("Location", "Preference-Applied", "Retry-After.open"),
-        201: ("Location", "Preference-Applied", "Retry-After.open", "Idempotent-Replayed"),
-    },
+    headers={200: _HEADERS, 201: (*_HEADERS, "Idempotent-Replayed")},
     responses={
         200: ResponseSpec(WorkflowExecutionResponse, description="It ran already.", generate_examples=False),
         **responses(
