@@ -216,8 +216,9 @@ def parameter_mistakes(request: Request[Any, Any, Any]) -> list[FieldError]:
                 if name == "Idempotency-Key" and len(sent) > 1:
                     mistakes.append(FieldError(name, "Expected it once"))
                     continue
+                strict = "null" in map(str.lower, sent)  # else msgspec takes it for no value
                 try:
-                    msgspec.convert(sent if parameter.repeatable else sent[-1], parameter.type, strict=False)
+                    msgspec.convert(sent if parameter.repeatable else sent[-1], parameter.type, strict=strict)
                 except msgspec.ValidationError as error:
                     said = str(error).partition(" - at `")[0]
                     mistakes.append(FieldError(name, _in_words(said, parameter.type)))

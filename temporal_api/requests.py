@@ -17,7 +17,7 @@ from litestar.utils.path import normalize_path
 
 from temporal_api.bounds import FEW, check_entries
 from temporal_api.errors import FieldError, MalformedJSON, Problem, UnsupportedMediaType, invalid_fields, shown
-from temporal_api.mistakes import MOST, PARAMETERS, Parameter, body_mistakes, there_are
+from temporal_api.mistakes import MOST, PARAMETERS, Parameter, body_mistakes, parameter_mistakes, there_are
 
 T = TypeVar("T")
 
@@ -124,6 +124,8 @@ async def check_parameters(request: Request[Any, Any, Any]) -> None:
         for name, parameter in known.items()
         if not parameter.repeatable and sent.count(name) > 1
     ]
+    if "null" in map(str.lower, request.query_params.values()):
+        mistakes += parameter_mistakes(request)
     if mistakes:
         if request.route_handler.parsed_data_field:
             try:
