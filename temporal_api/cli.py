@@ -138,8 +138,10 @@ def print_(what: str) -> None:
     """Print Prometheus' alerts, a Grafana dashboard, or Kubernetes' manifests with JWT_SECRET or a new secret."""
     name = "dashboard.json" if what == "dashboard" else f"{what}.yaml"
     text = files("temporal_api").joinpath("deploy", name).read_text(encoding="utf-8")
-    secret = os.environ.get("JWT_SECRET") or secrets.token_urlsafe(32)
-    click.echo(text.replace("JWT_SECRET: replace-me", f"JWT_SECRET: {json.dumps(secret)}"), nl=False)
+    if what == "kubernetes":
+        given = from_env({"JWT_SECRET": os.environ.get("JWT_SECRET") or secrets.token_urlsafe(32)})
+        text = text.replace("JWT_SECRET: replace-me", f"JWT_SECRET: {json.dumps(given.jwt_secret)}")
+    click.echo(text, nl=False)
 
 
 def _run(work: Coroutine[Any, Any, bool | None]) -> bool | None:

@@ -284,7 +284,7 @@ def is_http_address(url: str) -> bool:
 
 
 _ADDRESS = re.compile(r"([\w.-]+|\[[0-9A-Fa-f:.]+\]):([0-9]{1,5})")
-_SERVER_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]*(\.[A-Za-z0-9_][A-Za-z0-9_-]*)*|[0-9A-Fa-f:.]+")
+_SERVER_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]*(\.[A-Za-z0-9_][A-Za-z0-9_-]*)*|[0-9A-Fa-f:]*:[0-9A-Fa-f:.]+")
 
 
 def _is_host(text: str) -> bool:
@@ -317,7 +317,9 @@ def _temporal(environ: Mapping[str, str], has_file: bool, *, check_files: bool =
         config: dict[str, Any] = {"target_host": "localhost:7233", "namespace": "default"}
         config |= profile.to_client_connect_config()
     except OSError as error:
-        name = next((name for name in sources if sources[name] == Path(error.filename or "")), "TEMPORAL_CONFIG_FILE")
+        paths = {name: source for name, source in sources.items() if isinstance(source, Path)}
+        found = (name for name, path in paths.items() if path == Path(error.filename or path))
+        name = next(found, "TEMPORAL_CONFIG_FILE")
         # Do not show the path: it may be a key that was set by mistake.
         raise SettingsError(f"{name}: cannot read the file it names: {error.strerror}") from None
     except (RuntimeError, ValueError) as error:

@@ -4,6 +4,7 @@ import asyncio
 import json
 import os
 import secrets
+import socket
 import sys
 import time
 import urllib.request
@@ -94,7 +95,7 @@ class Dev:
         if embedded:  # before looking for ports: it may take minutes, and a free port may be busy then
             self.temporal_cli = str(await find_temporal(say))
         began = time.monotonic()
-        port = free("the API", self.settings.port)
+        port = self._free("the API", self.settings.port)
         host = "127.0.0.1" if self.settings.host in ("0.0.0.0", "::") else self.settings.host  # noqa: S104
         self.api = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
         with console.status("Starting Temporal, a worker and the API"):
@@ -112,7 +113,7 @@ class Dev:
 
     async def _start_temporal(self) -> list[str]:
         """Start Temporal; return the origins of its UI if that needs a codec."""
-        port, ui_port = free("Temporal", 7233), free("Temporal's UI", 8233)
+        port, ui_port = self._free("Temporal", 7233), self._free("Temporal's UI", 8233)
         self.ui = f"http://127.0.0.1:{ui_port}"
         origins = [self.ui, f"http://localhost:{ui_port}"] if self.settings.payload_encryption_keys else []
         server = await self.stack.enter_async_context(
@@ -134,6 +135,20 @@ class Dev:
         environ = {**self.environ, "METRICS_PORT": ""}  # that port is the API's
         started = process([*WORKER], sys.stdout.buffer, environ, stop_seconds=STOP_SECONDS)
         self.worker = await self.stack.enter_async_context(started)
+
+    def _free(self, what: str, wanted: int) -> int:
+        """Find a port, and say so if it is not the wanted one."""
+        # Another `dev` that starts meanwhile sees that the UDP port of this number is taken.
+        mark = self.stack.enter_context(socket.socket(type=socket.SOCK_DGRAM))
+        port = free_port(wanted)
+        while mark.getsockname()[1] != port:
+            try:
+                mark.bind(("127.0.0.1", port))
+            except OSError:
+                port = free_port(port + 1)
+        if wanted and port != wanted:
+            say(f"Port {wanted} is busy: {what} takes {port}.")
+        return port
 
     def call(self, path: str, body: object = None) -> Any:
         """Call the API."""
@@ -228,14 +243,6 @@ class Timeline:
         if not ENDS.keys() & self._times.keys():
             steps.append(f"… {time.monotonic() - self._began:.1f}")
         return Text.from_markup(" → ".join(steps) + " s")
-
-
-def free(what: str, wanted: int) -> int:
-    """Find a port, and say so if it is not the wanted one."""
-    port = free_port(wanted)
-    if wanted and port != wanted:
-        say(f"Port {wanted} is busy: {what} takes {port}.")
-    return port
 
 
 def attempts_of(events: list[dict[str, Any]]) -> Counter[str]:
