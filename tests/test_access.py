@@ -22,7 +22,10 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
+from temporalio.api.enums.v1 import IndexedValueType
+from temporalio.api.operatorservice.v1 import AddSearchAttributesRequest
 from temporalio.client import Client
+from temporalio.service import RPCError, RPCStatusCode
 from temporalio.worker import Worker
 
 from api import SECRET, assert_problem, eventually, order, service
@@ -350,7 +353,13 @@ async def test_a_command_that_cannot_begin_ends_with_one_line(dev_server: DevSer
                 (part, nobody, 1, "TEMPORAL_NAMESPACE: Namespace nobody is not found")
                 for part in ("setup", "worker", "dev")
             ),
+            ("setup", {**nobody, "TEMPORAL_NAMESPACE": "n" * 2000}, 1, "TEMPORAL_NAMESPACE: Namespace length"),
             ("dev", nowhere, 1, "TEMPORAL_ADDRESS: nothing listens at 127"),
+            # The SDK takes no such host, and does not say so as it says that there is no connection.
+            *(
+                (part, {"TEMPORAL_ADDRESS": "xn--:7233"}, 1, "TEMPORAL_ADDRESS: no connection to xn--:7233 can be")
+                for part in ("setup", "dev")
+            ),
             JWT_SECRET=SECRET,
         )
 
@@ -387,6 +396,35 @@ async def test_a_temporal_that_cannot_be_used(dev_server: DevServer, pki: Path, 
                 await access.connect(from_env(environ, keys_needed=False).temporal)
             assert str(caught.value).startswith(begin), caught.value
             assert not any(word in str(caught.value) for word in RUST), caught.value
+
+
+@pytest.mark.parametrize(
+    ("status", "text", "told"),
+    [
+        (
+            "INVALID_ARGUMENT",
+            "cannot have more than 10 search attribute of type Keyword.",
+            "Temporal: cannot have more",
+        ),
+        ("UNAVAILABLE", "no healthy upstream", "TEMPORAL_ADDRESS: no healthy upstream"),
+        (None, "Failed client connect: InvalidUri(InvalidUriChar)", "TEMPORAL_ADDRESS: no connection to"),
+        (None, "Os { code: 104, kind: ConnectionReset }", "TEMPORAL_ADDRESS: the server closes the connection"),
+    ],
+)
+def test_a_cause_names_what_to_look_at(status: str | None, text: str, told: str) -> None:
+    """The address only where there is no connection: what Temporal itself refuses is told as its own words."""
+    error = RPCError(text, RPCStatusCode[status], b"") if status else RuntimeError(text)
+    assert str(access.cause(error)).startswith(told)
+
+
+async def test_a_search_attribute_of_another_type_is_told(client: Client) -> None:
+    """`setup` does not say that all is there when lists would not work."""
+    words = {"Words": IndexedValueType.INDEXED_VALUE_TYPE_TEXT}
+    request = AddSearchAttributesRequest(namespace=client.namespace, search_attributes=words)
+    await client.operator_service.add_search_attributes(request)
+    for names in (["Words"], ["OrderOwner", "Words", "Missing"]):
+        with pytest.raises(access.AccessError, match=r"^search attribute Words: has another type, expected Keyword"):
+            await access.add_search_attributes(client, names)
 
 
 def test_tls_files_that_cannot_be_used(tmp_path: Path, pki: Path) -> None:
