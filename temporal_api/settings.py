@@ -374,10 +374,10 @@ def _check_tls(tls: TLSConfig, names: list[str], *, check_files: bool) -> None:
             if own.not_valid_after_utc < datetime.now(UTC):
                 raise TLSFilesError(f"{certificate}: the certificate has expired on {own.not_valid_after_utc:%F}")
             try:
-                public_key = load_pem_private_key(tls.client_private_key, None).public_key()
+                fits = load_pem_private_key(tls.client_private_key, None).public_key() == own.public_key()
             except (ValueError, TypeError, UnsupportedAlgorithm):
                 raise TLSFilesError(f"{key}: the private key is damaged, or of an unsupported kind") from None
-            if public_key != own.public_key():
+            if not fits:
                 raise TLSFilesError(f"{key}: is not the key of the client's certificate")
 
 

@@ -427,15 +427,36 @@ async def test_a_search_attribute_of_another_type_is_told(client: Client) -> Non
             await access.add_search_attributes(client, names)
 
 
+OF_ANOTHER_KIND = """
+-----BEGIN CERTIFICATE-----
+MIIBcDCCARWgAwIBAgIUPBvoT2MIZdGj7+/ImXuHnpRNWtwwCgYIKoEcz1UBg3Uw
+DDEKMAgGA1UEAwwBeDAgFw0yNjExMjYwNDU2MjRaGA8yMTI2MTEwMjA0NTYyNFow
+DDEKMAgGA1UEAwwBeDBZMBMGByqGSM49AgEGCCqBHM9VAYItA0IABAxPHcK/KMdP
+GDEYgDDjT3MBVJ2V5ic6JJZBz7kKFAZFvUhEpilhhfuDh63Un1DYq5cllVBseJFU
+GVoLocW+etGjUzBRMB0GA1UdDgQWBBTXRZcIEatTjBPjkxz2iQr4QnMkDjAfBgNV
+HSMEGDAWgBTXRZcIEatTjBPjkxz2iQr4QnMkDjAPBgNVHRMBAf8EBTADAQH/MAoG
+CCqBHM9VAYN1A0kAMEYCIQD1x3U+6QJmRBqeplyfx9cSCWVO0GRFYZKP/Y+pbPsK
+9gIhAN2T0xfVwWxdzoWON4MYghaohYSTI/o/ik64encr5VJ9
+-----END CERTIFICATE-----
+"""
+"""Its key is on the curve SM2, which nothing here can use."""
+
+
 def test_tls_files_that_cannot_be_used(tmp_path: Path, pki: Path) -> None:
     """What is wrong with them is told before anybody connects, by the name in the profile where they stand there."""
     expired, half, file = issue(tmp_path, -datetime.timedelta(hours=1)), tmp_path / "half.pem", tmp_path / "profile"
+    odd = tmp_path / "odd.pem"
     half.write_text((pki / "client.pem").read_text()[:200])
     cases = [
         (mutual(expired), "TEMPORAL_TLS_CLIENT_CERT_PATH: the certificate has expired on 2"),
         ({**mutual(pki), "TEMPORAL_TLS_CLIENT_CERT_PATH": str(half)}, "TEMPORAL_TLS_CLIENT_CERT_PATH: the "),
+        (
+            {**mutual(pki), "TEMPORAL_TLS_CLIENT_CERT_PATH": str(odd)},
+            "TEMPORAL_TLS_CLIENT_KEY_PATH: .* unsupported kind",
+        ),
         ({"TEMPORAL_CONFIG_FILE": str(file)}, "TEMPORAL_CONFIG_FILE: tls.client_cert_path: the certificate is damaged"),
     ]
+    odd.write_text(OF_ANOTHER_KIND)
     file.write_text(f'[profile.default.tls]\nclient_cert_path="{half}"\nclient_key_path = "{pki}/client.key"\n')
     for environ, begin in cases:
         with pytest.raises(TLSFilesError, match=begin):
