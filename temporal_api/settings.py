@@ -330,8 +330,8 @@ def _temporal(environ: Mapping[str, str], has_file: bool, *, check_files: bool =
     address = _ADDRESS.fullmatch(config["target_host"])
     if address is None or not _is_host(address[1]) or not 0 < int(address[2]) < 65536:
         raise SettingsError("TEMPORAL_ADDRESS: expected host:port, such as localhost:7233")
-    if not config["namespace"] or not config["namespace"].isprintable():
-        raise SettingsError("TEMPORAL_NAMESPACE: expected a name, with no line break")
+    if not re.fullmatch("[ -~]+", config["namespace"]):
+        raise SettingsError("TEMPORAL_NAMESPACE: expected a name in ASCII, with no line break")
     if not re.fullmatch("[!-~]*", config.get("api_key", "")):
         raise SettingsError("TEMPORAL_API_KEY: expected visible ASCII characters, with no space and no line break")
     for name, value in config.get("rpc_metadata", {}).items():

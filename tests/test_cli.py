@@ -178,8 +178,12 @@ def rows(lines: list[str]) -> int:
 
 
 async def test_dev_once_fits_one_screen_and_ends_0(dev_server: DevServer) -> None:
-    """A terminal has 24 rows, one for the command; the order's way is one line. A script can use the code."""
+    """A terminal has 24 rows, one for the command; the order's way is one line. A script can use the code.
+
+    A shell that is set up for a company's proxy, and for its service, does no harm.
+    """
     environ = {"PORT": str(free_port()), "TEMPORAL_ADDRESS": dev_server.address}
+    environ |= {"http_proxy": f"http://127.0.0.1:{free_port()}", "no_proxy": "", "JWT_ALGORITHMS": "RS256"}
     code, lines = await in_a_terminal("dev", "--once", ORDERS_TASK_QUEUE=str(uuid.uuid4()), **environ)
 
     assert 0 == code, lines

@@ -387,7 +387,7 @@ EXACTLY_ONE = "set exactly one, found "
                 "[1::2::3]:7233",
             )
         ),
-        ({"TEMPORAL_NAMESPACE": "a\nb"}, "TEMPORAL_NAMESPACE", "expected a name, with no line break"),
+        *(({"TEMPORAL_NAMESPACE": text}, "TEMPORAL_NAMESPACE", "a name in ASCII") for text in ("a\nb", "é")),
         *(
             ({"TEMPORAL_TLS_SERVER_NAME": text}, "TEMPORAL_TLS_SERVER_NAME", "expected a host's name")
             for text in ("https://temporal", "temporal:7233", "two words", "*.example", "tëmporal", ".")
