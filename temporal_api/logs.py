@@ -3,6 +3,7 @@
 A thread writes it. Logging only appends to a bounded queue: a reader that stalls costs lines, but delays no answer.
 """
 
+import asyncio
 import json
 import logging
 import os
@@ -46,6 +47,7 @@ def configure_logging(level: str, log_format: str) -> None:
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
     logging.captureWarnings(True)
     logging.getLogger("httpx").setLevel(logging.WARNING)  # at info, a line for each request to the issuer
+    logging.getLogger("uvicorn.error").addFilter(_is_not_cut_short)
     # While Temporal is away, these log lines for each request.
     for name in ("temporalio", "temporal_api.temporal.failures"):
         logging.getLogger(name).addFilter(_is_new)
@@ -192,6 +194,13 @@ def _write_now(line: str) -> None:
     with suppress(OSError):
         if len(content) <= select.PIPE_BUF and select.select([], [STDOUT], [], 0)[1]:
             os.write(STDOUT, content)
+
+
+def _is_not_cut_short(_: logging.LogRecord) -> bool:
+    """Leave out the tracebacks of tasks that a signal has cancelled: a second Ctrl-C is no failure."""
+    with suppress(RuntimeError):  # no event loop runs
+        return not ((task := asyncio.current_task()) and task.cancelling())
+    return True
 
 
 _passed: dict[str, tuple[float, str]] = {}

@@ -54,7 +54,7 @@ class TLSFilesError(SettingsError):
 class ResourceSettings(msgspec.Struct, frozen=True, rename=str.upper):
     """The settings of a business resource. The variables begin with its plural: `ORDERS_TASK_QUEUE`."""
 
-    task_queue: str = ""
+    task_queue: Annotated[str, Meta(max_length=1000)] = ""
     """Empty: the resource's own `task_queue`, or its plural."""
     execution_timeout_seconds: Annotated[int, Meta(ge=1, le=315_360_000)] = 7200
 
@@ -147,6 +147,7 @@ _EXPECTED = {
     ),
     "ROOT_PATH": "expected a path such as /temporal, of letters, digits and ._~:@+-",
     "PAYLOAD_ENCRYPTION_KEYS": "expected id:base64,id:base64, each key 32 random bytes in base64",
+    "METRICS_PORT": "expected a whole number from 1 to 65535",
     "LOG_FORMAT": "expected json or console",
     "LOG_LEVEL": "expected debug, info, warning or error",
 }
@@ -167,7 +168,7 @@ def from_env(environ: Mapping[str, str], *, keys_needed: bool = True) -> Setting
     values: dict[str, Any] = dict(environ)
     for name in _LISTS & values.keys():
         if values[name].startswith("["):
-            raise SettingsError(f"{name}: is JSON; expected values separated by commas")
+            raise SettingsError(f"{name}: is in brackets; expected values separated by commas")
         values[name] = [_unwrapped(name, part) for part in values[name].split(",") if part.strip()]
         if not values[name]:
             raise SettingsError(f"{name}: commas alone; leave it empty, or unset")
@@ -284,7 +285,20 @@ def is_http_address(url: str) -> bool:
     return bool(plain and parts.scheme in ("http", "https") and parts.hostname)
 
 
-_ADDRESS = re.compile(r"(?:[^\s/:@?#%\[\]\"'`]+|\[[0-9A-Fa-f:.]+\]):([0-9]{1,5})")
+_ADDRESS = re.compile(r"([\w.-]+|\[[0-9A-Fa-f:.]+\]):([0-9]{1,5})")
+_SERVER_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]*(\.[A-Za-z0-9_][A-Za-z0-9_-]*)*|[0-9A-Fa-f:]*:[0-9A-Fa-f:.]+")
+
+
+def _is_host(text: str) -> bool:
+    """Whether a URL can have this host: in brackets or at the end of numbers, it must be an address."""
+    try:
+        if text.startswith("["):
+            ipaddress.IPv6Address(text[1:-1])
+        elif text.rpartition(".")[2].isdigit():
+            ipaddress.IPv4Address(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _temporal(environ: Mapping[str, str], has_file: bool, *, check_files: bool = False) -> dict[str, Any]:
@@ -305,7 +319,9 @@ def _temporal(environ: Mapping[str, str], has_file: bool, *, check_files: bool =
         config: dict[str, Any] = {"target_host": "localhost:7233", "namespace": "default"}
         config |= profile.to_client_connect_config()
     except OSError as error:
-        name = next((name for name in sources if sources[name] == Path(error.filename)), "TEMPORAL_CONFIG_FILE")
+        paths = {name: source for name, source in sources.items() if isinstance(source, Path)}
+        found = (name for name, path in paths.items() if path == Path(error.filename or path))
+        name = next(found, "TEMPORAL_CONFIG_FILE")
         # Do not show the path: it may be a key that was set by mistake.
         raise SettingsError(f"{name}: cannot read the file it names: {error.strerror}") from None
     except (RuntimeError, ValueError) as error:
@@ -314,8 +330,10 @@ def _temporal(environ: Mapping[str, str], has_file: bool, *, check_files: bool =
         guess = "TEMPORAL_PROFILE" if problem.startswith("Profile ") else "TEMPORAL_CONFIG_FILE"
         raise SettingsError(f"{named[0] if named else guess}: {problem}") from None
     address = _ADDRESS.fullmatch(config["target_host"])
-    if address is None or not 0 < int(address[1]) < 65536:
+    if address is None or not _is_host(address[1]) or not 0 < int(address[2]) < 65536:
         raise SettingsError("TEMPORAL_ADDRESS: expected host:port, such as localhost:7233")
+    if not re.fullmatch("[ -~]+", config["namespace"]):
+        raise SettingsError("TEMPORAL_NAMESPACE: expected a name in ASCII, with no line break")
     if not re.fullmatch("[!-~]*", config.get("api_key", "")):
         raise SettingsError("TEMPORAL_API_KEY: expected visible ASCII characters, with no space and no line break")
     for name, value in config.get("rpc_metadata", {}).items():
@@ -323,6 +341,8 @@ def _temporal(environ: Mapping[str, str], has_file: bool, *, check_files: bool =
             variable = name.upper().replace("-", "_")
             raise SettingsError(f"TEMPORAL_GRPC_META_{variable}: expected a name and a value that a header can carry")
     if isinstance(tls_config := config.get("tls"), TLSConfig):
+        if tls_config.domain and not _SERVER_NAME.fullmatch(tls_config.domain):
+            raise SettingsError("TEMPORAL_TLS_SERVER_NAME: expected a host's name, such as temporal.example")
         _check_tls(tls_config, [*sources], check_files=check_files)
     return config
 
@@ -356,10 +376,10 @@ def _check_tls(tls: TLSConfig, names: list[str], *, check_files: bool) -> None:
             if own.not_valid_after_utc < datetime.now(UTC):
                 raise TLSFilesError(f"{certificate}: the certificate has expired on {own.not_valid_after_utc:%F}")
             try:
-                public_key = load_pem_private_key(tls.client_private_key, None).public_key()
+                fits = load_pem_private_key(tls.client_private_key, None).public_key() == own.public_key()
             except (ValueError, TypeError, UnsupportedAlgorithm):
                 raise TLSFilesError(f"{key}: the private key is damaged, or of an unsupported kind") from None
-            if public_key != own.public_key():
+            if not fits:
                 raise TLSFilesError(f"{key}: is not the key of the client's certificate")
 
 
