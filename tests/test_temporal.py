@@ -260,8 +260,8 @@ async def test_what_temporals_errors_mean(status: RPCStatusCode, message: str, c
 
 async def test_a_limit_is_told_while_connecting_too() -> None:
     """The first call of a connection asks about the server: refused there, it is the same 429."""
-    said = "Failed client connect: `get_system_info` call error after connection: Status { code: ResourceExhausted, message"
-    problem = await told(RuntimeError(f'{said}: "rate limit exceeded" }}'), workflow_subject("w"))
+    said = "Failed client connect: `get_system_info` call error after connection: Status { code: ResourceExhausted, "
+    problem = await told(RuntimeError(said + 'message: "rate limit exceeded" }'), workflow_subject("w"))
 
     assert ("temporal_overloaded", "temporal", "w") == (
         problem.code,
