@@ -23,7 +23,7 @@ from temporalio.api.workflowservice import v1 as api
 from temporal_api.errors import FieldError, InvalidQuery, ValidationError, invalid, shown
 from temporal_api.temporal.client import Temporal
 from temporal_api.temporal.failures import Subject
-from temporal_api.temporal.run import DIVISION, RUN_STATUS, TEMPORALS_OWN, Run, Status
+from temporal_api.temporal.run import DIVISION, RUN_STATUS, TEMPORALS_OWN, Run, Status, enum_name
 
 
 class Filters(msgspec.Struct, frozen=True, kw_only=True):
@@ -182,7 +182,7 @@ async def _attribute_types(temporal: Temporal) -> dict[str, str]:
     )
     aliases = described.config.custom_search_attribute_aliases  # empty if the store has no numbered columns
     types = {aliases.get(field, field): kind for field, kind in fields.keys.items()}
-    return {name: IndexedValueType.Name(kind).removeprefix("INDEXED_VALUE_TYPE_") for name, kind in types.items()}
+    return {name: enum_name(IndexedValueType.DESCRIPTOR, kind, "INDEXED_VALUE_TYPE_") for name, kind in types.items()}
 
 
 async def _attributes(temporal: Temporal, pairs: Iterable[str]) -> list[str]:

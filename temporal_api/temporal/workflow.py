@@ -27,7 +27,7 @@ from temporal_api.record import new_request_id
 from temporal_api.temporal.caller import caller
 from temporal_api.temporal.client import RPC, Response, Temporal
 from temporal_api.temporal.failures import detail_of, workflow_subject
-from temporal_api.temporal.run import TEMPORALS_OWN, PendingWorkflowTask, Run
+from temporal_api.temporal.run import TEMPORALS_OWN, PendingWorkflowTask, Run, enum_name
 from temporal_api.temporal.workers import Workers
 
 # How long to wait for an answer to a query or an update before looking for the reason, and how often to look.
@@ -266,7 +266,7 @@ class Workflow:
             if event.event_type == EventType.EVENT_TYPE_WORKFLOW_TASK_FAILED:
                 failed = event.workflow_task_failed_event_attributes
                 failure = await self.temporal.failure(failed.failure)
-                cause = WorkflowTaskFailedCause.Name(failed.cause).removeprefix("WORKFLOW_TASK_FAILED_CAUSE_")
+                cause = enum_name(WorkflowTaskFailedCause.DESCRIPTOR, failed.cause, "WORKFLOW_TASK_FAILED_CAUSE_")
                 failure.message = failure.message or cause
                 return PendingWorkflowTask(run.task_attempt, failure)
         return PendingWorkflowTask(run.task_attempt, None)
