@@ -106,20 +106,6 @@ class Run:
         self._children = described.pending_children
 
     @property
-    def is_temporals_own(self) -> bool:
-        """Whether it is one of Temporal's own workflows."""
-        return (
-            self.workflow_id.startswith(TEMPORALS_OWN)
-            or self.workflow_type.startswith(TEMPORALS_OWN)
-            or self.task_queue.startswith(TEMPORALS_OWN)
-        )
-
-    @property
-    def is_completed(self) -> bool:
-        """Whether it ended well."""
-        return self.status == "COMPLETED"
-
-    @property
     def start_time(self) -> datetime:
         """When it was started, in UTC."""
         return self._started.ToDatetime(tzinfo=UTC)

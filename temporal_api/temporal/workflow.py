@@ -98,7 +98,7 @@ class Workflow:
         request = api.DescribeWorkflowExecutionRequest(**self._source)
         described = await self.call(self.temporal.service.describe_workflow_execution, request)
         run = Run(described.workflow_execution_info, described)
-        if run.is_temporals_own:
+        if run.workflow_type.startswith(TEMPORALS_OWN) or run.task_queue.startswith(TEMPORALS_OWN):
             raise WorkflowNotFound(f"There is no {self.subject.name}.", **self.subject.details)
         return run
 
