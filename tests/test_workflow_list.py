@@ -4,6 +4,7 @@ import asyncio
 import os
 import string
 import sys
+import re
 import uuid
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
@@ -725,10 +726,10 @@ async def test_a_query_needs_to_see_everything(alice: httpx.AsyncClient, path: s
 @pytest.mark.parametrize(
     ("query", "reason"),
     [
-        ("Nowhere = 'x'", "column name 'Nowhere' is not a valid search attribute"),
+        ("Nowhere = 'x'", "column name 'Nowhere' is not a valid search attribute|invalid search attribute: Nowhere"),
         ("WorkflowId = 'x' OR", "syntax error"),
-        ("WorkflowId LIKE 'x%'", "invalid operator 'like'"),
-        ("WorkflowId = x", "did you forget to quote 'x'?"),
+        ("WorkflowId LIKE 'x%'", "invalid operator 'like'|operator 'LIKE' not supported"),
+        ("WorkflowId = x", r"did you forget to quote ['\"]x['\"]\?"),
         ("StartTime > 'noon'", "unable to parse datetime 'noon'"),
         ("ExecutionStatus = 'Gone'", "invalid ExecutionStatus value 'Gone'"),
         ("WorkflowId = (SELECT 1)", "unexpected value type Subquery"),
@@ -743,7 +744,7 @@ async def test_what_temporal_refuses(clerk: httpx.AsyncClient, query: str, reaso
     """400 with Temporal's reason in words, and none of its type names."""
     for path in (LIST, COUNT):
         body = assert_problem(await clerk.get(path, params={"query": query}), 400, "invalid_query")
-        assert reason in body["message"]
+        assert re.search(reason, body["message"])  # 1.32 says some things in other words
         assert "sqlparser" not in body["message"]
         assert "temporal" == body["details"]["source"]
 
