@@ -2,9 +2,9 @@
 
 import asyncio
 import os
+import re
 import string
 import sys
-import re
 import uuid
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
