@@ -238,9 +238,8 @@ class Resource(Generic[Kept, Answer]):
         kept = await temporal.memo(run.memo, STATUS_MEMO, StatusMemo) or StatusMemo(self.statuses[0])
         if run.is_open or kept.status in self.ends:
             return kept, True
-        return StatusMemo(self.completed) if run.status == "COMPLETED" else StatusMemo(
-            self.cancelled, run.status
-        ), False
+        ended = StatusMemo(self.completed) if run.status == "COMPLETED" else StatusMemo(self.cancelled, run.status)
+        return ended, False
 
     def query(self, owner: str | None, status: str | None) -> str:
         """The visibility query for those of an owner (None: of everyone) with a status (None: any)."""

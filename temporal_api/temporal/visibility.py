@@ -52,9 +52,8 @@ async def compile_query(temporal: Temporal, filters: Filters, *, without_prefixe
     terms = []
     if filters.query is not None:
         terms.append(f"({filters.query})")
-        # What Temporal takes without the parentheses too does not end them, and so does not get round the other terms.
-        for tried in (f"{terms[0]} AND {_NOTHING}", filters.query) if ")" in filters.query else ():
-            await list_runs(temporal, tried, 1, b"")
+        if ")" in filters.query:  # what Temporal takes alone does not end our parentheses to get round the other terms
+            await list_runs(temporal, filters.query, 1, b"")
     for column, value in (("WorkflowType", filters.workflow_type), ("TaskQueue", filters.task_queue)):
         if value is not None:
             terms.append(compare(column, value))
