@@ -30,7 +30,7 @@ from temporal_api.controllers.workflows import WORKFLOWS
 from temporal_api.cors import Cors
 from temporal_api.errors import Problem
 from temporal_api.logs import configure_logging
-from temporal_api.memory import Memory, give_back_at_once, limits, turn_off_caches
+from temporal_api.memory import Memory, limits, return_memory_at_once, turn_off_caches
 from temporal_api.metrics import Metrics, metrics_route
 from temporal_api.mistakes import HEADERS, PARAMETERS, Parameter
 from temporal_api.observe import Observe
@@ -131,7 +131,7 @@ def create_app(
                         raise TypeError(f"{problem.__name__}: another error has the code {problem.code!r}")
     app.state.problems = list(problems.values())  # for `/problems`
     turn_off_caches(app)
-    give_back_at_once()
+    return_memory_at_once()
     app.asgi_handler = Observe(
         app.asgi_handler,
         metrics,
