@@ -1,4 +1,4 @@
-"""The table of contents.
+"""The table of contents: the resources, controllers, scopes and search attributes of the service, and `create_app`.
 
 To add a resource, write one file like `controllers/orders.py` and name its controller in `RESOURCES` (README, "Add your
 own resource"). Under `/api/v1` no handler runs without a verified token and a scope that the handler names.

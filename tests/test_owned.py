@@ -398,7 +398,7 @@ def struct(base: type[msgspec.Struct], *, without: str = "", **fields: Any) -> t
         ({"cancelled": "undone"}, "status has no undone"),
         ({"other_ends": ["lost"]}, "status has no lost"),
         ({"too_late_to_cancel": ["posted"]}, "status has no posted"),
-        ({"completed": "issued"}, "begins with issued, which ends it"),
+        ({"completed": "issued"}, "begins with issued, an end status"),
         ({"answer": struct(GiftCardResponse, without="amount")}, "Other.amount: expected"),
         ({"answer": struct(GiftCardResponse, without="reason")}, "Other.reason: expected"),
         ({"answer": struct(GiftCardResponse, without="status")}, "Other.status: expected a Literal"),
