@@ -6,7 +6,7 @@ own resource"). Under `/api/v1` no handler runs without a verified token and a s
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import TYPE_CHECKING
 
@@ -126,9 +126,7 @@ def create_app(
                 _list_parameters(handler, parameters)
                 if route.path.startswith(api.path) and handler.http_methods != {"OPTIONS"}:  # those are Litestar's own
                     _check(handler, parameters, route)
-                for problem in _declared_problems(handler):
-                    if problems.setdefault(problem.code, problem) is not problem:
-                        raise TypeError(f"{problem.__name__}: another error has the code {problem.code!r}")
+                _add_problems(problems, handler)
     app.state.problems = list(problems.values())  # for `/problems`
     turn_off_caches(app)
     return_memory_at_once()
@@ -219,11 +217,12 @@ def _list_parameters(handler: HTTPRouteHandler, expected: KwargsModel) -> None:
         }
 
 
-def _declared_problems(handler: HTTPRouteHandler) -> Iterator[type[Problem]]:
-    """The errors that a handler declares with `responses`."""
+def _add_problems(problems: dict[str, type[Problem]], handler: HTTPRouteHandler) -> None:
+    """Add the errors that a handler declares with `responses`. Raises TypeError for two errors of one code."""
     for spec in (handler.responses or {}).values():
-        if isinstance(spec, DeclaredProblems):
-            yield from spec.classes
+        for kind in spec.classes if isinstance(spec, DeclaredProblems) else ():
+            if problems.setdefault(kind.code, kind) is not kind:
+                raise TypeError(f"{kind.__name__}: another error has the code {kind.code!r}")
 
 
 def _list_all_methods(route: HTTPRoute) -> None:

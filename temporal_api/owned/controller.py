@@ -23,14 +23,7 @@ from temporal_api.temporal.feeds import Feeds
 from temporal_api.temporal.history import retry_while_away
 from temporal_api.temporal.run import Run
 from temporal_api.temporal.workflow import Workflow
-from temporal_api.waiting import (
-    EventStream,
-    LastEventId,
-    Prefer,
-    end_id,
-    resume,
-    sse,
-)
+from temporal_api.waiting import EventStream, LastEventId, Prefer, end_id, resume, sse
 
 # Types in the shared handlers that differ from one resource to the next: `_types` gives each controller its own.
 ResourceId = TypeVar("ResourceId", bound=str)
