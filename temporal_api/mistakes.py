@@ -31,6 +31,11 @@ _JSON_TYPES = {
     "bool": "a boolean",
     "bytes": "a base64 string",
     "datetime": "a time",
+    "date": "a date",
+    "time": "a time of day",
+    "duration": "a duration",
+    "uuid": "a UUID",
+    "decimal": "a decimal number",
 }
 _QUOTED = re.compile(r"`([^`]*)`")
 KEY = "^[!-~]{1,255}$"
