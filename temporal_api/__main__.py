@@ -1,5 +1,6 @@
 """`python -m temporal_api` is `temporal-api`."""
 
+import os
 import signal
 import sys
 
@@ -11,6 +12,9 @@ def main() -> None:
     """
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: sys.exit(0))
+    for name in ("stdin", "stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed: a connection would get its number, and the log's lines
+            setattr(sys, name, open(os.devnull, "r+"))  # noqa: SIM115
 
     from temporal_api.cli import main as run
 

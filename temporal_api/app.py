@@ -1,4 +1,4 @@
-"""The table of contents.
+"""The table of contents: the resources, controllers, scopes and search attributes of the service, and `create_app`.
 
 To add a resource, write one file like `controllers/orders.py` and name its controller in `RESOURCES` (README, "Add your
 own resource"). Under `/api/v1` no handler runs without a verified token and a scope that the handler names.
@@ -29,7 +29,7 @@ from temporal_api.controllers.workflows import WORKFLOWS
 from temporal_api.cors import Cors
 from temporal_api.errors import Problem
 from temporal_api.logs import configure_logging
-from temporal_api.memory import Memory, give_back_at_once, limits, turn_off_caches
+from temporal_api.memory import Memory, limits, return_memory_at_once, turn_off_caches
 from temporal_api.metrics import Metrics, metrics_route
 from temporal_api.mistakes import HEADERS, PARAMETERS, Parameter
 from temporal_api.observe import Observe
@@ -87,6 +87,9 @@ def create_app(
     nouns = [noun for each in resources for noun in {each.name, each.plural}]  # a set: both may be "sheep"
     if twice := {noun for noun in nouns if nouns.count(noun) > 1}:
         raise TypeError(f"two resources are called {' and '.join(sorted(twice))}")
+    for each in CONTROLLERS:
+        if isinstance(each, type) and issubclass(each, ResourceController):
+            raise TypeError(f"{each.__name__} belongs in RESOURCES: elsewhere, its workflows would not be hidden")
     metrics = Metrics(without=frozenset({"task_queue"}))  # callers choose it: it has any number of values
     most_requests = "The most requests that may be under way, not counting waits and streams."
     metrics.limit("temporal_api_requests", most_requests, settings.max_requests)
@@ -117,14 +120,15 @@ def create_app(
     problems = {kind.code: kind for kind in errors.EVERY}
     for route in app.routes:
         if isinstance(route, HTTPRoute):
-            _check_scopes(route)
             _list_all_methods(route)
             for handler, parameters in route.route_handler_map.values():
                 _list_parameters(handler, parameters)
-                problems |= _declared_problems(handler)
+                if route.path.startswith(api.path) and handler.http_methods != {"OPTIONS"}:  # those are Litestar's own
+                    _check(handler, parameters, route)
+                _add_problems(problems, handler)
     app.state.problems = list(problems.values())  # for `/problems`
     turn_off_caches(app)
-    give_back_at_once()
+    return_memory_at_once()
     app.asgi_handler = Observe(
         app.asgi_handler,
         metrics,
@@ -189,12 +193,15 @@ def _services(settings: Settings, temporal: Temporal, verifier: Verifier) -> Ser
     )
 
 
-def _check_scopes(route: HTTPRoute) -> None:
-    """Raise TypeError for a handler under `/api/v1` without a scope: nobody could call it."""
-    for handler in route.route_handlers:
-        # Litestar's own OPTIONS handlers have no scope.
-        if route.path.startswith("/api/v1") and not handler.opt.get("scope") and handler.http_methods != {"OPTIONS"}:
-            raise TypeError(f"{handler} needs a scope: such as @get(..., scope='orders:read')")
+def _check(handler: HTTPRouteHandler, expected: KwargsModel, route: HTTPRoute) -> None:
+    """Raise TypeError for a handler that nobody could call, or whose errors the contract would not list."""
+    if not handler.opt.get("scope"):
+        raise TypeError(f"{handler} needs a scope: such as @get(..., scope='orders:read')")
+    if unknown := {each.field_alias for each in expected.expected_path_params}.difference(route.path_parameters):
+        raise TypeError(f"{handler} expects {', '.join(sorted(unknown))} in its path: {route.path}")
+    status, more = (415, ", body=True") if "data" in handler.signature_model.__annotations__ else (401, "")
+    if handler.include_in_schema and status not in (handler.responses or {}):
+        raise TypeError(f"{handler} needs its errors: such as responses=responses(errors.NotFound{more})")
 
 
 def _list_parameters(handler: HTTPRouteHandler, expected: KwargsModel) -> None:
@@ -209,10 +216,12 @@ def _list_parameters(handler: HTTPRouteHandler, expected: KwargsModel) -> None:
         }
 
 
-def _declared_problems(handler: HTTPRouteHandler) -> dict[str, type[Problem]]:
-    """The errors that a handler declares with `responses`, by their codes."""
-    specs = (spec for spec in (handler.responses or {}).values() if isinstance(spec, DeclaredProblems))
-    return {problem.code: problem for spec in specs for problem in spec.classes}
+def _add_problems(problems: dict[str, type[Problem]], handler: HTTPRouteHandler) -> None:
+    """Add the errors that a handler declares with `responses`. Raises TypeError for two errors of one code."""
+    for spec in (handler.responses or {}).values():
+        for kind in spec.classes if isinstance(spec, DeclaredProblems) else ():
+            if problems.setdefault(kind.code, kind) is not kind:
+                raise TypeError(f"{kind.__name__}: another error has the code {kind.code!r}")
 
 
 def _list_all_methods(route: HTTPRoute) -> None:

@@ -17,7 +17,7 @@ from temporal_api.errors import invalid
 
 FEW = 10_000
 """msgspec decodes this many entries in a few milliseconds, so they are not counted."""
-_SECONDS_AT_ONCE = 0.01
+_SECONDS_AT_ONCE = 0.005
 _STRING = rb'"(?:[^"\\]++|\\.)*+"'
 _FLAT = rb'[\[{](?:[^"\[\]{}]++|%b){0,50}+[\]}]' % _STRING
 # What lies between the marks that a count looks at: inside an entry only what opens and closes, in bounded steps.

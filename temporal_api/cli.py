@@ -36,8 +36,8 @@ def main() -> None:
             from temporal_api.temporal.access import cause
 
             told = str(cause(error))
-        elif isinstance(error, OSError) and error.filename:
-            told = f"{error.strerror}: {error.filename}"
+        elif isinstance(error, OSError) and error.strerror:
+            told = f"{error.strerror}: {error.filename}" if error.filename else error.strerror
         click.echo(f"temporal-api: {told.partition(chr(10))[0]}", err=True)
         wrong_setting = isinstance(error, SettingsError) and not isinstance(error, TLSFilesError)
         sys.exit(2 if wrong_setting else 1)
@@ -86,13 +86,17 @@ def worker(pace: float) -> None:
 @cli.command()
 def setup() -> None:
     """Add the search attributes of the resources to the namespace. Safe to repeat."""
+    from temporalio.runtime import Runtime, TelemetryConfig
+
     from temporal_api.app import SEARCH_ATTRIBUTES
     from temporal_api.temporal.access import add_search_attributes, connect
 
     settings = from_env(os.environ, keys_needed=False)
+    # The command's last line says what is wrong: the SDK's own log lines are for programmers.
+    runtime = Runtime(telemetry=TelemetryConfig(logging=None))
 
     async def add() -> bool:
-        client = await connect(settings.temporal)
+        client = await connect(settings.temporal, runtime=runtime)
         for name in await add_search_attributes(client, SEARCH_ATTRIBUTES) or ("nothing: all are there",):
             click.echo(f"added {name}")
         return True
@@ -132,8 +136,10 @@ def print_(what: str) -> None:
     """Print Prometheus' alerts, a Grafana dashboard, or Kubernetes' manifests with JWT_SECRET or a new secret."""
     name = "dashboard.json" if what == "dashboard" else f"{what}.yaml"
     text = files("temporal_api").joinpath("deploy", name).read_text(encoding="utf-8")
-    secret = os.environ.get("JWT_SECRET") or secrets.token_urlsafe(32)
-    click.echo(text.replace("JWT_SECRET: replace-me", f"JWT_SECRET: {json.dumps(secret)}"), nl=False)
+    if what == "kubernetes":
+        given = from_env({"JWT_SECRET": os.environ.get("JWT_SECRET") or secrets.token_urlsafe(32)})
+        text = text.replace("JWT_SECRET: replace-me", f"JWT_SECRET: {json.dumps(given.jwt_secret)}")
+    click.echo(text, nl=False)
 
 
 def _run(work: Coroutine[Any, Any, bool | None]) -> bool | None:

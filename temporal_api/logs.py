@@ -3,6 +3,7 @@
 A thread writes it. Logging only appends to a bounded queue: a reader that stalls costs lines, but delays no answer.
 """
 
+import asyncio
 import json
 import logging
 import os
@@ -11,6 +12,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import UTC, datetime
 from queue import SimpleQueue
 from typing import Any
@@ -46,6 +48,8 @@ def configure_logging(level: str, log_format: str) -> None:
     handler.setFormatter(JSONFormatter() if log_format == "json" else ConsoleFormatter())
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
     logging.captureWarnings(True)
+    logging.getLogger("httpx").setLevel(logging.WARNING)  # at info, a line for each request to the issuer
+    logging.getLogger("uvicorn.error").addFilter(_is_not_cut_short)
     # While Temporal is away, or tokens are bad, these log lines for each request.
     logging.getLogger("temporalio").addFilter(seldom(60))
     logging.getLogger("temporal_api.temporal.failures").addFilter(seldom(60))
@@ -153,6 +157,13 @@ class QueueHandler(logging.Handler):
             for each in queued:
                 if isinstance(each, threading.Event):
                     each.set()
+
+
+def _is_not_cut_short(_: logging.LogRecord) -> bool:
+    """Leave out the tracebacks of tasks that a signal has cancelled: a second Ctrl-C is no failure."""
+    with suppress(RuntimeError):  # no event loop runs
+        return not ((task := asyncio.current_task()) and task.cancelling())
+    return True
 
 
 def seldom(repeat_seconds: float) -> Callable[[logging.LogRecord], bool]:

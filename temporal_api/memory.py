@@ -162,7 +162,7 @@ def _counting(receive: Receive, memory: Memory, share: Share) -> Receive:
     return counting
 
 
-def give_back_at_once() -> None:
+def return_memory_at_once() -> None:
     """Make glibc return large freed blocks to the system at once.
 
     The values are glibc's defaults. Unless they are set, glibc raises them to the largest block ever freed, and keeps

@@ -31,11 +31,16 @@ _JSON_TYPES = {
     "bool": "a boolean",
     "bytes": "a base64 string",
     "datetime": "a time",
+    "date": "a date",
+    "time": "a time of day",
+    "duration": "a duration",
+    "uuid": "a UUID",
+    "decimal": "a decimal number",
 }
 _QUOTED = re.compile(r"`([^`]*)`")
 KEY = "^[!-~]{1,255}$"
 RUN_ID = "^([0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12})?$"
-EVENT_ID = "^([0-9a-f-]{36}:[0-9]{1,9})?$"
+EVENT_ID = "^([0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}:[0-9]{1,9})?$"
 _FORMS = {
     KEY: "1 to 255 visible ASCII characters",
     RUN_ID: "a run's id, a UUID",
@@ -61,12 +66,10 @@ def _mistakes(text: bytes | Raw, expected: Any, path: str) -> Iterator[FieldErro
         said = str(error)
     found = False
     if len(path) <= LONGEST_ECHO:  # which bounds the depth too
-        try:
+        with suppress(RecursionError):
             for mistake in _inside(bytes(text), expected, path):
                 found = True
                 yield mistake
-        except (msgspec.DecodeError, RecursionError):  # what follows the mistake is no JSON
-            pass
     if not found:
         said, _, inside = said.rpartition(" - at `") if " - at `" in said else (said, "", "")
         at = (path + inside.rstrip("`").removeprefix("key in `").removeprefix("$")).removeprefix(".")
@@ -211,8 +214,9 @@ def parameter_mistakes(request: Request[Any, Any, Any]) -> list[FieldError]:
                 if name == "Idempotency-Key" and len(sent) > 1:
                     mistakes.append(FieldError(name, "Expected it once"))
                     continue
+                strict = "null" in map(str.lower, sent)  # else msgspec takes it for no value
                 try:
-                    msgspec.convert(sent if parameter.repeatable else sent[-1], parameter.type, strict=False)
+                    msgspec.convert(sent if parameter.repeatable else sent[-1], parameter.type, strict=strict)
                 except msgspec.ValidationError as error:
                     said = str(error).partition(" - at `")[0]
                     mistakes.append(FieldError(name, _in_words(said, parameter.type)))

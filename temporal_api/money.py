@@ -11,7 +11,7 @@ MAX_PRICE = 10**12
 # A JSON number or a plain decimal string; what is captured is the number's own digits.
 _PRICE = re.compile(r'"0*(\d+(?:\.\d+)?)"|(\d+(?:\.\d+)?(?:[eE][+-]?\d{1,3})?)', re.ASCII)
 # The pattern backtracks: megabytes of zeros would hold up everyone. No price is as long as this.
-_LONGEST = 64
+_LONGEST = 62
 
 Price = Annotated[
     Raw,
@@ -19,7 +19,7 @@ Price = Annotated[
         extra_json_schema={
             # The string first: a client that is made from the contract keeps every digit of it.
             "anyOf": [
-                {"type": "string", "pattern": r"^\d+(\.\d{1,6})?$"},
+                {"type": "string", "maxLength": _LONGEST, "pattern": r"^0*(\d{1,12}(\.\d{1,6})?|10{12}(\.0{1,6})?)$"},
                 {"type": "number", "minimum": 0, "maximum": MAX_PRICE},
             ],
             "description": "A plain decimal string or a JSON number: 0 to 10^12, at most 6 decimals.",
@@ -33,7 +33,7 @@ Price = Annotated[
 def check_price(field: str, raw: Raw) -> Raw:
     """The price as a JSON number. Raises ValueError that names the field."""
     text = bytes(raw).decode()
-    digits = _PRICE.fullmatch(text) if len(text) <= _LONGEST else None
+    digits = _PRICE.fullmatch(text) if len(text) <= _LONGEST + 2 else None  # 2: its quotes
     if digits is None:
         raise ValueError(f"{field}: Expected a price from 0 to 10^12, such as 19.99")
     number = Raw((digits[1] or digits[2]).encode())

@@ -31,7 +31,7 @@ from temporal_api.metrics import Metrics
 from temporal_api.prefix import Prefix
 from temporal_api.problems import PROBLEM_JSON, encode_problem
 from temporal_api.record import Record, begin, new_request_id, refusal_of
-from temporal_api.requests import keep_encoded_slashes
+from temporal_api.requests import settle_slashes
 
 REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
@@ -64,7 +64,7 @@ class Observe:
             return
         deadline.begin()
         began = time.perf_counter()
-        keep_encoded_slashes(scope)
+        settle_slashes(scope)
         self._prefix.remove(scope)
         answer = _Answer(scope, send, self._memory_of, self._cors, self._prefix)
         begin(scope, answer.record)

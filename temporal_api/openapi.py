@@ -86,7 +86,9 @@ def openapi_config(resources: Iterable[Resource[Any, Any]], root_path: str) -> O
                 "X-Request-ID": _header("The request's id: the caller's, or a new one. The service's log has it too."),
                 "Location": _header("The path of what was created, or where to ask again."),
                 "Retry-After": _header("Seconds until you may try again.", OpenAPIType.INTEGER),
+                "Retry-After.open": _header("Seconds until the next try.", OpenAPIType.INTEGER, always=False),
                 "WWW-Authenticate": _header("What is wrong with the token (RFC 6750)."),
+                "WWW-Authenticate.scope": _header("The scope that the token lacks (RFC 6750).", always=False),
                 "Accept-Encoding": _header(
                     "`identity`: the body had a Content-Encoding (RFC 9110 12.5.3).", always=False
                 ),
@@ -178,9 +180,6 @@ def _rewrite_for_generators(name: str, field: _JSON) -> None:
     default = msgspec.json.encode(field.pop("default", None)).decode()
     if default not in ("null", '""', "[]", "{}"):
         field["description"] = f"{field.get('description', '')} Default: `{default}`.".lstrip()
-    # They take an object whose fields have no names for an empty one.
-    if field.get("type") == "object":
-        field.setdefault("additionalProperties", {})
     # They name a choice without a title "type 0".
     for choice in field.get("anyOf", ()):
         if "enum" in choice:
@@ -205,6 +204,8 @@ def _complete_types(part: Any) -> None:
         if "enum" in part:
             part.setdefault("type", "string")
         match part.get("type"):
+            case "object" if "title" not in part:  # no struct: else some of them take it for an empty object
+                part.setdefault("additionalProperties", {})
             case "number":
                 part.setdefault("format", "double")  # else some of them take 32 bits
             case "integer":
@@ -238,8 +239,9 @@ def _remove_null(schema: _JSON) -> None:
         schema["enum"] = [value for value in schema["enum"] if value is not None]
 
 
-_OF_STATUS = {"401": "WWW-Authenticate", "415": "Accept-Encoding", "429": "Retry-After", "503": "Retry-After"}
-"""The headers of problems."""
+_OF_STATUS = {"401": "WWW-Authenticate", "403": "WWW-Authenticate.scope", "415": "Accept-Encoding"}
+_OF_STATUS |= dict.fromkeys(("429", "503"), "Retry-After")
+"""The headers of problems, by their names in `openapi_config`. What follows a dot tells two of one name apart."""
 
 
 def _complete_responses(operation: _JSON, schemas: _JSON, headers: Mapping[int, Iterable[str]]) -> None:
@@ -249,7 +251,7 @@ def _complete_responses(operation: _JSON, schemas: _JSON, headers: Mapping[int, 
         names = ["X-Request-ID", *headers.get(int(status), ())]
         if PROBLEM_JSON in response.get("content", {}) and status in _OF_STATUS:
             names.append(_OF_STATUS[status])
-        response["headers"] = {name: {"$ref": f"#/components/headers/{name}"} for name in names}
+        response["headers"] = {name.partition(".")[0]: {"$ref": f"#/components/headers/{name}"} for name in names}
         _add_examples(response.get("content", {}), schemas)
         if response["description"] == HTTPStatus(int(status)).description:  # Python's: "document follows"
             bodies = (body["schema"].get("$ref", "") for body in response.get("content", {}).values())

@@ -42,11 +42,11 @@ async def answer_status(
     request: APIRequest,
     if_none_match: str | None,
     read: Callable[[], Awaitable[tuple[T, Run]]],
-    tell: Callable[[T, Run, Ending | None], Awaitable[msgspec.Struct]],
+    body: Callable[[T, Run, Ending | None], Awaitable[msgspec.Struct]],
 ) -> JSONResponse[Any]:
-    """Answer with what `tell` makes of what `read` returns and of how the run ended.
+    """Read the state and answer with its `body`, or with 304 if `If-None-Match` names this state.
 
-    For the state that `If-None-Match` names, answer 304. With `Prefer: wait`, first wait until the state changes.
+    With `Prefer: wait`, first wait until the state is another.
     """
     seconds = preferred_wait(request, services.settings.max_wait_seconds) if if_none_match else None
     found, run = await read()
@@ -62,7 +62,7 @@ async def answer_status(
     if known:
         return JSONResponse(None, status_code=304, headers=headers)
     ending = None if run.is_open else await services.endings.read(services.workflow(run.workflow_id, run.run_id))
-    return JSONResponse(await tell(found, run, ending), headers=headers)
+    return JSONResponse(await body(found, run, ending), headers=headers)
 
 
 def is_known(request: APIRequest, run: Run) -> bool:

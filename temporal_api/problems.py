@@ -208,6 +208,7 @@ _EXAMPLES: dict[str, Problem] = {
         errors.WorkflowCompleted("The workflow 'invoice-2041' is closed.", **_INVOICE),
         errors.ReservedId("Ids that begin with order- are reserved for a resource of the API. Choose another id."),
         errors.PreconditionFailed(**_RUN),
+        errors.UriTooLong("The path and query are longer than 8179 bytes."),
         errors.UpdateRejected(
             _UNKNOWN_UPDATE,
             source="workflow",

@@ -133,11 +133,11 @@ class Connection(HttpToolsProtocol):
         if len(data) >= FLOOD_BYTES:  # else uvloop reads on from this one, 8 MB in a row, while others wait
             self.transport.pause_reading()
             self.loop.call_soon(self._read_on)
-        if self._reads is NOTHING:
+        if self._reads is NOTHING or self.transport.is_closing():
             return
-        if self.pipeline or len(data) > PIECE_BYTES or data.count(_HEAD_END) > 1:
+        if self._held or self.pipeline or len(data) > PIECE_BYTES or data.count(_HEAD_END) > 1:
             self._feed_in_turn(self._held + data)
-        else:
+        elif data:
             self._feed(data)
 
     def _read_on(self) -> None:
@@ -165,17 +165,20 @@ class Connection(HttpToolsProtocol):
                 self.transport.abort()
 
     def _feed(self, data: bytes) -> None:
+        """Feed the parser. Never call this while an exception is handled: it would replace the parser's own cause."""
         self._bytes += len(data)
+        rest = None
         try:
             self.parser.feed_data(data)
         except httptools.HttpParserUpgrade as upgrade:
-            self._ignore_upgrade(data[upgrade.args[0] :])
+            rest = data[upgrade.args[0] :]
         except httptools.HttpParserError as error:
             if self._reads is not NOTHING:
                 self._refuse(_problem(error))
-        else:
-            if (self._bytes > MAX_HEAD_BYTES or len(self.headers) > MAX_FIELDS) and self._reads is not NOTHING:
-                self._refuse(_too_large())
+        if rest is not None:
+            self._ignore_upgrade(rest)
+        elif (self._bytes > MAX_HEAD_BYTES or len(self.headers) > MAX_FIELDS) and self._reads is not NOTHING:
+            self._refuse(_too_large())
 
     def _ignore_upgrade(self, rest: bytes) -> None:
         """Read the same request again without `Upgrade` (RFC 9110 7.8): the parser would drop its body."""
@@ -203,7 +206,7 @@ class Connection(HttpToolsProtocol):
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """A field of the head, or of the trailer."""
-        self.headers.append((name.lower(), value))
+        self.headers.append((name.lower(), value.rstrip(b" \t")))  # white space around it is no part of it
 
     def on_headers_complete(self) -> None:
         """Start the request. Raises Problem."""
@@ -252,7 +255,7 @@ class Connection(HttpToolsProtocol):
             elif name == b"transfer-encoding":
                 codings += b"," + value.lower()
             elif name == b"expect" and value.lower() == b"100-continue":
-                self.expect_100_continue = True
+                self.expect_100_continue = version == "1.1"
         if hosts > 1 or (hosts == 0 and version == "1.1"):
             raise errors.ValidationError(f"Host: expected exactly one such header, found {hosts}.")
         if codings and version == "1.0":
@@ -277,6 +280,7 @@ class Connection(HttpToolsProtocol):
         """The request has arrived completely."""
         cycle = self.cycle
         if self._reads is BODY and cycle is not None:  # neither refused nor to be read again
+            cycle.keep_alive &= self.parser.should_keep_alive()  # a trailer may say that it is the last
             self._reads = NEXT if cycle.keep_alive else NOTHING
             self._bytes = 0
             self.since = self.server_state.clock
@@ -330,7 +334,7 @@ class Connection(HttpToolsProtocol):
             self.since = self.server_state.clock
         self.flow.resume_reading()
         if self._held:
-            self._feed_in_turn(self._held)
+            self.loop.call_soon(self.data_received, b"")  # not now: the app may be handling an exception
 
     def _refuse(self, problem: errors.Problem) -> None:
         """Answer with this Problem after the requests before it, and read no more from this caller."""

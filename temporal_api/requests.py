@@ -13,10 +13,11 @@ from urllib.parse import unquote
 import msgspec
 from litestar import Request, Response
 from litestar.types import Receive, Scope, Send
+from litestar.utils.path import normalize_path
 
 from temporal_api.bounds import FEW, check_entries
 from temporal_api.errors import FieldError, MalformedJSON, Problem, UnsupportedMediaType, invalid_fields, shown
-from temporal_api.mistakes import MOST, PARAMETERS, Parameter, body_mistakes, there_are
+from temporal_api.mistakes import MOST, PARAMETERS, Parameter, body_mistakes, parameter_mistakes, there_are
 
 T = TypeVar("T")
 
@@ -60,7 +61,7 @@ class JSONRequest(Request[Any, Any, Any]):
 
     @property
     def path_params(self) -> dict[str, Any]:
-        """Decode what `keep_encoded_slashes` kept encoded for the router."""
+        """Decode what `settle_slashes` kept encoded for the router."""
         found = super().path_params
         if b"%" not in self.scope["raw_path"]:
             return found
@@ -84,10 +85,13 @@ class JSONRequest(Request[Any, Any, Any]):
             body.decode()  # msgspec.Raw takes bytes that are not UTF-8
             if body.count(b",") >= FEW:
                 await check_entries(body, msgspec.inspect.type_info(annotation))
-            return _decoder(annotation).decode(body)
-        except msgspec.ValidationError:  # before DecodeError, its base
-            find = functools.partial(body_mistakes, body, annotation)
-            raise invalid_fields(find() if len(body) < _LARGE else await asyncio.to_thread(find)) from None
+                await asyncio.sleep(0)  # decoding takes some milliseconds more
+            try:
+                return _decoder(annotation).decode(body)
+            except msgspec.ValidationError:
+                msgspec.json.decode(body, type=msgspec.Raw)  # what follows the mistake may be no JSON
+                find = functools.partial(body_mistakes, body, annotation)
+                raise invalid_fields(find() if len(body) < _LARGE else await asyncio.to_thread(find)) from None
         except UnicodeDecodeError as error:
             compressed = "it is compressed, and has no Content-Encoding that says so"
             raise _malformed(compressed if body[:2] == _GZIP else f"it is not UTF-8 (byte {error.start})") from None
@@ -120,6 +124,8 @@ async def check_parameters(request: Request[Any, Any, Any]) -> None:
         for name, parameter in known.items()
         if not parameter.repeatable and sent.count(name) > 1
     ]
+    if "null" in map(str.lower, request.query_params.values()):
+        mistakes += parameter_mistakes(request)
     if mistakes:
         if request.route_handler.parsed_data_field:
             try:
@@ -129,9 +135,11 @@ async def check_parameters(request: Request[Any, Any, Any]) -> None:
         raise invalid_fields(mistakes[:MOST])
 
 
-def keep_encoded_slashes(scope: Any) -> None:
-    """Before routing, keep `%2F` and `%25` encoded: a workflow id with a slash stays one segment of the path."""
+def settle_slashes(scope: Any) -> None:
+    """Before routing, keep `%2F` and `%25` encoded (a workflow id may have them), and take several slashes for one."""
     raw = scope.get("raw_path") or b""
     if b"%" in raw:
         kept = raw.decode("latin-1").replace("%25", "%2525").replace("%2F", "%252F").replace("%2f", "%252F")
         scope["path"] = unquote(kept)
+    if b"//" in raw:
+        scope["path"] = normalize_path(scope["path"])

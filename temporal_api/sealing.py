@@ -60,15 +60,13 @@ class PageTokens:
         """Temporal's token; empty without one. Raises InvalidPageToken."""
         if not sealed:
             return b""
-        try:
+        with suppress(ValueError):
             data = base64.b64decode(sealed, altchars=b"-_", validate=True)
             if base64.urlsafe_b64encode(data).decode() != sealed:  # refuse unused bits in base64's last character
                 raise ValueError
             for cipher in self._ciphers:
                 with suppress(InvalidTag):
                     return cipher.decrypt(data[:12], data[12:], _bound(bound_to))
-        except ValueError:
-            pass
         raise InvalidPageToken
 
 

@@ -54,7 +54,7 @@ class TLSFilesError(SettingsError):
 class ResourceSettings(msgspec.Struct, frozen=True, rename=str.upper):
     """The settings of a business resource. The variables begin with its plural: `ORDERS_TASK_QUEUE`."""
 
-    task_queue: str = ""
+    task_queue: Annotated[str, Meta(max_length=1000)] = ""
     """Empty: the resource's own `task_queue`, or its plural."""
     execution_timeout_seconds: Annotated[int, Meta(ge=1, le=315_360_000)] = 7200
 
@@ -147,6 +147,7 @@ _EXPECTED = {
     ),
     "ROOT_PATH": "expected a path such as /temporal, of letters, digits and ._~:@+-",
     "PAYLOAD_ENCRYPTION_KEYS": "expected id:base64,id:base64, each key 32 random bytes in base64",
+    "METRICS_PORT": "expected a whole number from 1 to 65535",
     "LOG_FORMAT": "expected json or console",
     "LOG_LEVEL": "expected debug, info, warning or error",
 }
@@ -166,6 +167,8 @@ def from_env(environ: Mapping[str, str], *, keys_needed: bool = True) -> Setting
     }
     values: dict[str, Any] = dict(environ)
     for name in _LISTS & values.keys():
+        if values[name].startswith("["):
+            raise SettingsError(f"{name}: is in brackets; expected values separated by commas")
         values[name] = [_unwrapped(name, part) for part in values[name].split(",") if part.strip()]
         if not values[name]:
             raise SettingsError(f"{name}: commas alone; leave it empty, or unset")
@@ -196,6 +199,8 @@ def from_env(environ: Mapping[str, str], *, keys_needed: bool = True) -> Setting
     for name, least in (("jwt_secret", longest), ("jwt_secret_previous", longest), ("secret_key", 32)):
         if (secret := getattr(settings, name)) and len(secret.encode()) < least:
             raise SettingsError(f"{name.upper()}: too short, expected {least} random bytes or more")
+        if secret and re.match(r'-----BEGIN|LS0tLS1CRUdJTi|ssh-|https?://|\{\s*"', secret):
+            raise SettingsError(f"{name.upper()}: is a key in PEM or JSON, or an address; expected random bytes")
     if keys_needed:
         _check_jwt(settings)
     return settings
@@ -255,8 +260,8 @@ def _check_jwt(settings: Settings) -> None:
     if settings.jwt_secret_previous and not settings.jwt_secret:
         raise SettingsError(f"JWT_SECRET_PREVIOUS: goes with JWT_SECRET only, not with {keys[0].upper()}")
     names = [name.strip() for group in settings.jwt_issuer for name in group.split("|")]
-    if any(not name or re.search(r"\s", name) for name in names):
-        raise SettingsError("JWT_ISSUER: expected names without white space, separated by commas or |")
+    if any(not name or re.search("[\\s\"'`]", name) for name in names):
+        raise SettingsError("JWT_ISSUER: expected names without white space and quotes, separated by commas or |")
     if len(names) > len(settings.issuers):
         raise SettingsError("JWT_ISSUER: has the same name twice")
     for name in ("jwt_issuer", "jwt_audience") if settings.jwt_jwks_url else ():
@@ -275,7 +280,20 @@ def is_http_address(url: str) -> bool:
     return bool(plain and parts.scheme in ("http", "https") and parts.hostname)
 
 
-_ADDRESS = re.compile(r"(?:[^\s/:@?#%\[\]\"'`]+|\[[0-9A-Fa-f:.]+\]):([0-9]{1,5})")
+_ADDRESS = re.compile(r"([\w.-]+|\[[0-9A-Fa-f:.]+\]):([0-9]{1,5})")
+_SERVER_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]*(\.[A-Za-z0-9_][A-Za-z0-9_-]*)*|[0-9A-Fa-f:]*:[0-9A-Fa-f:.]+")
+
+
+def _is_host(text: str) -> bool:
+    """Whether a URL can have this host: in brackets or at the end of numbers, it must be an address."""
+    try:
+        if text.startswith("["):
+            ipaddress.IPv6Address(text[1:-1])
+        elif text.rpartition(".")[2].isdigit():
+            ipaddress.IPv4Address(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _temporal(environ: Mapping[str, str], has_file: bool) -> dict[str, Any]:
@@ -296,7 +314,9 @@ def _temporal(environ: Mapping[str, str], has_file: bool) -> dict[str, Any]:
         config: dict[str, Any] = {"target_host": "localhost:7233", "namespace": "default"}
         config |= profile.to_client_connect_config()
     except OSError as error:
-        name = next((name for name in sources if sources[name] == Path(error.filename)), "TEMPORAL_CONFIG_FILE")
+        paths = {name: source for name, source in sources.items() if isinstance(source, Path)}
+        found = (name for name, path in paths.items() if path == Path(error.filename or path))
+        name = next(found, "TEMPORAL_CONFIG_FILE")
         # Do not show the path: it may be a key that was set by mistake.
         raise SettingsError(f"{name}: cannot read the file it names: {error.strerror}") from None
     except (RuntimeError, ValueError) as error:
@@ -305,8 +325,10 @@ def _temporal(environ: Mapping[str, str], has_file: bool) -> dict[str, Any]:
         guess = "TEMPORAL_PROFILE" if problem.startswith("Profile ") else "TEMPORAL_CONFIG_FILE"
         raise SettingsError(f"{named[0] if named else guess}: {problem}") from None
     address = _ADDRESS.fullmatch(config["target_host"])
-    if address is None or not 0 < int(address[1]) < 65536:
+    if address is None or not _is_host(address[1]) or not 0 < int(address[2]) < 65536:
         raise SettingsError("TEMPORAL_ADDRESS: expected host:port, such as localhost:7233")
+    if not re.fullmatch("[ -~]+", config["namespace"]):
+        raise SettingsError("TEMPORAL_NAMESPACE: expected a name in ASCII, with no line break")
     if not re.fullmatch("[!-~]*", config.get("api_key", "")):
         raise SettingsError("TEMPORAL_API_KEY: expected visible ASCII characters, with no space and no line break")
     for name, value in config.get("rpc_metadata", {}).items():
@@ -314,6 +336,8 @@ def _temporal(environ: Mapping[str, str], has_file: bool) -> dict[str, Any]:
             variable = name.upper().replace("-", "_")
             raise SettingsError(f"TEMPORAL_GRPC_META_{variable}: expected a name and a value that a header can carry")
     if isinstance(tls_config := config.get("tls"), TLSConfig):
+        if tls_config.domain and not _SERVER_NAME.fullmatch(tls_config.domain):
+            raise SettingsError("TEMPORAL_TLS_SERVER_NAME: expected a host's name, such as temporal.example")
         _check_tls(tls_config, [*sources])
     return config
 
@@ -338,7 +362,11 @@ def _check_tls(tls: TLSConfig, names: list[str]) -> None:
     if certificate := pems[1]:
         if certificate.not_valid_after_utc < datetime.now(UTC):
             raise _wrong_pem(names[1], f"the certificate has expired on {certificate.not_valid_after_utc:%F}")
-        if certificate.public_key() != pems[2].public_key():
+        try:
+            fits = certificate.public_key() == pems[2].public_key()
+        except (ValueError, UnsupportedAlgorithm):
+            raise _wrong_pem(names[2], "goes with a certificate whose key is of an unsupported kind") from None
+        if not fits:
             raise _wrong_pem(names[2], "is not the key of the client's certificate")
 
 

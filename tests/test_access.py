@@ -22,7 +22,10 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
+from temporalio.api.enums.v1 import IndexedValueType
+from temporalio.api.operatorservice.v1 import AddSearchAttributesRequest
 from temporalio.client import Client
+from temporalio.service import RPCError, RPCStatusCode
 from temporalio.worker import Worker
 
 from api import SECRET, assert_problem, eventually, order, service
@@ -350,7 +353,13 @@ async def test_a_command_that_cannot_begin_ends_with_one_line(dev_server: DevSer
                 (part, nobody, 1, "TEMPORAL_NAMESPACE: Namespace nobody is not found")
                 for part in ("setup", "worker", "dev")
             ),
+            ("setup", {**nobody, "TEMPORAL_NAMESPACE": "n" * 2000}, 1, "TEMPORAL_NAMESPACE: Namespace length"),
             ("dev", nowhere, 1, "TEMPORAL_ADDRESS: nothing listens at 127"),
+            # The SDK takes no such host, and does not say so as it says that there is no connection.
+            *(
+                (part, {"TEMPORAL_ADDRESS": "xn--:7233"}, 1, "TEMPORAL_ADDRESS: no connection to xn--:7233 can be")
+                for part in ("setup", "dev")
+            ),
             JWT_SECRET=SECRET,
         )
 
@@ -389,21 +398,65 @@ async def test_a_temporal_that_cannot_be_used(dev_server: DevServer, pki: Path, 
             assert not any(word in str(caught.value) for word in RUST), caught.value
 
 
+@pytest.mark.parametrize(
+    ("status", "text", "told"),
+    [
+        (
+            "INVALID_ARGUMENT",
+            "cannot have more than 10 search attribute of type Keyword.",
+            "Temporal: cannot have more",
+        ),
+        ("UNAVAILABLE", "no healthy upstream", "TEMPORAL_ADDRESS: no healthy upstream"),
+        (None, "Failed client connect: InvalidUri(InvalidUriChar)", "TEMPORAL_ADDRESS: no connection to"),
+        (None, "Os { code: 104, kind: ConnectionReset }", "TEMPORAL_ADDRESS: the server closes the connection"),
+    ],
+)
+def test_a_cause_names_what_to_look_at(status: str | None, text: str, told: str) -> None:
+    """The address only where there is no connection: what Temporal itself refuses is told as its own words."""
+    error = RPCError(text, RPCStatusCode[status], b"") if status else RuntimeError(text)
+    assert str(access.cause(error)).startswith(told)
+
+
+async def test_a_search_attribute_of_another_type_is_told(client: Client) -> None:
+    """`setup` does not say that all is there when lists would not work."""
+    words = {"Words": IndexedValueType.INDEXED_VALUE_TYPE_TEXT}
+    request = AddSearchAttributesRequest(namespace=client.namespace, search_attributes=words)
+    await client.operator_service.add_search_attributes(request)
+    for names in (["Words"], ["OrderOwner", "Words", "Missing"]):
+        with pytest.raises(access.AccessError, match=r"^search attribute Words: has another type, expected Keyword"):
+            await access.add_search_attributes(client, names)
+
+
+OF_ANOTHER_KIND = """
+-----BEGIN CERTIFICATE-----
+MIIBcDCCARWgAwIBAgIUPBvoT2MIZdGj7+/ImXuHnpRNWtwwCgYIKoEcz1UBg3Uw
+DDEKMAgGA1UEAwwBeDAgFw0yNjExMjYwNDU2MjRaGA8yMTI2MTEwMjA0NTYyNFow
+DDEKMAgGA1UEAwwBeDBZMBMGByqGSM49AgEGCCqBHM9VAYItA0IABAxPHcK/KMdP
+GDEYgDDjT3MBVJ2V5ic6JJZBz7kKFAZFvUhEpilhhfuDh63Un1DYq5cllVBseJFU
+GVoLocW+etGjUzBRMB0GA1UdDgQWBBTXRZcIEatTjBPjkxz2iQr4QnMkDjAfBgNV
+HSMEGDAWgBTXRZcIEatTjBPjkxz2iQr4QnMkDjAPBgNVHRMBAf8EBTADAQH/MAoG
+CCqBHM9VAYN1A0kAMEYCIQD1x3U+6QJmRBqeplyfx9cSCWVO0GRFYZKP/Y+pbPsK
+9gIhAN2T0xfVwWxdzoWON4MYghaohYSTI/o/ik64encr5VJ9
+-----END CERTIFICATE-----
+"""
+"""Its key is on the curve SM2, which nothing here can use."""
+
+
 def test_tls_files_that_cannot_be_used(tmp_path: Path, pki: Path) -> None:
     """What is wrong with them is told before anybody connects, by the name in the profile where they stand there."""
     expired, half, file = issue(tmp_path, -datetime.timedelta(hours=1)), tmp_path / "half.pem", tmp_path / "profile"
+    odd = tmp_path / "odd.pem"
     half.write_text((pki / "client.pem").read_text()[:200])
     cases = [
         (mutual(expired), "TEMPORAL_TLS_CLIENT_CERT_PATH: the certificate has expired on 2"),
+        ({**mutual(pki), "TEMPORAL_TLS_CLIENT_CERT_PATH": str(half)}, "TEMPORAL_TLS_CLIENT_CERT_PATH: expected a "),
         (
-            {**mutual(pki), "TEMPORAL_TLS_CLIENT_CERT_PATH": str(half)},
-            "TEMPORAL_TLS_CLIENT_CERT_PATH: expected a ",
+            {**mutual(pki), "TEMPORAL_TLS_CLIENT_CERT_PATH": str(odd)},
+            "TEMPORAL_TLS_CLIENT_KEY_PATH: .* unsupported kind",
         ),
-        (
-            {"TEMPORAL_CONFIG_FILE": str(file)},
-            "TEMPORAL_CONFIG_FILE: tls.client_cert_path: expected a certificate",
-        ),
+        ({"TEMPORAL_CONFIG_FILE": str(file)}, "TEMPORAL_CONFIG_FILE: tls.client_cert_path: expected a certificate"),
     ]
+    odd.write_text(OF_ANOTHER_KIND)
     file.write_text(f'[profile.default.tls]\nclient_cert_path="{half}"\nclient_key_path = "{pki}/client.key"\n')
     for environ, begin in cases:
         with pytest.raises(TLSFilesError, match=begin):

@@ -22,6 +22,7 @@ from temporal_api.auth import CurrentUser, User
 from temporal_api.auth import verifier as verifier_module
 from temporal_api.dev import sign
 from temporal_api.dev.server import DevServer
+from temporal_api.problems import responses
 from temporal_api.settings import Settings, from_env
 from tokens import (
     ALGORITHMS,
@@ -489,6 +490,7 @@ async def test_a_refusal_s_reason_is_the_operator_s(
     ("bad", "cause"),
     [
         (lambda: forged({"alg": "HS256"}, claims(sub=7), SECRET.encode()), "its sub claim is not a string"),
+        (lambda: forged({"alg": "HS256"}, claims(jti=7), SECRET.encode()), "its jti claim is not a string"),
         (lambda: forged({"alg": "HS256", "kid": 7}, secret=SECRET.encode()), "kid is a string"),
         (lambda: forged({"alg": "HS256"}, claims(exp="soon"), SECRET.encode()), "exp, nbf and iat are numbers"),
         (lambda: "opaque", "it is not a JWT"),
@@ -496,7 +498,7 @@ async def test_a_refusal_s_reason_is_the_operator_s(
         (lambda: token()[:-20].rpartition(".")[0] + ".x", "a part of it was lost"),
         (lambda: token()[:-3], "its signature is not that of a trusted key"),
     ],
-    ids=["sub", "kid", "exp", "opaque", "JWE", "cut", "signature"],
+    ids=["sub", "jti", "kid", "exp", "opaque", "JWE", "cut", "signature"],
 )
 async def test_a_refusal_names_its_cause(bad: Any, cause: str) -> None:
     """A caller who sends something else than a good token learns what is wrong with it."""
@@ -652,7 +654,7 @@ class Choosy(Controller):
 
     path = "/choosy"
 
-    @get("/right", scope=("a", "b"))
+    @get("/right", scope=("a", "b"), responses=responses())
     async def right(self, user: CurrentUser) -> dict[str, str]:
         """A choice of two."""
         return {"sub": user.sub}

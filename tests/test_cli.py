@@ -26,7 +26,7 @@ from temporalio.api.workflowservice.v1 import RegisterNamespaceRequest
 from temporalio.client import Client
 
 from api import SECRET, assert_problem, eventually, order
-from commands import Process, command, curl, inherited, temporal_api
+from commands import Process, command, curl, inherited, temporal_api, until_ready
 from temporal_api.dev.server import DevServer, free_port
 
 pytestmark = pytest.mark.anyio
@@ -178,8 +178,12 @@ def rows(lines: list[str]) -> int:
 
 
 async def test_dev_once_fits_one_screen_and_ends_0(dev_server: DevServer) -> None:
-    """A terminal has 24 rows, one for the command; the order's way is one line. A script can use the code."""
+    """A terminal has 24 rows, one for the command; the order's way is one line. A script can use the code.
+
+    A shell that is set up for a company's proxy, and for its service, does no harm.
+    """
     environ = {"PORT": str(free_port()), "TEMPORAL_ADDRESS": dev_server.address}
+    environ |= {"http_proxy": f"http://127.0.0.1:{free_port()}", "no_proxy": "", "JWT_ALGORITHMS": "RS256"}
     code, lines = await in_a_terminal("dev", "--once", ORDERS_TASK_QUEUE=str(uuid.uuid4()), **environ)
 
     assert 0 == code, lines
@@ -317,6 +321,41 @@ async def test_serve_needs_neither_the_worker_nor_what_builds_temporal() -> None
     needed = set(process.output.split())
     assert {"temporal_api.app", "temporal_api.serving"} <= needed
     assert set() == {name for name in needed if name.startswith(("temporal_api.dev", "temporal_api.worker"))}
+
+
+async def test_a_second_ctrl_c_ends_at_once() -> None:
+    """The rest of the drain is given up, which is no failure: nothing of it is told."""
+    environ = {"JWT_SECRET": SECRET, "SHUTDOWN_DELAY_SECONDS": "600", "TEMPORAL_ADDRESS": f"127.0.0.1:{free_port()}"}
+    port = free_port()
+    async with temporal_api("serve", PORT=str(port), **environ) as serve, httpx.AsyncClient() as http:
+        await serve.until("Uvicorn running")
+        serve.process.send_signal(signal.SIGINT)
+
+        async def draining() -> bool:
+            return "shutting down" in (await http.get(f"http://127.0.0.1:{port}/health/ready")).text
+
+        await eventually(draining)
+        serve.process.send_signal(signal.SIGINT)
+        await serve.until("Shutting down")
+        assert 0 == await serve.end(signal.SIGINT), serve.output
+    assert "Traceback" not in serve.output
+
+
+async def test_closed_output_is_no_connection(dev_server: DevServer) -> None:
+    """Without standard output, no connection gets its number, and so no caller gets the log's lines."""
+    port = free_port()
+    environ = {**inherited(), "JWT_SECRET": SECRET, "PORT": str(port), "TEMPORAL_ADDRESS": dev_server.address}
+    program = Path(sys.executable).with_name("temporal-api")
+    serve = await asyncio.create_subprocess_shell(f"exec '{program}' serve <&- >&-", env=environ)
+    try:
+        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}") as http:
+            await until_ready(str(http.base_url))
+            assert 401 == (await http.get("/api/v1/orders")).status_code
+    finally:
+        serve.terminate()
+    assert 0 == await serve.wait()
+    token = await asyncio.create_subprocess_shell(f"exec '{program}' token >&-", env=environ, stderr=PIPE)
+    assert (b"", 0) == ((await token.communicate())[1], token.returncode)
 
 
 async def test_setup_adds_the_search_attributes_once(client: Client, dev_server: DevServer) -> None:

@@ -17,6 +17,7 @@ import yaml
 from click.testing import CliRunner
 
 from api import eventually, order, service
+from commands import one_line
 from temporal_api import __version__
 from temporal_api.cli import cli
 from temporal_api.dev.server import DevServer, free_port
@@ -253,3 +254,12 @@ def test_the_secret_is_nobodys_but_yours() -> None:
     raw = next(yaml.safe_load_all((DEPLOY / "kubernetes.yaml").read_text()))["stringData"]
     with pytest.raises(SettingsError, match="too short"):
         from_env(raw)
+
+
+@pytest.mark.anyio
+async def test_a_secret_of_yours_that_is_none_is_told() -> None:
+    """No manifest is made with which the service would not start."""
+    await one_line(
+        ("print kubernetes", {"JWT_SECRET": "short"}, 2, "JWT_SECRET: too short"),
+        ("print kubernetes", {"JWT_SECRET": '"' + "x" * 40 + '"'}, 2, "JWT_SECRET: is in quotes"),
+    )

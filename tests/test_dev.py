@@ -8,6 +8,7 @@ import signal
 import socket
 import sys
 import textwrap
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,8 @@ from temporalio.common import SearchAttributeKey, SearchAttributePair, TypedSear
 from temporalio.service import RPCError
 from temporalio.testing import WorkflowEnvironment
 
-from api import eventually, run_dev_server
-from temporal_api.dev import build, server
+from api import SECRET, eventually, run_dev_server
+from temporal_api.dev import Dev, build, server
 from temporal_api.dev.build import find_temporal
 from temporal_api.dev.server import DevServerError, dev_server, free_port
 
@@ -427,6 +428,14 @@ async def test_a_port_taken_in_between_is_replaced(monkeypatch: pytest.MonkeyPat
         monkeypatch.setattr(server, "free_port", lambda: next(ports))
         async with dev_server() as ours:
             assert ours.address != f"127.0.0.1:{taken}"
+
+
+async def test_two_dev_commands_at_once_share_no_port() -> None:
+    """Neither listens yet when the other looks for its ports."""
+    wanted = free_port()
+    async with AsyncExitStack() as one, AsyncExitStack() as other:
+        ports = [Dev({"JWT_SECRET": SECRET}, stack)._free("the API", wanted) for stack in (one, other)]
+    assert wanted == ports[0] < ports[1]
 
 
 async def test_a_port_asked_for_that_stays_taken_is_told(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,14 +1,19 @@
 """Histories that are listed in pages of ours, over Temporal's, which are of other lengths."""
 
+from typing import Any
+
 import pytest
-from temporalio.api.history.v1 import History, HistoryEvent
+from temporalio.api.history.v1 import History, HistoryEvent, WorkflowTaskFailedEventAttributes
+from temporalio.api.workflow.v1 import WorkflowExecutionInfo
 from temporalio.api.workflowservice.v1 import (
     DescribeWorkflowExecutionResponse,
     GetWorkflowExecutionHistoryResponse,
 )
 
 from scripted import Scripted
+from temporal_api.temporal.events import event_json
 from temporal_api.temporal.history import list_events
+from temporal_api.temporal.run import Run
 
 pytestmark = pytest.mark.anyio
 
@@ -44,3 +49,17 @@ async def test_a_page_goes_on_where_the_last_one_ended() -> None:
 
     assert ([1, 2, 3], [4, 5, 6], [7]) == (first, second, third)
     assert not cursor
+
+
+async def test_what_only_newer_servers_know_is_shown_by_its_number() -> None:
+    """A type of event, a cause or a status that the SDK here has no name for is no reason to fail."""
+    new: Any = 999
+    failed = WorkflowTaskFailedEventAttributes(cause=new)
+    event = HistoryEvent(event_type=new, workflow_task_failed_event_attributes=failed)
+    told = await event_json(Scripted().temporal(), event)
+
+    assert ("999", "999", "999") == (
+        told.event_type,
+        told.attributes["cause"],
+        Run(WorkflowExecutionInfo(status=new)).status,
+    )

@@ -1,6 +1,7 @@
 """An issuer's keys: asked at start and sparingly, renewed in time, kept while the issuer is away."""
 
 import asyncio
+import gzip
 import json
 import time
 from pathlib import Path
@@ -105,11 +106,20 @@ async def test_eddsa_and_ed25519_are_one(issuer: Issuer, alg: str | None, accept
 
 
 async def test_the_issuer_sees_who_asks(issuer: Issuer) -> None:
-    """Firewalls refuse Python's own User-Agent; and JSON is what is asked for."""
+    """Firewalls refuse Python's own User-Agent; and JSON is what is asked for, in both names that a JWKS has."""
     assert "alice" == await outcome(issuer.verifier(), signed("RSA", "RS256"))
 
     assert f"temporal-api/{__version__}" == issuer.headers["User-Agent"]
-    assert "application/json" == issuer.headers["Accept"]
+    assert "application/json, application/jwk-set+json" == issuer.headers["Accept"]
+
+
+@pytest.mark.parametrize(("spaces", "expected"), [(0, "alice"), (5_000_000, "auth_unavailable")], ids=["small", "bomb"])
+async def test_a_compressed_jwks_is_read(issuer: Issuer, spaces: int, expected: str) -> None:
+    """Some stores of files send gzip unasked; what it unpacks to has the same bound."""
+    packed = gzip.compress(b" " * spaces + json.dumps({"keys": issuer.keys}).encode())
+    issuer.broken = (200, {"Content-Encoding": "gzip"}, packed)
+
+    assert expected == await outcome(issuer.verifier(), signed("RSA", "RS256"))
 
 
 # Discovery
@@ -390,12 +400,12 @@ async def test_whatever_the_issuer_answers_known_keys_stay(
     assert "JWT_JWKS_URL: no keys can be had from there" in caplog.text
 
 
-@pytest.mark.parametrize("drip", [b" ", b" " * 1_000_000], ids=["slowly", "fast"])
+@pytest.mark.parametrize("drip", [b" ", b" " * 1_000_000, b"x"], ids=["slowly", "fast", "in its head"])
 async def test_an_issuer_that_never_ends_is_given_up(
     issuer: Issuer, monkeypatch: pytest.MonkeyPatch, drip: bytes
 ) -> None:
-    """A body that comes for ever is cut, in time or in size, and its connection closed: nothing is left behind."""
-    monkeypatch.setattr(jwks, "TIMEOUT_SECONDS", 0.3 if drip == b" " else 10)
+    """An answer that comes for ever is cut, in time or in size, and its connection closed: nothing is left behind."""
+    monkeypatch.setattr(jwks, "TIMEOUT_SECONDS", 0.3 if len(drip) == 1 else 10)
     issuer.drip, issuer.broken = drip, (200, {"Content-Length": None}, b"")
 
     async with asyncio.timeout(5):

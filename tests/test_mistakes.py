@@ -2,7 +2,9 @@
 
 import itertools
 import re
+from datetime import date, datetime, time, timedelta
 from typing import Any
+from uuid import UUID
 
 import httpx
 import msgspec
@@ -67,6 +69,15 @@ def changed(value: Any, path: tuple[Any, ...], new: Any) -> Any:
     if isinstance(value, dict):
         return {**value, path[0]: changed(value[path[0]], path[1:], new)}
     return [*value[: path[0]], changed(value[path[0]], path[1:], new), *value[path[0] + 1 :]]
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [(date, "a date"), (datetime, "a time"), (time, "a time of day"), (timedelta, "a duration"), (UUID, "a UUID")],
+)
+def test_types_are_named_in_words(kind: Any, name: str) -> None:
+    """Those too that only a resource of one's own has."""
+    assert [f"Expected {name}, got object"] == [mistake.message for mistake in body_mistakes(b"{}", kind)]
 
 
 @pytest.mark.parametrize(("kind", "right"), RIGHT, ids=lambda value: getattr(value, "__name__", ""))

@@ -398,7 +398,7 @@ def struct(base: type[msgspec.Struct], *, without: str = "", **fields: Any) -> t
         ({"cancelled": "undone"}, "status has no undone"),
         ({"other_ends": ["lost"]}, "status has no lost"),
         ({"too_late_to_cancel": ["posted"]}, "status has no posted"),
-        ({"completed": "issued"}, "begins with issued, which ends it"),
+        ({"completed": "issued"}, "begins with issued, an end status"),
         ({"answer": struct(GiftCardResponse, without="amount")}, "Other.amount: expected"),
         ({"answer": struct(GiftCardResponse, without="reason")}, "Other.reason: expected"),
         ({"answer": struct(GiftCardResponse, without="status")}, "Other.status: expected a Literal"),
@@ -471,19 +471,46 @@ def test_two_resources_of_one_name(monkeypatch: pytest.MonkeyPatch, settings: Se
         create_app(settings)
 
 
-def test_an_operation_without_a_scope(monkeypatch: pytest.MonkeyPatch, settings: Settings) -> None:
-    """The app refuses to start: nobody could call it, and the contract would call it public."""
+class Taken(Conflict, code="gift_card_not_found"):
+    """The card is taken."""
+
+
+NOTHING_OF_ITS_OWN = {"scope": GIFT_CARDS.write_scope, "responses": responses(body=True)}
+
+
+@pytest.mark.parametrize(
+    ("path", "changes", "reason"),
+    [
+        ("/{gift_card_id:str}/send", {"scope": None}, "send needs a scope"),
+        ("/{gift_card_id:str}/send", {"responses": None}, r"send needs its errors: .*, body=True\)"),
+        ("/{gift_card_id:str}/send", {"responses": responses()}, r"send needs its errors: .*, body=True\)"),
+        ("/{card_id:str}/send", {}, "send expects gift_card_id in its path"),
+        ("/{gift_card_id:str}/send", {"responses": responses(Taken, body=True)}, "code 'gift_card_not_found'"),
+    ],
+)
+def test_an_operation_that_lacks_a_part(
+    monkeypatch: pytest.MonkeyPatch, settings: Settings, path: str, changes: dict[str, Any], reason: str
+) -> None:
+    """The app refuses to start: nobody could call the operation, or the contract would not tell the truth about it."""
 
     class Forgetful(ResourceController, resource=GIFT_CARDS):
         create_gift_card = GiftCardController.create_gift_card
 
-        @post("/{gift_card_id:str}/send", operation_id="sendGiftCard")
-        async def send(self, gift_card_id: FromPath[str]) -> None:
+        @post(path, operation_id="sendGiftCard", **{**NOTHING_OF_ITS_OWN, **changes})
+        async def send(self, gift_card_id: FromPath[str], data: JSONBody[CreateGiftCardRequest]) -> None:
             """Send it."""
 
     monkeypatch.setattr(app, "RESOURCES", [OrderController, Forgetful])
 
-    with pytest.raises(TypeError, match=r"send needs a scope"):
+    with pytest.raises(TypeError, match=reason):
+        create_app(settings)
+
+
+def test_a_resource_among_the_controllers(monkeypatch: pytest.MonkeyPatch, settings: Settings) -> None:
+    """The app refuses to start: its workflows would be open to everyone with `workflows:read`."""
+    monkeypatch.setattr(app, "CONTROLLERS", [*app.CONTROLLERS, GiftCardController])
+
+    with pytest.raises(TypeError, match="GiftCardController belongs in RESOURCES"):
         create_app(settings)
 
 

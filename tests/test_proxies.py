@@ -192,6 +192,8 @@ async def test_requests_may_carry_the_prefix(dev_server: DevServer, prefix: str)
         for path in ("/health/live", "/docs", "/"):
             assert 200 == (await api.get(path)).status_code
             assert 200 == (await api.get(f"{prefix}{path}")).status_code
+        doubled = {"target": f"/{prefix}/health/live".encode()}
+        assert 200 == (await api.get("/", extensions=doubled)).status_code
         for path in (f"{prefix}x/docs", f"{prefix}/nowhere", f"{prefix}{prefix}{prefix}/docs"):
             problem = assert_problem(await api.get(path), 404, "not_found", prefix)
             assert f" {prefix}/openapi.json" in problem["message"]

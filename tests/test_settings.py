@@ -270,6 +270,8 @@ EXACTLY_ONE = "set exactly one, found "
             ({"FORWARDED_ALLOW_IPS": text}, "FORWARDED_ALLOW_IPS", "expected addresses and networks")
             for text in ("proxy", "10.0.0.1/8", "10.0.0.1:80", "127.0.0.1,*", "127.0.0.1,")
         ),
+        *(({"METRICS_PORT": text}, "METRICS_PORT", WHOLE) for text in ("0", "5s", "65536", "9464/tcp")),
+        ({"ORDERS_TASK_QUEUE": "q" * 1001}, "ORDERS_TASK_QUEUE", "length <= 1000"),
         ({"MAX_REQUESTS": "0"}, "MAX_REQUESTS", ">= 1"),
         ({"MAX_MEMORY_BYTES": "1023"}, "MAX_MEMORY_BYTES", ">= 1024"),
         ({"LOG_LEVEL": "loud"}, "LOG_LEVEL", "expected debug, info, warning or error"),
@@ -319,6 +321,7 @@ EXACTLY_ONE = "set exactly one, found "
         ({"JWT_SECRET": f'"{SECRET}"'}, "JWT_SECRET", "is in quotes"),
         ({"JWT_AUDIENCE": 'a,"b"'}, "JWT_AUDIENCE", "is in quotes"),
         ({"JWT_AUDIENCE": " , "}, "JWT_AUDIENCE", "commas alone"),
+        *(({name: '["a", "b"]'}, name, "is in brackets") for name in ("JWT_AUDIENCE", "ALLOWED_TASK_QUEUES")),
         (JWKS, "JWT_JWKS_URL, JWT_PUBLIC_KEY or JWT_SECRET", EXACTLY_ONE + "JWT_JWKS_URL and JWT_SECRET"),
         ({"JWT_SECRET": "hunter2"}, "JWT_SECRET", "expected 32 random bytes or more"),
         ({"JWT_SECRET": "hunter2-" * 4, "JWT_ALGORITHMS": "HS384"}, "JWT_SECRET", "expected 48 random bytes or more"),
@@ -334,8 +337,19 @@ EXACTLY_ONE = "set exactly one, found "
         ({**JWKS, "JWT_SECRET": "", "JWT_SECRET_PREVIOUS": SECRET}, "JWT_SECRET_PREVIOUS", "goes with JWT_SECRET only"),
         ({"SECRET_KEY": "hunter2"}, "SECRET_KEY", "expected 32 random bytes or more"),
         *(
+            ({"JWT_SECRET": SECRET, name: f"{public}hunter2".ljust(40, "x")}, name, "is a key in PEM or JSON, or an ad")
+            for name in ("JWT_SECRET", "JWT_SECRET_PREVIOUS", "SECRET_KEY")
+            for public in (
+                "-----BEGIN PUBLIC KEY-----",
+                "LS0tLS1CRUdJTiBQ",
+                "ssh-rsa AAAA",
+                '{"kty": "RSA"',
+                "https://",
+            )
+        ),
+        *(
             ({"JWT_ISSUER": text}, "JWT_ISSUER", "separated by commas or |")
-            for text in ("a b", "a\nb", "a||b", "|", "a|")
+            for text in ("a b", "a\nb", "a||b", "|", "a|", 'a|"b"')
         ),
         *(({"JWT_ISSUER": text}, "JWT_ISSUER", "the same name twice") for text in ("a,a", "a|b,c|a", "a|a")),
         # A JWKS
@@ -378,7 +392,18 @@ EXACTLY_ONE = "set exactly one, found "
                 "user@temporal:7233",
                 '"temporal:7233',
                 "`temporal:7233",
+                "<temporal>:7233",
+                "${TEMPORAL}:7233",
+                "10.0.0.256:7233",
+                "10.0.0.1.5:7233",
+                "[10.0.0.1]:7233",
+                "[1::2::3]:7233",
             )
+        ),
+        *(({"TEMPORAL_NAMESPACE": text}, "TEMPORAL_NAMESPACE", "a name in ASCII") for text in ("a\nb", "é")),
+        *(
+            ({"TEMPORAL_TLS_SERVER_NAME": text}, "TEMPORAL_TLS_SERVER_NAME", "expected a host's name")
+            for text in ("https://temporal", "temporal:7233", "two words", "*.example", "tëmporal", ".")
         ),
         ({"TEMPORAL_TLS": "maybe"}, "TEMPORAL_TLS", "expected true or false"),
         ({"TEMPORAL_API_KEY": "hunter2\nb"}, "TEMPORAL_API_KEY", "no line break"),
@@ -391,6 +416,8 @@ EXACTLY_ONE = "set exactly one, found "
         # A key where its file's name belongs
         ({"TEMPORAL_TLS_CLIENT_KEY_PATH": KEY}, "TEMPORAL_TLS_CLIENT_KEY_PATH", "cannot read"),
         ({"TEMPORAL_TLS_CLIENT_KEY_PATH": "/"}, "TEMPORAL_TLS_CLIENT_KEY_PATH", "Is a directory"),
+        # It opens, and cannot be read.
+        ({"TEMPORAL_TLS_CLIENT_KEY_PATH": "/proc/self/mem"}, "TEMPORAL_TLS_CLIENT_KEY_PATH", "cannot read"),
         ({"TEMPORAL_TLS_SERVER_CA_CERT_DATA": "hunter2"}, "TEMPORAL_TLS_SERVER_CA_CERT_DATA", "a certificate in PEM"),
         (
             {"TEMPORAL_TLS_CLIENT_CERT_DATA": KEY, "TEMPORAL_TLS_CLIENT_KEY_DATA": CERTIFICATE},

@@ -237,7 +237,7 @@ MEANINGS = [
 ]
 
 
-async def told(error: RPCError, subject: Subject) -> Problem:
+async def told(error: RPCError | RuntimeError, subject: Subject) -> Problem:
     """What a call about the subject fails with."""
     temporal = Scripted(describe_workflow_execution=[error]).temporal(0.2)
     with pytest.raises(Problem) as caught:
@@ -256,6 +256,17 @@ async def test_what_temporals_errors_mean(status: RPCStatusCode, message: str, c
     assert problem.message
     if problem.status >= 404:
         assert message not in problem.message
+
+
+async def test_a_limit_is_told_while_connecting_too() -> None:
+    """The first call of a connection asks about the server: refused there, it is the same 429."""
+    said = "Failed client connect: `get_system_info` call error after connection: Status { code: ResourceExhausted, "
+    problem = await told(RuntimeError(said + 'message: "rate limit exceeded" }'), workflow_subject("w"))
+
+    assert ("temporal_overloaded", "temporal", "w") == (
+        problem.code,
+        *map(problem.details.get, ("source", "workflow_id")),
+    )
 
 
 async def test_a_namespace_that_temporal_could_not_look_up() -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import re
 import string
 import sys
 import uuid
@@ -194,6 +195,7 @@ LABELS: dict[str, SearchAttributePair[Any]] = {
     "false": SearchAttributePair(Key.for_bool("VisibleBool"), False),
     "noon": SearchAttributePair(Key.for_datetime("VisibleTime"), NOON),
     "later": SearchAttributePair(Key.for_datetime("VisibleTime"), NOON.replace(microsecond=123456)),
+    "up": SearchAttributePair(Key.for_datetime("VisibleTime"), NOON.replace(microsecond=567890)),
     "list": SearchAttributePair(Key.for_keyword_list("VisibleList"), ["red", "dark blue"]),
     "other": SearchAttributePair(Key.for_keyword_list("VisibleList"), ["green", "dark"]),
 }
@@ -437,6 +439,7 @@ async def test_a_window_that_ends_before_it_begins(alice: httpx.AsyncClient, wha
         ("VisibleTime=2026-01-31T12:00:00Z", ["noon"]),
         ("VisibleTime=2026-01-31T13:00:00.123+01:00", ["later"]),
         ("VisibleTime=2026-01-31T12:00:00.123456Z", ["later"]),
+        ("VisibleTime=2026-01-31T12:00:00.56789Z", ["up"]),
         ("VisibleTime=2026-01-31T12:00:01Z", []),
         ("VisibleTime=9999-12-31T23:59:59.999999Z", []),
         ("VisibleList=red", ["list"]),
@@ -481,8 +484,10 @@ async def test_temporal_s_own_workflows_are_left_out(alice: httpx.AsyncClient, c
     for query in (every, f"({every}) AND {DIVISION} = 'TemporalScheduler'", f"{every} OR {DIVISION} IS NOT NULL"):
         items = (await alice.get(LIST, params={"query": query}, headers=CLERK)).json()["items"]
         assert not [item for item in items if item["workflow_id"] not in shown], query
-    loose = (await alice.get(LIST, params={"query": f"{every}) OR ({every}"}, headers=CLERK)).json()["items"]
-    assert {*shown, prefix + "division"} >= {item["workflow_id"] for item in loose} >= set(shown)
+    for loose in (f"{every}) OR ({every}", f"{DIVISION} IS NOT NULL) OR ({every}", f"{every}) -- ", f"{every}) #"):
+        for path in (LIST, COUNT):
+            refused = await alice.get(path, params={"query": loose}, headers=CLERK)
+            assert_problem(refused, 400, "invalid_query")
 
 
 async def test_by_several_search_attributes(alice: httpx.AsyncClient, labels: str) -> None:
@@ -721,10 +726,10 @@ async def test_a_query_needs_to_see_everything(alice: httpx.AsyncClient, path: s
 @pytest.mark.parametrize(
     ("query", "reason"),
     [
-        ("Nowhere = 'x'", "column name 'Nowhere' is not a valid search attribute"),
+        ("Nowhere = 'x'", "column name 'Nowhere' is not a valid search attribute|invalid search attribute: Nowhere"),
         ("WorkflowId = 'x' OR", "syntax error"),
-        ("WorkflowId LIKE 'x%'", "invalid operator 'like'"),
-        ("WorkflowId = x", "did you forget to quote 'x'?"),
+        ("WorkflowId LIKE 'x%'", "invalid operator 'like'|operator 'LIKE' not supported"),
+        ("WorkflowId = x", r"did you forget to quote ['\"]x['\"]\?"),
         ("StartTime > 'noon'", "unable to parse datetime 'noon'"),
         ("ExecutionStatus = 'Gone'", "invalid ExecutionStatus value 'Gone'"),
         ("WorkflowId = (SELECT 1)", "unexpected value type Subquery"),
@@ -739,7 +744,7 @@ async def test_what_temporal_refuses(clerk: httpx.AsyncClient, query: str, reaso
     """400 with Temporal's reason in words, and none of its type names."""
     for path in (LIST, COUNT):
         body = assert_problem(await clerk.get(path, params={"query": query}), 400, "invalid_query")
-        assert reason in body["message"]
+        assert re.search(reason, body["message"])  # 1.32 says some things in other words
         assert "sqlparser" not in body["message"]
         assert "temporal" == body["details"]["source"]
 

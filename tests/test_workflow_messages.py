@@ -360,7 +360,11 @@ async def test_nobody_is_there_to_answer(alice: httpx.AsyncClient, foreign: Clie
     sent = await update(alice, path, "echo", "wait=30", update_input="x", update_id="u")
     found = await alice.get(f"{path}/updates/u")
 
-    for response in (asked, sent, found):
+    # Temporal holds back one query and ten updates, and refuses more.
+    busy = await start(alice, task_queue)
+    crowd = [alice.post(f"{busy}/query", json={"query_name": "seen_so_far"}) for _ in range(3)]
+    crowd += [update(alice, busy, "echo") for _ in range(12)]
+    for response in (asked, sent, found, *await asyncio.gather(*crowd)):
         problem = assert_problem(response, 503, "no_worker")
         expected = {"retryable": True, "source": "gateway", "task_queue": task_queue}
         assert expected.items() <= problem["details"].items()
@@ -562,10 +566,11 @@ async def test_what_silence_means(
         (run(attempt=9), recent("WORKFLOW_TASK_FAILED"), "workflow_task_failing"),
         (run(attempt=9), recent("WORKFLOW_TASK_TIMED_OUT"), "workflow_task_failing"),
         (run(status="TERMINATED"), None, "workflow_completed"),
+        (run(attempt=0), None, "no_worker"),
     ],
 )
 async def test_a_workflow_that_temporal_does_not_ask(describe: Any, last: Any, code: str) -> None:
-    """After some failures Temporal refuses at once: that is told in the same words as before."""
+    """After some failures, and before the first task, Temporal refuses at once: that is told in the same words."""
     status = GrpcStatus(code=9)
     packed = PackedAny()
     packed.Pack(WorkflowNotReadyFailure())

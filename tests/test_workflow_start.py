@@ -383,7 +383,7 @@ async def test_a_refused_update_leaves_the_workflow_started(alice: httpx.AsyncCl
     nobody = {**body, "task_queue": str(uuid.uuid4()), "workflow_id": f"nobody-{uuid.uuid4()}"}
     update = {"update_name": "put", "update_input": 1}
     unheard = await alice.post(START, json={**nobody, "update": update})
-    assert_problem(unheard, 503, "no_worker")
+    assert uuid.UUID(assert_problem(unheard, 503, "no_worker")["details"]["update_id"])
     assert unheard.elapsed < SOON
     both = await alice.post(START, json={**body, "update": update, "signal": {"signal_name": "send"}})
     assert_problem(both, 400, "validation_error")

@@ -702,6 +702,8 @@ async def test_a_run_is_pinned(alice: httpx.AsyncClient, client: Client, queue: 
     assert {"workflow_id": workflow_id, "run_id": runs[0]}.items() <= problem["details"].items()
     assert {"result": True} == (await alice.post(at(workflow_id, "/query"), params=first, json=query)).json()
     assert {"result": False} == (await alice.post(at(workflow_id, "/query"), json=query)).json()
+    loud = {"run_id": runs[1].upper()}
+    assert {"result": False} == (await alice.post(at(workflow_id, "/query"), params=loud, json=query)).json()
     assert 202 == (await alice.post(at(workflow_id, "/signal"), params=second, json=signal)).status_code
 
     assert_problem(await alice.get(at(workflow_id), params={"run_id": "no-uuid"}), 400, "validation_error")

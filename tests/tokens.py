@@ -222,7 +222,10 @@ class Issuer:
                 for name, value in {"Content-Length": str(len(body)), **headers}.items():
                     if value is not None:
                         self.send_header(name, value)
-                self.end_headers()
+                if issuer.drip.isalpha():  # more of the head, for ever
+                    self.flush_headers()
+                else:
+                    self.end_headers()
                 self.wfile.write(body)
                 try:
                     while issuer.drip:

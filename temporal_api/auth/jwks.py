@@ -1,16 +1,16 @@
 """The keys that verify tokens. An issuer's are fetched at start, and again when old or when a token names a new key."""
 
 import asyncio
-import json
 import logging
+import ssl
 import time
-import urllib.request
+import zlib
 from collections.abc import Collection, Sequence
-from email.message import Message
 from math import ceil
-from typing import IO, Any
-from urllib.error import HTTPError
+from typing import Any
 from urllib.parse import urlsplit
+
+import msgspec
 
 from temporal_api import __version__
 from temporal_api.auth.keys import Key, from_jwk
@@ -23,6 +23,11 @@ COOLDOWN_SECONDS = 30.0
 """The shortest time between requests to the issuer, however many tokens name unknown keys. Shorter after failures."""
 TIMEOUT_SECONDS = 5.0
 MAX_BYTES = 1_000_000
+_HEADERS = {
+    "Accept": "application/json, application/jwk-set+json",  # Kubernetes has its keys as the second only
+    "Accept-Encoding": "identity",
+    "User-Agent": f"temporal-api/{__version__}",
+}
 
 log = logging.getLogger(__name__)
 
@@ -97,15 +102,15 @@ class Keys:
 
     async def _fetch_keys(self, url: str) -> None:
         try:
-            async with asyncio.timeout(TIMEOUT_SECONDS):  # looking up the host's address has no timeout of its own
-                published = await asyncio.to_thread(_published, url, self._issuers)
+            async with asyncio.timeout(TIMEOUT_SECONDS):
+                published = await _published(url, self._issuers)
             keys = tuple(key for jwk in published if (key := from_jwk(jwk, self._accepted)))
             if not keys:
                 raise ValueError(f"none of its {len(published)} keys signs by {', '.join(sorted(self._accepted))}")
         except Exception as error:  # whatever the issuer sends, the old keys stay
             seconds = min(2.0**self._failures, COOLDOWN_SECONDS)
             self._failures = min(self._failures + 1, 10)
-            told = str(error)[:300] or "no answer in time"
+            told = str(error)[:300] or f"no answer ({type(error).__name__})"
             log.warning("JWT_JWKS_URL: no keys can be had from there, next try in %.0f s: %s", seconds, told)
         else:
             if self._failures or not self.known:
@@ -117,20 +122,9 @@ class Keys:
         self._next_at = time.monotonic() + seconds
 
 
-class _NoRedirects(urllib.request.HTTPRedirectHandler):
-    """Refuse redirects: keys come only from the address in the settings."""
-
-    def redirect_request(
-        self, req: urllib.request.Request, fp: IO[bytes], code: int, msg: str, headers: Message, newurl: str
-    ) -> None:
-        """Fail, and name the redirect's target."""
-        raise HTTPError(req.full_url, code, f"redirects are not followed, this one to {quoted(newurl)}", headers, fp)
-
-
-def _published(url: str, issuers: Collection[str]) -> list[object]:
+async def _published(url: str, issuers: Collection[str]) -> list[object]:
     """The JWKs at that address, or at the `jwks_uri` of the discovery document there."""
-    deadline = time.monotonic() + TIMEOUT_SECONDS
-    document = _get(url, deadline)
+    document = await _get(url)
     if "keys" not in document and "jwks_uri" in document:
         found, there = document.get("issuer"), document["jwks_uri"]
         if found not in issuers:
@@ -140,28 +134,31 @@ def _published(url: str, issuers: Collection[str]) -> list[object]:
             raise ValueError(f"its jwks_uri is no http or https address: {quoted(there)}")
         if urlsplit(url).scheme == "https" != urlsplit(there).scheme:
             raise ValueError(f"its jwks_uri leads from https to http: {quoted(there)}")
-        document = _get(there, deadline)
+        document = await _get(there)
     keys = document.get("keys")
     if not isinstance(keys, list):
         raise TypeError("what is there is neither a JWKS nor a discovery document")
     return keys
 
 
-def _get(url: str, deadline: float) -> dict[str, Any]:
-    """The JSON object at that address. Threads run this, so it always ends: the exiting process waits for them."""
-    request = urllib.request.Request(  # noqa: S310 - http or https, by the settings
-        url, headers={"Accept": "application/json", "User-Agent": f"temporal-api/{__version__}"}
-    )
+async def _get(url: str) -> dict[str, Any]:
+    """The JSON object at that address."""
+    import httpx  # only a JWKS needs it, and it takes 4 MB
+
+    trusted = await asyncio.to_thread(ssl.create_default_context)  # what the machine trusts
     body = b""
-    with urllib.request.build_opener(_NoRedirects).open(request, timeout=TIMEOUT_SECONDS) as answer:
-        while piece := answer.read1(65_536):
+    async with (
+        httpx.AsyncClient(headers=_HEADERS, verify=trusted, timeout=TIMEOUT_SECONDS) as client,
+        client.stream("GET", url) as answer,
+    ):
+        if answer.next_request:  # keys come only from the address in the settings
+            raise ValueError(f"redirects are not followed, this one to {quoted(str(answer.next_request.url))}")
+        if not answer.is_success:
+            raise ValueError(f"HTTP status {answer.status_code}")
+        async for piece in answer.aiter_raw():
             body += piece
-            if len(body) > MAX_BYTES or time.monotonic() > deadline:
-                raise TimeoutError("its answer does not end")
-    try:
-        document = json.loads(body)
-    except (ValueError, RecursionError):
-        raise ValueError("what is there is not JSON") from None
-    if not isinstance(document, dict):
-        raise TypeError("what is there is not a JSON object")
-    return document
+            if len(body) > MAX_BYTES:
+                raise ValueError("its answer does not end")
+    if answer.headers.get("Content-Encoding") == "gzip":  # unasked, as some stores of files do
+        body = zlib.decompressobj(wbits=31).decompress(body, MAX_BYTES)
+    return msgspec.json.decode(body.decode("utf-8-sig"), type=dict[str, Any])

@@ -8,7 +8,7 @@ from typing import Any
 
 import jwt
 import msgspec
-from jwt.exceptions import InvalidSubjectError
+from jwt.exceptions import InvalidJTIError, InvalidSubjectError
 from jwt.types import Options
 
 from temporal_api.auth.jwks import Keys
@@ -29,6 +29,7 @@ _OPTIONS: Options = {"require": ["exp", "sub"], "verify_aud": False, "enforce_mi
 _UNVERIFIED: Options = {**_OPTIONS, "verify_signature": False, "verify_exp": True, "verify_nbf": True}
 _REASONS = (
     (InvalidSubjectError, "its sub claim is not a string"),
+    (InvalidJTIError, "its jti claim is not a string"),
     (jwt.ImmatureSignatureError, "it is not valid yet"),
     (
         (jwt.DecodeError, jwt.InvalidIssuedAtError, ValueError, OverflowError, RecursionError),

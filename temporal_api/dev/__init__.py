@@ -4,6 +4,7 @@ import asyncio
 import json
 import os
 import secrets
+import socket
 import sys
 import time
 import urllib.request
@@ -45,6 +46,9 @@ ENDS = {"delivered": "bold green", "cancelled": "bold red"}
 UTF_8 = sys.stdout.encoding.lower() == "utf-8"
 console = Console(highlight=False, emoji=False, force_terminal=None if UTF_8 else False)
 LIVE = console.is_terminal and not console.is_dumb_terminal
+_KEYS_OF_OTHERS = ("JWT_JWKS_URL", "JWT_PUBLIC_KEY", "JWT_ALGORITHMS")
+# The shell's proxy may not reach this machine's loopback.
+_OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 # Do not wrap addresses and tokens: people click and copy them.
 show = partial(console.print, soft_wrap=True)
 say = partial(show, markup=False)
@@ -56,7 +60,8 @@ async def run_everything(*, once: bool, crash: bool) -> bool:
     With `crash`, kill the worker after the payment and start another one. Returns whether the order was delivered and,
     after a crash, charged once.
     """
-    environ = {name: value for name, value in os.environ.items() if name not in ("JWT_JWKS_URL", "JWT_PUBLIC_KEY")}
+    # The token of `dev` is signed with a secret, whatever keys the shell names.
+    environ = {name: value for name, value in os.environ.items() if name not in _KEYS_OF_OTHERS}
     if not environ.get("JWT_SECRET"):
         environ["JWT_SECRET"] = secrets.token_urlsafe(32)
     environ.setdefault("LOG_LEVEL", "warning")
@@ -93,7 +98,7 @@ class Dev:
         if embedded:  # before looking for ports: it may take minutes, and a free port may be busy then
             self.temporal_cli = str(await find_temporal(say))
         began = time.monotonic()
-        port = free("the API", self.settings.port)
+        port = self._free("the API", self.settings.port)
         host = "127.0.0.1" if self.settings.host in ("0.0.0.0", "::") else self.settings.host  # noqa: S104
         self.api = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
         with console.status("Starting Temporal, a worker and the API"):
@@ -111,7 +116,7 @@ class Dev:
 
     async def _start_temporal(self) -> list[str]:
         """Start Temporal; return the origins of its UI if that needs a codec."""
-        port, ui_port = free("Temporal", 7233), free("Temporal's UI", 8233)
+        port, ui_port = self._free("Temporal", 7233), self._free("Temporal's UI", 8233)
         self.ui = f"http://127.0.0.1:{ui_port}"
         origins = [self.ui, f"http://localhost:{ui_port}"] if self.settings.payload_encryption_keys else []
         server = await self.stack.enter_async_context(
@@ -134,6 +139,20 @@ class Dev:
         started = process([*WORKER], sys.stdout.buffer, environ, stop_seconds=STOP_SECONDS)
         self.worker = await self.stack.enter_async_context(started)
 
+    def _free(self, what: str, wanted: int) -> int:
+        """Find a port, and say so if it is not the wanted one."""
+        # Another `dev` that starts meanwhile sees that the UDP port of this number is taken.
+        mark = self.stack.enter_context(socket.socket(type=socket.SOCK_DGRAM))
+        port = free_port(wanted)
+        while mark.getsockname()[1] != port:
+            try:
+                mark.bind(("127.0.0.1", port))
+            except OSError:
+                port = free_port(port + 1)
+        if wanted and port != wanted:
+            say(f"Port {wanted} is busy: {what} takes {port}.")
+        return port
+
     def call(self, path: str, body: object = None) -> Any:
         """Call the API."""
         request = urllib.request.Request(  # noqa: S310 - our own address
@@ -141,7 +160,7 @@ class Dev:
             None if body is None else json.dumps(body).encode(),
             {"Authorization": f"Bearer {self.token}", "Content-Type": "application/json"},
         )
-        with urllib.request.urlopen(request, timeout=30) as answer:  # noqa: S310
+        with _OPENER.open(request, timeout=30) as answer:
             return json.load(answer)
 
     async def process_order(self, *, crash: bool) -> bool:
@@ -228,14 +247,6 @@ def sign(settings: Settings, sub: str, scope: str, expires: int) -> str:
     if settings.jwt_audience:
         claims["aud"] = settings.jwt_audience[0]
     return jwt.encode(claims, settings.jwt_secret, algorithm=(settings.jwt_algorithms or ("HS256",))[0])
-
-
-def free(what: str, wanted: int) -> int:
-    """Find a port, and say so if it is not the wanted one."""
-    port = free_port(wanted)
-    if wanted and port != wanted:
-        say(f"Port {wanted} is busy: {what} takes {port}.")
-    return port
 
 
 def attempts_of(events: list[dict[str, Any]]) -> dict[str, int]:

@@ -23,14 +23,7 @@ from temporal_api.temporal.feeds import Feeds
 from temporal_api.temporal.history import retry_while_away
 from temporal_api.temporal.run import Run
 from temporal_api.temporal.workflow import Workflow
-from temporal_api.waiting import (
-    EventStream,
-    LastEventId,
-    Prefer,
-    end_id,
-    resume,
-    sse,
-)
+from temporal_api.waiting import EventStream, LastEventId, Prefer, end_id, resume, sse
 
 # Types in the shared handlers that differ from one resource to the next: `_types` gives each controller its own.
 ResourceId = TypeVar("ResourceId", bound=str)
@@ -68,7 +61,7 @@ class ResourceController(Controller):
             scope=read,
             operation_id=f"list{resource.plural_title}",
             summary=f"The caller's {resource.plural_words}",
-            responses=responses(errors.InvalidPageToken, errors.SearchAttributesMissing),
+            responses=responses(errors.InvalidPageToken, errors.UriTooLong, errors.SearchAttributesMissing),
         )(cls.list_all)
         cls.stream = get(  # type: ignore[assignment]
             f"{one}/events",
@@ -102,7 +95,7 @@ class ResourceController(Controller):
         """
         resource = self.resource
 
-        async def tell(answer: Any, run: Run, ending: Ending | None) -> Any:
+        async def body(answer: Any, run: Run, ending: Ending | None) -> Any:
             return resource.status_response(
                 workflow_id=run.workflow_id,
                 run_id=run.run_id,
@@ -114,7 +107,7 @@ class ResourceController(Controller):
             )
 
         return await answer_status(
-            services, request, if_none_match, lambda: resource.read(request, services, resource_id), tell
+            services, request, if_none_match, lambda: resource.read(request, services, resource_id), body
         )
 
     async def list_all(
@@ -191,13 +184,13 @@ def _check_create(cls: type[ResourceController]) -> None:
 def _types(resource: Resource[Any, Any]) -> dict[Any, Any]:
     """One resource's types and descriptions, by the placeholders of the shared handlers."""
     status = resource.status_type | None
-    whose = f"Only those of the caller with this `sub`. Ignored without the scope `{resource.admin_scope}`."
+    of_one = f"Only those of the caller with this `sub`. Ignored without the scope `{resource.admin_scope}`."
     return {
         ResourceId: Annotated[
             str, PathParameter(name=f"{resource.name}_id", description=f"The {resource.words}'s `id`.")
         ],
         StatusFilter: Annotated[status, QueryParameter(description="Only those with this status.")],
-        OwnerFilter: Annotated[str | None, QueryParameter(description=whose, max_length=1000)],
+        OwnerFilter: Annotated[str | None, QueryParameter(description=of_one, max_length=1000)],
         CancelRequest: resource.cancel_request,
         StatusResponse: resource.status_response,
         ListResponse: resource.list_response,
@@ -249,7 +242,7 @@ async def _status_events(
         run_id, seen, length = run.reset_run_id, 0, 0
         if run.status == "CONTINUED_AS_NEW":
             run_id = (await retry_while_away(workflow.describe)).run_id
-    status, is_kept = await resource.status(temporal, run)
-    if closing and not is_kept:
+    status, is_written = await resource.status(temporal, run)
+    if closing and not is_written:
         yield sse(status, event="status", event_id=closing)
     yield sse({"workflow_id": workflow.id}, event="done", event_id=end_id(run_id, run.history_length))

@@ -5,6 +5,7 @@ import re
 import uuid
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
+from dataclasses import KW_ONLY, dataclass
 from datetime import UTC, datetime
 from typing import Annotated, Any, Generic, Literal, TypeVar, get_args, get_origin, get_type_hints
 
@@ -49,6 +50,7 @@ class StatusMemo(msgspec.Struct):
     reason: str | None = None
 
 
+@dataclass(eq=False)
 class Resource(Generic[Kept, Answer]):
     """A business resource, declared once; everything else follows from it.
 
@@ -69,47 +71,43 @@ class Resource(Generic[Kept, Answer]):
     Raises TypeError for a wrong declaration.
     """
 
-    def __init__(
-        self,
-        name: str,
-        *,
-        description: str,
-        workflow_type: str,
-        kept: type[Kept],
-        answer: type[Answer],
-        completed: str,
-        cancelled: str = "cancelled",
-        other_ends: Sequence[str] = (),
-        too_late_to_cancel: Sequence[str] = (),
-        task_queue: str = "",
-        plural: str = "",
-        article: str = "",
-    ) -> None:
-        self.name, self.plural = name, plural or _plural(name)
-        for noun in (self.name, self.plural):
+    name: str
+    _: KW_ONLY
+    description: str
+    workflow_type: str
+    kept: type[Kept]
+    answer: type[Answer]
+    completed: str
+    cancelled: str = "cancelled"
+    other_ends: Sequence[str] = ()
+    too_late_to_cancel: Sequence[str] = ()
+    task_queue: str = ""
+    plural: str = ""
+    article: str = ""
+
+    def __post_init__(self) -> None:
+        name, answer = self.name, self.answer.__name__
+        self.plural = self.plural or _plural(name)
+        for noun in (name, self.plural):
             if not _NOUN.fullmatch(noun):
                 raise TypeError(f"a resource cannot be called {noun!r}: expected lower case, such as gift_card")
             if noun in _TAKEN:
                 raise TypeError(f"a resource cannot be called {noun!r}: the API uses that name itself")
-        self.words, self.plural_words = self.name.replace("_", " "), self.plural.replace("_", " ")
+        self.words, self.plural_words = name.replace("_", " "), self.plural.replace("_", " ")
         self.title, self.plural_title = (words.title().replace(" ", "") for words in (self.words, self.plural_words))
-        self.a_name = f"{article or ('an' if name[0] in 'aeiou' else 'a')} {self.words}"
-        self.description = description
-        self.workflow_type = workflow_type
-        self.task_queue = task_queue
-        self.kept, self.answer = kept, answer
+        self.a_name = f"{self.article or ('an' if name[0] in 'aeiou' else 'a')} {self.words}"
         self.status_type = self._checked_status_type()
         self.statuses: tuple[str, ...] = get_args(self.status_type)
-        self.completed, self.cancelled, self.ends = completed, cancelled, {completed, cancelled, *other_ends}
-        self.too_late = {*too_late_to_cancel, *self.ends}
+        self.ends = {self.completed, self.cancelled, *self.other_ends}
+        self.too_late = {*self.too_late_to_cancel, *self.ends}
         if unknown := self.too_late.difference(self.statuses):
             raise TypeError(
-                f"{answer.__name__}.status has no {', '.join(sorted(unknown))}: add it to the Literal, or change "
-                "`completed`, `cancelled` (unless given, 'cancelled'), `other_ends` or `too_late_to_cancel`"
+                f"{answer}.status has no {', '.join(sorted(unknown))}: add it to the Literal, or change "
+                "`completed`, `cancelled` (by default 'cancelled'), `other_ends` or `too_late_to_cancel`"
             )
         if self.statuses[0] in self.ends:
             raise TypeError(
-                f"{answer.__name__}.status begins with {self.statuses[0]}, which ends it: begin with a new one's status"
+                f"{answer}.status begins with {self.statuses[0]}, an end status: put a new one's status first"
             )
 
         self.path = f"/{self.plural.replace('_', '-')}"
@@ -125,12 +123,12 @@ class Resource(Generic[Kept, Answer]):
         self.NotCancellable = _problem(errors.Conflict, f"{name}_not_cancellable", too_late)
         # The owner and the time come from us, never from the handler.
         self.memo_type: Any = msgspec.defstruct(
-            f"{self.title}Memo", [("owner", str), ("created_at", datetime)], bases=(kept,), kw_only=True
+            f"{self.title}Memo", [("owner", str), ("created_at", datetime)], bases=(self.kept,), kw_only=True
         )
         self.cancel_request, self.status_response, self.list_response, self.event = _structs(self)
 
     def _checked_status_type(self) -> Any:
-        """The Literal of statuses. Raises TypeError unless the answer has what `_answer` fills in, of its types."""
+        """The Literal of the statuses. Raises TypeError unless the answer has just the fields that `_answer` fills."""
         kept, found = get_type_hints(self.kept), get_type_hints(self.answer)
         ours: dict[str, Any] = {"id": str, "workflow_id": str, "created_at": datetime, "reason": str | None}
         if own := kept.keys() & {*ours, "status", "owner"}:
@@ -210,13 +208,13 @@ class Resource(Generic[Kept, Answer]):
         # No resource has an id that Temporal refuses.
         with suppress(errors.ValidationError, errors.NotFound):
             run = await services.workflow(workflow_id).describe()
-            match await self.found_in(services.temporal, run):
+            match await self.from_run(services.temporal, run):
                 case (answer, owner) if owner == user.sub or self.admin_scope in user.scopes:
                     return answer, run
         raise self.NotFound(f"There is no {self.words} {shown(resource_id)!r}.")
 
-    async def found_in(self, temporal: Temporal, run: Run) -> tuple[Answer, str] | None:
-        """The answer about this run and its owner; None if the run is not of this resource."""
+    async def from_run(self, temporal: Temporal, run: Run) -> tuple[Answer, str] | None:
+        """The answer and its owner, from the run's memo; None if the run is not one of this resource."""
         memo = await temporal.memo(run.memo, self.memo_key, self.memo_type)
         if memo is None:
             return None
@@ -235,10 +233,11 @@ class Resource(Generic[Kept, Answer]):
 
     async def status(self, temporal: Temporal, run: Run) -> tuple[StatusMemo, bool]:
         """The status, and whether the workflow wrote it. If not, it follows from how the run ended."""
-        kept = await temporal.memo(run.memo, STATUS_MEMO, StatusMemo) or StatusMemo(self.statuses[0])
-        if run.is_open or kept.status in self.ends:
-            return kept, True
-        return StatusMemo(self.completed) if run.is_completed else StatusMemo(self.cancelled, run.status), False
+        written = await temporal.memo(run.memo, STATUS_MEMO, StatusMemo) or StatusMemo(self.statuses[0])
+        if run.is_open or written.status in self.ends:
+            return written, True
+        ended = StatusMemo(self.completed) if run.status == "COMPLETED" else StatusMemo(self.cancelled, run.status)
+        return ended, False
 
     def query(self, owner: str | None, status: str | None) -> str:
         """The visibility query for those of an owner (None: of everyone) with a status (None: any)."""
@@ -276,14 +275,15 @@ class Resource(Generic[Kept, Answer]):
         for _ in range(EMPTY_PAGES):
             is_first = not (token or status)
             runs, token = await list_runs(temporal, self.query(owner, status), size, token)
-            # A reset begins a newer run of the same workflow. Lists show only the latest run.
+            # Lists show only the latest run of a workflow: a reset begins another. On the first page of an unfiltered
+            # list the latest comes first; on any other page it may be missing.
             latest = {run.workflow_id: run.run_id for run in reversed(runs)}
             if not is_first:
                 latest |= await latest_runs(temporal, (run.workflow_id for run in runs if not run.is_open))
             for run in runs:
                 if latest[run.workflow_id] == run.run_id:
                     try:
-                        match await self.found_in(temporal, run):
+                        match await self.from_run(temporal, run):
                             case (answer, owned_by) if owner in (None, owned_by):
                                 found.append(answer)
                     except errors.PayloadUndecodable as problem:  # it must not hide all the others
@@ -338,11 +338,11 @@ def _structs(resource: Resource[Any, Any]) -> tuple[Any, Any, Any, Any]:
         [("items", items), ("next_page_token", NextPageToken)],
         namespace={"__doc__": f"A page of {plural_words}, eventually consistent."},
     )
-    how_far = _described(resource.status_type | UnsetType, f"The {words}'s status.", resource.statuses[0])
+    now = _described(resource.status_type | UnsetType, f"The {words}'s status.", resource.statuses[0])
     event = msgspec.defstruct(
         f"{title}Event",
         [
-            ("status", how_far, UNSET),
+            ("status", now, UNSET),
             ("reason", _described(str | UnsetType | None, "Why it was cancelled.", None), UNSET),
             ("workflow_id", _described(str | UnsetType, "The workflow's id."), UNSET),
         ],

@@ -30,7 +30,7 @@ _CAUSES = {
     # From a web server, or from a proxy that cannot reach Temporal.
     r"mapped from HTTP status code|response with status": "TEMPORAL_ADDRESS: what answers at {at} is not Temporal",
     # TLS 1.3: a server that refuses the client's certificate closes the connection only after the handshake.
-    "AlertReceived|transport error|h2 protocol error|operation was canceled|tcp connect error": (
+    "AlertReceived|ConnectionReset|transport error|h2 protocol error|operation was canceled|tcp connect error": (
         "TEMPORAL_ADDRESS: the server closes the connection; if it always does, TEMPORAL_TLS or the client's "
         "certificate is wrong"
     ),
@@ -39,6 +39,7 @@ _CAUSES = {
 _STATUS = re.compile(r'Status { code: (\w+), message: "(.*?)(?<!\\)"')
 _REFUSALS = {
     "NotFound": "TEMPORAL_NAMESPACE",
+    "InvalidArgument": "TEMPORAL_NAMESPACE",
     "PermissionDenied": "TEMPORAL_NAMESPACE, TEMPORAL_API_KEY: permission denied",
     "Unauthenticated": "TEMPORAL_API_KEY: not accepted",
 }
@@ -63,10 +64,12 @@ def cause(error: Exception, at: str = "this address") -> AccessError:
     if found := _STATUS.search(text):
         code, text = found[1], found[2]
     text = " ".join(text.split())[:300]
-    if code in _REFUSALS and (code != "NotFound" or "amespace" in text):
+    if code in _REFUSALS and (_REFUSALS[code] != "TEMPORAL_NAMESPACE" or "amespace" in text):
         return AccessDeniedError(f"{_REFUSALS[code]}: {text}")
     told = next((told for pattern, told in _CAUSES.items() if re.search(pattern, said)), None)
-    told = told or f"TEMPORAL_ADDRESS: {text if '::' not in text else 'no connection to {at} can be made'}"
+    if told is None:
+        thing = "TEMPORAL_ADDRESS" if code in ("", "Unknown", "Unavailable") else "Temporal"
+        told = f"{thing}: {text if code and '::' not in text else 'no connection to {at} can be made'}"
     return AccessError(told.replace("{at}", at))
 
 
@@ -78,7 +81,7 @@ async def connect(config: Mapping[str, Any], **options: Any) -> Client:
             request = DescribeNamespaceRequest(namespace=client.namespace)
             await client.workflow_service.describe_namespace(request)
             return client
-    except (TimeoutError, RPCError, RuntimeError) as error:
+    except (TimeoutError, RPCError, RuntimeError, ValueError) as error:
         raise cause(error, config["target_host"]) from None
 
 
@@ -126,12 +129,18 @@ def _given(config: Mapping[str, Any]) -> set[str]:
 
 
 async def add_search_attributes(client: Client, names: Iterable[str]) -> list[str]:
-    """Add the keyword search attributes of these names to the client's namespace; return those that were missing."""
+    """Add the keyword search attributes of these names to the client's namespace; return those that were missing.
+
+    Raises AccessError if one has another type.
+    """
     request = ListSearchAttributesRequest(namespace=client.namespace)
     known = (await client.operator_service.list_search_attributes(request)).custom_attributes
+    keyword = IndexedValueType.INDEXED_VALUE_TYPE_KEYWORD
     missing = [name for name in names if name not in known]
+    if wrong := [name for name in names if known.get(name, keyword) != keyword]:
+        raise AccessError(f"search attribute {wrong[0]}: has another type, expected Keyword; remove it first")
     if missing:
-        keywords = dict.fromkeys(missing, IndexedValueType.INDEXED_VALUE_TYPE_KEYWORD)
+        keywords = dict.fromkeys(missing, keyword)
         add = AddSearchAttributesRequest(namespace=client.namespace, search_attributes=keywords)
         await client.operator_service.add_search_attributes(add)
     return missing

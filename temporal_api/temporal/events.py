@@ -20,7 +20,7 @@ from temporalio.api.history.v1 import HistoryEvent
 from temporal_api.memory import PIECE_BYTES
 from temporal_api.temporal.client import Temporal
 from temporal_api.temporal.payloads import OWN_MEMO, raw_json
-from temporal_api.temporal.run import Status
+from temporal_api.temporal.run import Status, enum_name
 
 EVENTS_AT_ONCE = 100
 """Some milliseconds of work."""
@@ -67,7 +67,7 @@ async def event_json(temporal: Temporal, event: HistoryEvent) -> Event:
     attributes = event.WhichOneof("attributes")
     return Event(
         event.event_id,
-        EventType.Name(event.event_type).removeprefix("EVENT_TYPE_"),
+        enum_name(EventType.DESCRIPTOR, event.event_type, "EVENT_TYPE_"),
         event.event_time.ToJsonString(),
         await _fields(temporal, getattr(event, attributes)) if attributes else {},
     )
@@ -130,6 +130,5 @@ async def _one(temporal: Temporal, field: FieldDescriptor, value: Any) -> Any:
         case bytes():
             return base64.b64encode(value).decode()
         case int() if field.enum_type is not None:
-            kind = field.enum_type.values_by_number.get(value)
-            return kind.name if kind else value
+            return enum_name(field.enum_type, value)
     return value

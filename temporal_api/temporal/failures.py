@@ -109,6 +109,8 @@ def _is_cut_off(error: RPCError) -> bool:
 def problem_of(error: RPCError | RuntimeError, subject: Subject = NOTHING) -> Problem:
     """The Problem for a failed call. A RuntimeError means that no connection could be made."""
     if isinstance(error, RuntimeError):
+        if "code: ResourceExhausted" in str(error):
+            return errors.TemporalOverloaded(source="temporal", **subject.details)
         log.warning("Temporal cannot be reached: %s", cause(error))
         return errors.TemporalConnectionError(source="gateway", **subject.details)
     error = _decisive(error)

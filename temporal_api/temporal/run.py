@@ -4,6 +4,7 @@ from datetime import UTC, datetime
 from typing import Annotated, Any, Literal
 
 import msgspec
+from google.protobuf.descriptor import EnumDescriptor
 from msgspec import Meta
 from temporalio.api.enums.v1 import ParentClosePolicy, PendingActivityState, WorkflowExecutionStatus
 from temporalio.api.workflow.v1 import WorkflowExecutionInfo
@@ -23,6 +24,12 @@ _LISTED = DescribeWorkflowExecutionResponse()
 RUN_STATUS: dict[int, Any] = {
     value: name.removeprefix("WORKFLOW_EXECUTION_STATUS_") for name, value in WorkflowExecutionStatus.items()
 }
+
+
+def enum_name(kind: EnumDescriptor, value: int, prefix: str = "") -> str:
+    """The value's name without the kind's prefix; its number, if only newer servers know it."""
+    known = kind.values_by_number.get(value)
+    return known.name.removeprefix(prefix) if known else str(value)
 
 
 class PendingActivity(msgspec.Struct):
@@ -75,7 +82,8 @@ class Run:
         self.run_id = info.execution.run_id
         self.workflow_type = info.type.name
         self.task_queue = info.task_queue
-        self.status: Status = RUN_STATUS[info.status]
+        status: Any = RUN_STATUS.get(info.status) or str(info.status)
+        self.status: Status = status
         self.is_open = self.status in ("RUNNING", "PAUSED")
         """Whether it may still change; a paused one (newer servers) may."""
         self.version = f"{self.run_id}-{info.state_transition_count}"
@@ -98,20 +106,6 @@ class Run:
         self._children = described.pending_children
 
     @property
-    def is_temporals_own(self) -> bool:
-        """Whether it is one of Temporal's own workflows."""
-        return (
-            self.workflow_id.startswith(TEMPORALS_OWN)
-            or self.workflow_type.startswith(TEMPORALS_OWN)
-            or self.task_queue.startswith(TEMPORALS_OWN)
-        )
-
-    @property
-    def is_completed(self) -> bool:
-        """Whether it ended well."""
-        return self.status == "COMPLETED"
-
-    @property
     def start_time(self) -> datetime:
         """When it was started, in UTC."""
         return self._started.ToDatetime(tzinfo=UTC)
@@ -132,7 +126,7 @@ class Run:
             PendingActivity(
                 activity.activity_id,
                 activity.activity_type.name,
-                PendingActivityState.Name(activity.state).removeprefix("PENDING_ACTIVITY_STATE_"),
+                enum_name(PendingActivityState.DESCRIPTOR, activity.state, "PENDING_ACTIVITY_STATE_"),
                 activity.attempt,
                 activity.maximum_attempts,
                 activity.next_attempt_schedule_time.ToDatetime(tzinfo=UTC)
@@ -152,7 +146,7 @@ class Run:
                 child.workflow_id,
                 child.run_id,
                 child.workflow_type_name,
-                ParentClosePolicy.Name(child.parent_close_policy).removeprefix("PARENT_CLOSE_POLICY_"),
+                enum_name(ParentClosePolicy.DESCRIPTOR, child.parent_close_policy, "PARENT_CLOSE_POLICY_"),
             )
             for child in self._children
             if child.run_id  # a child without one has not begun

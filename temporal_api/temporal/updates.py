@@ -48,23 +48,33 @@ async def send(workflow: Workflow, update_id: str, name: str, args: Iterable[obj
         if isinstance(problem, errors.WorkflowPaused):
             with suppress(UpdateNotFound):  # it was accepted before the pause
                 return await find(workflow, update_id)
-        is_open = isinstance(problem, errors.Unavailable | errors.TemporalTimeout)
-        hint = "The update may still happen: sent again with the same update_id, it happens once." if is_open else ""
-        raise problem.adding(hint, update_id=update_id) from problem.__cause__
+        raise _naming(update_id, problem) from problem.__cause__
     return await _update(workflow, update_id, response)
+
+
+def _naming(update_id: str, problem: Problem) -> Problem:
+    is_open = isinstance(problem, errors.Unavailable | errors.TemporalTimeout)
+    hint = "The update may still happen: sent again with the same update_id, it happens once." if is_open else ""
+    return problem.adding(hint, update_id=update_id)
 
 
 async def send_with_start(
     workflow: Workflow, start: api.StartWorkflowExecutionRequest, update_id: str, name: str, args: Iterable[object]
 ) -> tuple[Started, Update]:
-    """Start the workflow unless it runs, and send the update, in one call. A rejected update does not stop it."""
+    """Start the workflow unless it runs, and send the update, in one call. A rejected update does not stop it.
+
+    Its Problems have the update's id.
+    """
     temporal = workflow.temporal
     operation = api.ExecuteMultiOperationRequest.Operation
     update = operation(update_workflow=await _request(workflow, update_id, name, args))
     operations = [operation(start_workflow=start), update]
     both = api.ExecuteMultiOperationRequest(namespace=temporal.namespace, operations=operations)
     rpc = workflow.fail_without_worker(_until_accepted(temporal.waits.execute_multi_operation))
-    response = await temporal.call(rpc, both, start_subject(workflow.id))
+    try:
+        response = await temporal.call(rpc, both, start_subject(workflow.id))
+    except Problem as problem:
+        raise _naming(update_id, problem) from problem.__cause__
     first, second = response.responses
     started = Started(first.start_workflow.run_id, first.start_workflow.started)
     return started, await _update(workflow, update_id, second.update_workflow)

@@ -23,7 +23,7 @@ from temporalio.api.workflowservice import v1 as api
 from temporal_api.errors import FieldError, InvalidQuery, ValidationError, invalid, shown
 from temporal_api.temporal.client import Temporal
 from temporal_api.temporal.failures import Subject
-from temporal_api.temporal.run import DIVISION, RUN_STATUS, TEMPORALS_OWN, Run, Status
+from temporal_api.temporal.run import DIVISION, RUN_STATUS, TEMPORALS_OWN, Run, Status, enum_name
 
 
 class Filters(msgspec.Struct, frozen=True, kw_only=True):
@@ -49,7 +49,11 @@ async def compile_query(temporal: Temporal, filters: Filters, *, without_prefixe
     It leaves out Temporal's own workflows, and those whose id begins with one of `without_prefixes`. Filters that mean
     the same compile to the same query. Raises InvalidQuery or ValidationError.
     """
-    terms = [f"({filters.query})"] if filters.query is not None else []
+    terms = []
+    if filters.query is not None:
+        terms.append(f"({filters.query})")
+        if ")" in filters.query:  # what Temporal takes alone does not end our parentheses to get round the other terms
+            await list_runs(temporal, filters.query, 1, b"")
     for column, value in (("WorkflowType", filters.workflow_type), ("TaskQueue", filters.task_queue)):
         if value is not None:
             terms.append(compare(column, value))
@@ -90,9 +94,7 @@ async def list_runs(temporal: Temporal, query: str, size: int, token: bytes) -> 
         namespace=temporal.namespace, query=query, page_size=size, next_page_token=token
     )
     page = await temporal.call(temporal.service.list_workflow_executions, request, _QUERY)
-    runs = [Run(info) for info in page.executions]
-    # A caller's own query with unbalanced parentheses could get round the terms that leave these out.
-    return [run for run in runs if not run.is_temporals_own], page.next_page_token
+    return [Run(info) for info in page.executions], page.next_page_token
 
 
 async def count_by_status(temporal: Temporal, query: str) -> dict[str, int]:
@@ -179,7 +181,7 @@ async def _attribute_types(temporal: Temporal) -> dict[str, str]:
     )
     aliases = described.config.custom_search_attribute_aliases  # empty if the store has no numbered columns
     types = {aliases.get(field, field): kind for field, kind in fields.keys.items()}
-    return {name: IndexedValueType.Name(kind).removeprefix("INDEXED_VALUE_TYPE_") for name, kind in types.items()}
+    return {name: enum_name(IndexedValueType.DESCRIPTOR, kind, "INDEXED_VALUE_TYPE_") for name, kind in types.items()}
 
 
 async def _attributes(temporal: Temporal, pairs: Iterable[str]) -> list[str]:
@@ -211,11 +213,12 @@ async def _attribute(temporal: Temporal, name: str, kind: str, value: str) -> st
             return f"{column} = {value}"
         case "DATETIME":
             time = parse_time("search_attribute", value)
-            # SQLite keeps milliseconds, and writes them differently from the query's: only a range finds them.
-            time = time.replace(microsecond=time.microsecond // 1000 * 1000)
+            # SQLite rounds to milliseconds, and writes them differently from the query's: only a range finds them.
+            begin = time.replace(microsecond=time.microsecond // 1000 * 1000)
             if time.year == 9999:
                 return _NOTHING
-            return " AND ".join(_window(column, time, time + timedelta(milliseconds=1)))
+            rounded_up = timedelta(microseconds=(time - begin) >= timedelta(microseconds=500))
+            return " AND ".join(_window(column, begin, begin + timedelta(milliseconds=1) + rounded_up))
         case "TEXT":
             # Match any word, as every store does. Characters between words are syntax to some.
             words = re.sub(r"[^\w\u0080-\U0010ffff]+", " ", value).split()

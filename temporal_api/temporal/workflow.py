@@ -8,8 +8,14 @@ from typing import Any
 import msgspec
 from google.protobuf.message import Message
 from temporalio.api.common.v1 import WorkflowExecution
-from temporalio.api.enums.v1 import EventType, HistoryEventFilterType, ResetReapplyType, WorkflowTaskFailedCause
-from temporalio.api.errordetails.v1 import WorkflowNotReadyFailure
+from temporalio.api.enums.v1 import (
+    EventType,
+    HistoryEventFilterType,
+    ResetReapplyType,
+    ResourceExhaustedCause,
+    WorkflowTaskFailedCause,
+)
+from temporalio.api.errordetails.v1 import ResourceExhaustedFailure, WorkflowNotReadyFailure
 from temporalio.api.history.v1 import HistoryEvent
 from temporalio.api.query.v1 import WorkflowQuery
 from temporalio.api.workflowservice import v1 as api
@@ -21,13 +27,17 @@ from temporal_api.record import new_request_id
 from temporal_api.temporal.caller import caller
 from temporal_api.temporal.client import RPC, Response, Temporal
 from temporal_api.temporal.failures import detail_of, workflow_subject
-from temporal_api.temporal.run import TEMPORALS_OWN, PendingWorkflowTask, Run
+from temporal_api.temporal.run import TEMPORALS_OWN, PendingWorkflowTask, Run, enum_name
 from temporal_api.temporal.workers import Workers
 
 # How long to wait for an answer to a query or an update before looking for the reason, and how often to look.
 PATIENCE_SECONDS = 0.5
 LOOK_EVERY_SECONDS = 1.0
 RECENT_BATCHES = 100
+_LIMITS_OF_A_WORKFLOW = (
+    ResourceExhaustedCause.RESOURCE_EXHAUSTED_CAUSE_BUSY_WORKFLOW,
+    ResourceExhaustedCause.RESOURCE_EXHAUSTED_CAUSE_CONCURRENT_LIMIT,
+)
 
 LONG_POLL_SECONDS = 30.0
 """More than the 20 s after which Temporal answers an empty page."""
@@ -88,7 +98,7 @@ class Workflow:
         request = api.DescribeWorkflowExecutionRequest(**self._source)
         described = await self.call(self.temporal.service.describe_workflow_execution, request)
         run = Run(described.workflow_execution_info, described)
-        if run.is_temporals_own:
+        if run.workflow_type.startswith(TEMPORALS_OWN) or run.task_queue.startswith(TEMPORALS_OWN):
             raise WorkflowNotFound(f"There is no {self.subject.name}.", **self.subject.details)
         return run
 
@@ -202,9 +212,13 @@ class Workflow:
                     await asyncio.wait({asking}, timeout=LOOK_EVERY_SECONDS)
                 return asking.result()
             except RPCError as error:
-                if detail_of(error, WorkflowNotReadyFailure) is None:
-                    raise
-                raise await self._why_not_ready() from error
+                if detail_of(error, WorkflowNotReadyFailure) is not None:
+                    raise await self._why_not_ready() from error
+                # Temporal holds back one query and ten updates of a workflow, and refuses more.
+                limit = detail_of(error, ResourceExhaustedFailure)
+                if limit and limit.cause in _LIMITS_OF_A_WORKFLOW and (problem := await self._why_silent()):
+                    raise problem from error
+                raise
             finally:
                 asking.cancel()
 
@@ -227,6 +241,9 @@ class Workflow:
         run = await self.describe()
         if not run.is_open:
             return self._completed(f"The workflow {self.id!r} was closed before a worker could answer for it.")
+        if not run.task_attempt:  # it has a start delay, or waits for its next try or its time
+            told = "The workflow has not begun yet, so no worker answers for it. Try again when it has."
+            return errors.NoWorker(told, source="gateway", **self.subject.details)
         return await self._task_failing(run) or errors.WorkflowTaskFailing(source="gateway", **self.subject.details)
 
     async def _task_failing(self, run: Run) -> Problem | None:
@@ -249,7 +266,7 @@ class Workflow:
             if event.event_type == EventType.EVENT_TYPE_WORKFLOW_TASK_FAILED:
                 failed = event.workflow_task_failed_event_attributes
                 failure = await self.temporal.failure(failed.failure)
-                cause = WorkflowTaskFailedCause.Name(failed.cause).removeprefix("WORKFLOW_TASK_FAILED_CAUSE_")
+                cause = enum_name(WorkflowTaskFailedCause.DESCRIPTOR, failed.cause, "WORKFLOW_TASK_FAILED_CAUSE_")
                 failure.message = failure.message or cause
                 return PendingWorkflowTask(run.task_attempt, failure)
         return PendingWorkflowTask(run.task_attempt, None)

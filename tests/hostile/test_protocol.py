@@ -26,6 +26,7 @@ NOWHERE = "127.0.0.1:1"
 HOST = b"Host: localhost\r\n"
 JSON = b"Content-Type: application/json\r\n"
 CHUNKED = b"Transfer-Encoding: chunked\r\n"
+UPGRADE = b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABkAAQAoAAA\r\n"
 TOKEN = f"Authorization: {bearer()['Authorization']}\r\n".encode()
 LIVE = b"GET /health/live HTTP/1.1\r\n" + HOST + b"\r\n"
 ORDER = b"POST /api/v1/orders HTTP/1.1\r\n" + HOST + JSON
@@ -156,6 +157,9 @@ REFUSED = {
     "chunked and a length": Refused(ORDER + CHUNKED + b"Content-Length: 5\r\n\r\n", 400, "validation_error"),
     "two lengths": Refused(ORDER + b"Content-Length: 4\r\nContent-Length: 5\r\n\r\n", 400, "validation_error"),
     "a chunk that is none": Refused(ORDER + TOKEN + CHUNKED + b"\r\nzz\r\n", 400, "validation_error"),
+    "an Upgrade and no Host": Refused(LIVE.replace(HOST, UPGRADE), 400, "validation_error"),
+    "an Upgrade and gzip": Refused(ORDER + UPGRADE + b"Transfer-Encoding: gzip, chunked\r\n\r\n", 501, "not_supported"),
+    "an Upgrade and no chunk": Refused(ORDER + TOKEN + UPGRADE + CHUNKED + b"\r\nzz\r\n", 400, "validation_error"),
 }
 
 
@@ -169,6 +173,18 @@ async def test_what_is_no_request_is_refused(front: httpx.AsyncClient, case: Ref
         assert_problem(answer, case.status, case.code)
         assert ("close", "no-store") == (answer.headers["connection"], answer.headers["cache-control"])
         assert b"" == await caller.rest()
+
+
+@pytest.mark.parametrize("name", ["two Hosts", "gzip", "TLS", "two lengths", "an Upgrade and no Host"])
+async def test_a_refusal_is_not_about_the_request_before(front: httpx.AsyncClient, name: str) -> None:
+    """What is no request is told so, also right behind requests that failed in their own way."""
+    refused = REFUSED[name]
+    async with wire(front) as caller:
+        await caller.send(LIVE.replace(b"live", b"none") * 3 + ORDER + b"Content-Length: 2\r\n\r\n{}" + refused.sent)
+        before = [(await caller.answer()).status_code for _ in range(4)]
+
+        assert [404, 404, 404, 401] == before
+        assert_problem(await caller.answer(), refused.status, refused.code)
 
 
 async def test_refusals_are_counted(front: httpx.AsyncClient) -> None:
@@ -192,6 +208,7 @@ async def test_refusals_are_counted(front: httpx.AsyncClient) -> None:
         b"\r\n" + LIVE,
         LIVE.replace(HOST, b"Host: [::1]:8000\r\n"),
         LIVE.replace(b"1.1", b"1.0").replace(HOST, b""),
+        LIVE.replace(HOST, b"Host:\t localhost \t\r\n"),
     ],
 )
 async def test_what_is_within_the_bounds_is_served(front: httpx.AsyncClient, request_bytes: bytes) -> None:
@@ -203,7 +220,6 @@ async def test_what_is_within_the_bounds_is_served(front: httpx.AsyncClient, req
             assert 200 == (await caller.answer()).status_code
 
 
-UPGRADE = b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABkAAQAoAAA\r\n"
 BODY = b'{"hidden": "GET /metrics HTTP/1.1\\r\\n"}\r\n\r\n'
 CHUNKS = b"5\r\n" + BODY[:5] + b"\r\n%x\r\n" % len(BODY[5:]) + BODY[5:] + b"\r\n0\r\n\r\n"
 WITH_LENGTH = ORDER + TOKEN + UPGRADE + b"Content-Length: %d\r\n\r\n" % len(BODY)
@@ -245,6 +261,25 @@ async def test_trailer_fields_are_dropped(front: httpx.AsyncClient) -> None:
         assert_problem(refused, 401, "missing_token")
         assert "mine" != refused.headers["x-request-id"]
         assert 200 == (await caller.answer()).status_code
+
+
+async def test_a_trailer_may_end_the_connection(front: httpx.AsyncClient) -> None:
+    """The parser reads nothing after a trailer's `Connection: close`, so the caller is told that it ends."""
+    async with wire(front) as caller:
+        await caller.send(ORDER + TOKEN + CHUNKED + b"\r\n2\r\n{}\r\n0\r\nConnection: close\r\n\r\n" + LIVE)
+
+        assert "close" == (await caller.answer()).headers["connection"]
+        assert b"" == await caller.rest()
+
+
+async def test_only_http_1_1_is_told_to_go_on(front: httpx.AsyncClient) -> None:
+    """`Expect` in HTTP/1.0 is ignored, as RFC 9110 10.1.1 says: such a client takes 100 for the answer."""
+    expects = ORDER + TOKEN + b"Expect: 100-continue\r\nContent-Length: 2\r\n\r\n"
+    for version, begin in ((b"1.1", b"HTTP/1.1 100"), (b"1.0", b"HTTP/1.1 400")):
+        async with wire(front) as caller:
+            await caller.send(expects.replace(b"1.1", version), b"{}", LIVE.replace(b"GET", b"FOO"))
+
+            assert (await caller.rest()).startswith(begin)
 
 
 @pytest.mark.parametrize("endless", [b"A: b\r\n" * 20_000, b"A: " + b"a" * 100_000])

@@ -82,7 +82,7 @@ def provide_workflow(
     record_of(request.scope).workflow_id = workflow_id
     if workflow_id.startswith(services.hidden_from(request.user)):
         raise WorkflowNotFound(f"There is no workflow {shown(workflow_id)!r}.", workflow_id=workflow_id)
-    return services.workflow(workflow_id, run_id)
+    return services.workflow(workflow_id, run_id.lower())  # Temporal reads any case, but answers no query in another
 
 
 PathWorkflow = NamedDependency[SkipValidation[Workflow]]

@@ -64,7 +64,7 @@ async def provide_query(
                 "Repeat it: different names must all match, one name any of its values."
             ),
             max_items=50,
-            schema_extra={"items": {"type": "string", "maxLength": 1000}},
+            schema_extra={"items": {"type": "string", "maxLength": 1000, "pattern": "^[^=]+="}},
         ),
     ] = None,
     where: Annotated[
@@ -148,7 +148,7 @@ class WorkflowListResponse(msgspec.Struct):
     "/workflows",
     scope=READ,
     summary="List workflows",
-    responses=responses(errors.InvalidQuery, errors.InvalidPageToken),
+    responses=responses(errors.InvalidQuery, errors.InvalidPageToken, errors.UriTooLong),
     dependencies=_QUERY,
 )
 async def list_workflows(
@@ -190,7 +190,7 @@ class WorkflowCountResponse(msgspec.Struct):
     "/workflow-count",
     scope=READ,
     summary="Count workflows by status",
-    responses=responses(errors.InvalidQuery),
+    responses=responses(errors.InvalidQuery, errors.UriTooLong),
     dependencies=_QUERY,
 )
 async def count_workflows(

@@ -238,8 +238,8 @@ def _own(handlers: list[_Handler]) -> list[MessageHandler]:
 UpdateKey = Annotated[
     str | None,
     key_header(
-        "Used as `update_id`. The same key again gets the first outcome, also after the workflow has closed; later "
-        "bodies are ignored. 1 to 255 visible ASCII characters."
+        "Used as `update_id`: send one of the two. The same key again gets the first outcome, also after the workflow "
+        "has closed; later bodies are ignored. 1 to 255 visible ASCII characters."
     ),
 ]
 UpdateId = Annotated[str, Meta(description="The update's id.", examples=["add-line-7"])]
@@ -316,7 +316,12 @@ async def update_workflow(
     202 means that a worker has accepted the update and has not completed it: it cannot be lost, and `Location` is where
     to ask for the outcome. For an update that is rejected or fails, the answer is 422.
     """
-    update_id = _update_id(data, check_key(request, idempotency_key))
+    key = check_key(request, idempotency_key)
+    if key and data.update_id:
+        raise invalid("update_id", "Send update_id or Idempotency-Key, not both")
+    if key in DOTS:
+        raise invalid("Idempotency-Key", NOT_DOTS)
+    update_id = key or data.update_id or str(uuid.uuid4())
     preferred = preferred_wait(request, services.settings.max_wait_seconds)
     record_of(request.scope).waited = bool(preferred)  # sending waits for a worker too
     began = time.monotonic()
@@ -357,14 +362,6 @@ async def until_done(
     if update.result is not None:
         return update
     return await services.waits.within(request, seconds, lambda: updates.wait(workflow, update)) or update
-
-
-def _update_id(data: UpdateRequest, key: str | None) -> str:
-    if key and data.update_id:
-        raise invalid("update_id", "Send update_id or Idempotency-Key, not both")
-    if key in DOTS:
-        raise invalid("Idempotency-Key", NOT_DOTS)
-    return key or data.update_id or str(uuid.uuid4())
 
 
 def _answer(request: APIRequest, update: Update, preferred: float | None) -> JSONResponse[UpdateResponse]:

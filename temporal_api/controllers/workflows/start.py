@@ -55,6 +55,7 @@ from temporal_api.waiting import RETRY_AFTER_SECONDS, Prefer, preference_applied
 Duration = Annotated[float, Meta(ge=0.001, le=315_360_000, description="Seconds.")]
 ReusePolicy = Literal["ALLOW_DUPLICATE", "ALLOW_DUPLICATE_FAILED_ONLY", "REJECT_DUPLICATE"]
 ConflictPolicy = Literal["FAIL", "USE_EXISTING", "TERMINATE_EXISTING"]
+_HEADERS = ("Location", "Preference-Applied", "Retry-After.open")
 # The sample worker runs it, so the documentation's example works.
 SAMPLE = "order_processing"
 SAMPLE_ORDER = {
@@ -247,7 +248,7 @@ class WorkflowExecutionResponse(msgspec.Struct, omit_defaults=True):
     "/workflows",
     scope=WRITE,
     summary="Start a workflow",
-    headers={200: ("Location", "Preference-Applied"), 201: ("Location", "Preference-Applied", "Idempotent-Replayed")},
+    headers={200: _HEADERS, 201: (*_HEADERS, "Idempotent-Replayed")},
     responses={
         200: ResponseSpec(WorkflowExecutionResponse, description="It ran already.", generate_examples=False),
         **responses(
@@ -258,6 +259,7 @@ class WorkflowExecutionResponse(msgspec.Struct, omit_defaults=True):
             errors.IdempotencyKeyReused,
             errors.WorkflowPaused,
             errors.UpdateRejected,
+            errors.NotSupported,
             errors.NoWorker,
             errors.WorkflowTaskFailing,
             body=True,
@@ -271,7 +273,10 @@ async def start_workflow(
     idempotency_key: IdempotencyKey = None,
     prefer: Prefer = None,
 ) -> JSONResponse[WorkflowExecutionResponse]:
-    """Start the workflow. The answer comes at once, or with `Prefer: wait` when the workflow has ended."""
+    """Start the workflow. The answer comes at once, or with `Prefer: wait` when the workflow has ended.
+
+    An `Idempotency-Key` sets the id: send no `workflow_id`, id policy, `signal` or `update` with it.
+    """
     key = check_key(request, idempotency_key)
     workflow_id = record_of(request.scope).workflow_id = _workflow_id(request.user, services, data, key)
     _check_allowed(request.user, data, workflow_id, services.settings)

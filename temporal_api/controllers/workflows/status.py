@@ -91,7 +91,7 @@ async def get_workflow(
     async def read() -> tuple[None, Run]:
         return None, await workflow.describe()
 
-    async def tell(_: None, run: Run, ending: Ending | None) -> WorkflowStatusResponse:
+    async def body(_: None, run: Run, ending: Ending | None) -> WorkflowStatusResponse:
         return WorkflowStatusResponse.of(
             run,
             result=ending.result if ending else Raw(b"null"),
@@ -104,7 +104,7 @@ async def get_workflow(
             pending_workflow_task=await workflow.pending_workflow_task(run),
         )
 
-    return await answer_status(services, request, if_none_match, read, tell)
+    return await answer_status(services, request, if_none_match, read, body)
 
 
 class WorkflowResultResponse(Ending):
