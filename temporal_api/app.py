@@ -36,7 +36,7 @@ from temporal_api.observe import Observe
 from temporal_api.openapi import openapi_config
 from temporal_api.owned import ResourceController
 from temporal_api.prefix import Prefix
-from temporal_api.problems import EXCEPTION_HANDLERS, DeclaredProblems, allow
+from temporal_api.problems import EXCEPTION_HANDLERS, DeclaredProblems, allow, declare_common
 from temporal_api.requests import JSONRequest, JSONResponse, check_parameters
 from temporal_api.sealing import PageTokens
 from temporal_api.services import SERVICES, Services
@@ -125,6 +125,7 @@ def create_app(
                 _list_parameters(handler, parameters)
                 if route.path.startswith(api.path) and handler.http_methods != {"OPTIONS"}:  # those are Litestar's own
                     _check(handler, parameters, route)
+                    declare_common(handler)
                 _add_problems(problems, handler)
     app.state.problems = list(problems.values())  # for `/problems`
     turn_off_caches(app)
@@ -194,14 +195,12 @@ def _services(settings: Settings, temporal: Temporal, verifier: Verifier) -> Ser
 
 
 def _check(handler: HTTPRouteHandler, expected: KwargsModel, route: HTTPRoute) -> None:
-    """Raise TypeError for a handler that nobody could call, or whose errors the contract would not list."""
+    """Raise TypeError for a handler that nobody could call."""
     if not handler.opt.get("scope"):
         raise TypeError(f"{handler} needs a scope: such as @get(..., scope='orders:read')")
-    if unknown := {each.field_alias for each in expected.expected_path_params}.difference(route.path_parameters):
+    needed = {each.field_alias for each in expected.expected_path_params if each.is_required}
+    if unknown := needed.difference(route.path_parameters):
         raise TypeError(f"{handler} expects {', '.join(sorted(unknown))} in its path: {route.path}")
-    status, more = (415, ", body=True") if "data" in handler.signature_model.__annotations__ else (401, "")
-    if handler.include_in_schema and status not in (handler.responses or {}):
-        raise TypeError(f"{handler} needs its errors: such as responses=responses(errors.NotFound{more})")
 
 
 def _list_parameters(handler: HTTPRouteHandler, expected: KwargsModel) -> None:
@@ -219,7 +218,8 @@ def _list_parameters(handler: HTTPRouteHandler, expected: KwargsModel) -> None:
 def _add_problems(problems: dict[str, type[Problem]], handler: HTTPRouteHandler) -> None:
     """Add the errors that a handler declares with `responses`. Raises TypeError for two errors of one code."""
     for spec in (handler.responses or {}).values():
-        for kind in spec.classes if isinstance(spec, DeclaredProblems) else ():
+        for each in spec.problems if isinstance(spec, DeclaredProblems) else ():
+            kind = each if isinstance(each, type) else type(each)
             if problems.setdefault(kind.code, kind) is not kind:
                 raise TypeError(f"{kind.__name__}: another error has the code {kind.code!r}")
 

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import msgspec
 from litestar import Request, Response
 from litestar.exceptions import HTTPException, InternalServerException
+from litestar.handlers import HTTPRouteHandler
 from litestar.openapi.datastructures import ResponseSpec
 from litestar.openapi.spec import Example
 from msgspec import Meta
@@ -154,26 +155,32 @@ _EVERY_BODY: tuple[type[Problem], ...] = (errors.MalformedJSON, errors.PayloadTo
 
 @dataclass
 class DeclaredProblems(ResponseSpec):
-    """The errors of one status that an operation declares; `/problems` explains their classes."""
+    """The errors of one status that an operation declares; `/problems` explains them."""
 
-    classes: Sequence[type[Problem]] = ()
+    problems: Sequence[type[Problem] | Problem] = ()
 
 
-def responses(*problems: type[Problem] | Problem, body: bool = False) -> dict[int, ResponseSpec]:
-    """Declare the errors of an operation under `/api/v1`: its own, `problems`, and those of every operation.
+def responses(*problems: type[Problem] | Problem) -> dict[int, ResponseSpec]:
+    """Declare the errors of an operation. `declare_common` adds those of every operation.
 
     An instance is the contract's example of its error; for a class, the example is below.
     """
-    declared = sorted((*_EVERY_OPERATION, *(_EVERY_BODY if body else ()), *problems), key=lambda p: (p.status, p.code))
     specs: dict[int, ResponseSpec] = {}
-    for status, group in itertools.groupby(declared, key=lambda p: p.status):
+    for status, group in itertools.groupby(sorted(problems, key=lambda p: (p.status, p.code)), key=lambda p: p.status):
         found = list(group)
         examples = [_example(problem) for problem in found]
-        classes = [each if isinstance(each, type) else type(each) for each in found]
         codes = ", ".join(f"`{example.id}`" for example in examples)
         description = f"{phrase(status)}: {codes}"
-        specs[status] = DeclaredProblems(ProblemDetails, False, description, PROBLEM_JSON, examples, classes)
+        specs[status] = DeclaredProblems(ProblemDetails, False, description, PROBLEM_JSON, examples, found)
     return specs
+
+
+def declare_common(handler: HTTPRouteHandler) -> None:
+    """Add the errors of every operation under `/api/v1`, and those of every body, to the handler's own."""
+    declared = handler.responses or {}
+    own = (problem for spec in declared.values() if isinstance(spec, DeclaredProblems) for problem in spec.problems)
+    common = (*_EVERY_OPERATION, *(_EVERY_BODY if handler.parsed_data_field else ()))
+    handler.responses = {**declared, **responses(*dict.fromkeys((*common, *own)))}  # once, also for two paths
 
 
 # Which workflow and run the examples are about.

@@ -48,7 +48,7 @@ class CodecController(Controller):
     path = "/codec"
     tags = ["codec"]  # noqa: RUF012 - Litestar's way
 
-    @post("/encode", scope=SCOPE, status_code=200, summary="Encrypt payloads", responses=responses(NotFound, body=True))
+    @post("/encode", scope=SCOPE, status_code=200, summary="Encrypt payloads", responses=responses(NotFound))
     async def encode_payloads(self, data: JSONBody[CodecPayloads], services: CurrentServices) -> CodecPayloads:
         """Encrypt each payload with the first of PAYLOAD_ENCRYPTION_KEYS."""
         return await _coded(data, _codec(services).encode)
@@ -58,7 +58,7 @@ class CodecController(Controller):
         scope=SCOPE,
         status_code=200,
         summary="Decrypt payloads",
-        responses=responses(NotFound, PayloadUndecodable, body=True),
+        responses=responses(NotFound, PayloadUndecodable),
     )
     async def decode_payloads(self, data: JSONBody[CodecPayloads], services: CurrentServices) -> CodecPayloads:
         """Decrypt each payload with the key that it names. A payload that is not encrypted is returned unchanged."""

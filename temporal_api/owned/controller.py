@@ -77,7 +77,7 @@ class ResourceController(Controller):
             status_code=204,
             operation_id=f"cancel{title}",
             summary=f"Cancel {a_name}",
-            responses=responses(missing, too_late, errors.PreconditionFailed, body=True),
+            responses=responses(missing, too_late, errors.PreconditionFailed),
         )(cls.cancel)
 
     async def get_one(

@@ -157,7 +157,7 @@ class Resource(Generic[Kept, Answer]):
             operation_id=f"create{self.title}",
             summary=f"{verb} {self.a_name}",
             headers={201: ("Location", "Idempotent-Replayed")},
-            responses=responses(errors.WorkflowStartError, errors.IdempotencyKeyReused, body=True),
+            responses=responses(errors.WorkflowStartError, errors.IdempotencyKeyReused),
         )
 
     def not_cancellable(self, workflow_id: str, status: str) -> Problem:

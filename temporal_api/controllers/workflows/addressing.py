@@ -24,7 +24,7 @@ from temporal_api.waiting import RETRY_AFTER_SECONDS
 ADMIN = "workflows:admin"
 READ = ("workflows:read", ADMIN)
 WRITE = ("workflows:write", ADMIN)
-CHANGES = responses(WorkflowNotFound, PreconditionFailed, WorkflowCompleted, body=True)
+CHANGES = responses(WorkflowNotFound, PreconditionFailed, WorkflowCompleted)
 """The errors of an operation that changes a workflow."""
 
 # Fields of bodies, with the examples that the documentation shows.

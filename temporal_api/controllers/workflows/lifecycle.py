@@ -23,9 +23,7 @@ from temporal_api.errors import invalid
 from temporal_api.problems import responses
 from temporal_api.temporal.history import workflow_task_end
 
-_PAUSES = responses(
-    errors.WorkflowNotFound, errors.PreconditionFailed, errors.WorkflowCompleted, errors.NotSupported, body=True
-)
+_PAUSES = responses(errors.WorkflowNotFound, errors.PreconditionFailed, errors.WorkflowCompleted, errors.NotSupported)
 
 
 class CancelRequest(msgspec.Struct, forbid_unknown_fields=True):
@@ -114,7 +112,7 @@ class ResetResponse(msgspec.Struct):
     scope=ADMIN,
     status_code=200,
     summary="Reset a workflow",
-    responses=responses(errors.WorkflowNotFound, errors.PreconditionFailed, body=True),
+    responses=responses(errors.WorkflowNotFound, errors.PreconditionFailed),
 )
 async def reset_workflow(target: Target, data: JSONBody[ResetRequest]) -> ResetResponse:
     """Begin a new run with the history up to that point. Temporal sends it later signals and updates again.

@@ -152,7 +152,7 @@ async def _query_arguments(args: Argument) -> list[Raw]:
     scope=READ,
     status_code=200,
     summary="Query a workflow",
-    responses=responses(*_ASKED, errors.WorkflowCompleted, errors.WorkflowPaused, errors.QueryFailed, body=True),
+    responses=responses(*_ASKED, errors.WorkflowCompleted, errors.WorkflowPaused, errors.QueryFailed),
 )
 async def query_workflow(workflow: PathWorkflow, data: JSONBody[QueryRequest], request: APIRequest) -> QueryResponse:
     """Send a query; a worker answers it. Names that begin with `__` need the scope `workflows:admin`."""
@@ -299,7 +299,6 @@ _PENDING: dict[int, ResponseSpec] = {
             errors.WorkflowPaused,
             errors.PreconditionFailed,
             errors.UpdateRejected,
-            body=True,
         ),
     },
 )

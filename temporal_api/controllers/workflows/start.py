@@ -262,7 +262,6 @@ class WorkflowExecutionResponse(msgspec.Struct, omit_defaults=True):
             errors.NotSupported,
             errors.NoWorker,
             errors.WorkflowTaskFailing,
-            body=True,
         ),
     },
 )
