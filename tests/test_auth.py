@@ -22,7 +22,6 @@ from temporal_api.auth import CurrentUser, User
 from temporal_api.auth import verifier as verifier_module
 from temporal_api.dev import sign
 from temporal_api.dev.server import DevServer
-from temporal_api.problems import responses
 from temporal_api.settings import Settings, from_env
 from tokens import (
     ALGORITHMS,
@@ -654,7 +653,7 @@ class Choosy(Controller):
 
     path = "/choosy"
 
-    @get("/right", scope=("a", "b"), responses=responses())
+    @get("/right", scope=("a", "b"))
     async def right(self, user: CurrentUser) -> dict[str, str]:
         """A choice of two."""
         return {"sub": user.sub}
