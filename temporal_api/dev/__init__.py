@@ -8,6 +8,7 @@ import socket
 import sys
 import time
 import urllib.request
+from collections import Counter
 from contextlib import AsyncExitStack, nullcontext
 from functools import partial
 from typing import Any
@@ -191,7 +192,7 @@ class Dev:
         if not crash:
             return bool(order["status"] == "delivered")
         attempts = attempts_of((await asyncio.to_thread(self.call, history))["events"])
-        charged, shipped = (times(attempts.get(name, 0)) for name in ("charge_payment", "ship"))
+        charged, shipped = (times(attempts[name]) for name in ("charge_payment", "ship"))
         say(f"In Temporal's history, charge_payment ran {charged} and ship {shipped}.")
         return bool(killed and order["status"] == "delivered" and charged == "once")
 
@@ -249,12 +250,14 @@ def sign(settings: Settings, sub: str, scope: str, expires: int) -> str:
     return jwt.encode(claims, settings.jwt_secret, algorithm=(settings.jwt_algorithms or ("HS256",))[0])
 
 
-def attempts_of(events: list[dict[str, Any]]) -> dict[str, int]:
-    """Tell how often each activity was started, from the history."""
+def attempts_of(events: list[dict[str, Any]]) -> Counter[str]:
+    """Count how often each activity was started, from the history."""
     scheduled, started = "activityTaskScheduledEventAttributes", "activityTaskStartedEventAttributes"
     names = {event["eventId"]: event[scheduled]["activityType"]["name"] for event in events if scheduled in event}
-    starts = [event[started] for event in events if started in event]
-    return {names[each["scheduledEventId"]]: each["attempt"] for each in starts}
+    attempts = Counter[str]()
+    for start in (event[started] for event in events if started in event):
+        attempts[names[start["scheduledEventId"]]] += start["attempt"]
+    return attempts
 
 
 def times(count: int) -> str:
