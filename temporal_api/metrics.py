@@ -1,6 +1,7 @@
 """The metrics of one process, and `GET /metrics`."""
 
 import asyncio
+import re
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from typing import Any
@@ -43,6 +44,7 @@ _BUCKETS = {  # by default those of requests
         *(1_800_000, 3_600_000, 30_600_000, 86_400_000),
     ),
 }
+_REFUSED = re.compile(r";q=0(\.0*)?(;|$)")
 _HEALTH = {"healthy": 1.0, "polling": 1.0, "unknown": float("nan")}
 
 disable_created_metrics()  # type: ignore[no-untyped-call] # no one needs a `_created` series for each counter
@@ -179,8 +181,9 @@ def metrics_route(metrics: Metrics) -> HTTPRouteHandler:
     async def get_metrics(request: Request[Any, Any, Any]) -> Response[bytes]:
         """Every metric as Prometheus text, or as OpenMetrics for a client that accepts it."""
         await metrics.measure()
-        # The library's `choose_encoder` fails on a version that is not a number, and claims to send any version.
-        if "application/openmetrics-text" in request.headers.get("accept", ""):
+        # The library's `choose_encoder` fails on a version that is not a number, and knows no weights.
+        accepted = request.headers.get("accept", "").lower().replace(" ", "").split(",")
+        if any(each.startswith("application/openmetrics-text") and not _REFUSED.search(each) for each in accepted):
             content = openmetrics.generate_latest(metrics.registry)  # type: ignore[no-untyped-call]
             return Response(content, media_type=openmetrics.CONTENT_TYPE_LATEST)
         media_type = exposition.CONTENT_TYPE_LATEST.removesuffix("; charset=utf-8")  # Litestar adds it to text

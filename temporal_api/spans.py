@@ -37,6 +37,8 @@ CLOSE_SECONDS = 1
 """How long the process, when it ends, waits for a collector that does not answer."""
 
 _PROPAGATOR = TraceContextTextMapPropagator()
+# The service takes none of these, but a caller may send them.
+_SECRET = re.compile(r"(?i)(\b[^&=]*(?:token|secret|password|key|auth|sig|jwt)[^&=]*=)[^&]*")
 _HOST = re.compile(r"(\[[^\]]+\]|[^:]+)(?::([0-9]{1,5}))?")
 
 
@@ -154,9 +156,10 @@ def _of_request(scope: HTTPScope) -> dict[str, str | int]:
     headers = dict(scope["headers"])
     attributes = {
         "http.request.method": _method(scope) or "_OTHER",
+        "http.request.method_original": "" if _method(scope) else scope["method"],
         "url.scheme": scope["scheme"],
         "url.path": scope["raw_path"].decode("latin-1"),
-        "url.query": scope["query_string"].decode("latin-1"),
+        "url.query": _SECRET.sub(r"\1REDACTED", scope["query_string"].decode("latin-1")),
         "network.protocol.version": scope["http_version"],
         "client.address": (scope.get("client") or ("",))[0],
         "user_agent.original": headers.get(b"user-agent", b"").decode("latin-1"),

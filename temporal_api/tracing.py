@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
-from temporal_api.settings import Settings
+from temporal_api.settings import Settings, SettingsError
 
 if TYPE_CHECKING:
     from temporal_api.spans import Spans
@@ -40,7 +40,8 @@ def trace_context(headers: Iterable[tuple[bytes, bytes]]) -> Mapping[str, str]:
     ):
         found["traceparent"] = b"00" + parent["ids"]
         states = _members(values.get(b"tracestate", b""))
-        if 0 < len(states) <= MAX_STATES and all(map(_STATE.fullmatch, states)):
+        keys = {state.partition(b"=")[0] for state in states}
+        if 0 < len(states) == len(keys) <= MAX_STATES and all(map(_STATE.fullmatch, states)):
             found["tracestate"] = b",".join(states)
     if baggage := list(filter(_BAGGAGE.fullmatch, _members(values.get(b"baggage", b""))))[:MAX_BAGGAGE]:
         found["baggage"] = b",".join(baggage)
@@ -59,7 +60,10 @@ def spans_of(settings: Settings) -> "Spans | None":
         return None
     try:
         from temporal_api.spans import Spans
+
+        return Spans(settings.otel_exporter_otlp_endpoint, str(settings.temporal["target_host"]), settings.root_path)
     except ImportError:
         log.warning("OTEL_EXPORTER_OTLP_ENDPOINT is set, but no spans are sent: pip install 'temporal-api[otel]'")
         return None
-    return Spans(settings.otel_exporter_otlp_endpoint, str(settings.temporal["target_host"]), settings.root_path)
+    except ValueError as error:  # a variable that OpenTelemetry reads itself, such as OTEL_BSP_MAX_QUEUE_SIZE
+        raise SettingsError(f"OTEL_*: {error}") from None

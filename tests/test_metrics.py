@@ -76,6 +76,18 @@ def lint(families: Any) -> dict[str, Any]:
         ("text/plain;version=0.0.4", "text/plain; version=1.0.0; charset=utf-8", parse_text, False),
         (PROMETHEUS_ACCEPTS, f"{OPENMETRICS_TYPE}; charset=utf-8", parse_openmetrics, True),
         ("application/openmetrics-text;version=new", f"{OPENMETRICS_TYPE}; charset=utf-8", parse_openmetrics, True),
+        (
+            "a/b;q=1e999, Application/OpenMetrics-Text;q=0.0",
+            "text/plain; version=1.0.0; charset=utf-8",
+            parse_text,
+            False,
+        ),
+        (
+            "a/b;q=0, Application/OpenMetrics-Text ; Q=0.01",
+            f"{OPENMETRICS_TYPE}; charset=utf-8",
+            parse_openmetrics,
+            True,
+        ),
     ],
 )
 async def test_metrics_are_what_prometheus_asked_for(
