@@ -1,7 +1,6 @@
 """The metrics of one process, and `GET /metrics`."""
 
 import asyncio
-import re
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from typing import Any
@@ -19,6 +18,7 @@ from temporalio.runtime import BufferedMetric, Runtime, TelemetryConfig
 
 from temporal_api import __version__
 from temporal_api.logs import DROPPED, SDK_LOGGING
+from temporal_api.requests import accepted
 
 CHECK_EVERY_SECONDS = 10.0
 """How old the health in a scrape may be. Mostly a probe has just asked for it."""
@@ -44,7 +44,6 @@ _BUCKETS = {  # by default those of requests
         *(1_800_000, 3_600_000, 30_600_000, 86_400_000),
     ),
 }
-_REFUSED = re.compile(r";q=0(\.0*)?(;|$)")
 _HEALTH = {"healthy": 1.0, "polling": 1.0, "unknown": float("nan")}
 
 disable_created_metrics()  # type: ignore[no-untyped-call] # no one needs a `_created` series for each counter
@@ -182,8 +181,7 @@ def metrics_route(metrics: Metrics) -> HTTPRouteHandler:
         """Every metric as Prometheus text, or as OpenMetrics for a client that accepts it."""
         await metrics.measure()
         # The library's `choose_encoder` fails on a version that is not a number, and knows no weights.
-        accepted = request.headers.get("accept", "").lower().replace(" ", "").split(",")
-        if any(each.startswith("application/openmetrics-text") and not _REFUSED.search(each) for each in accepted):
+        if accepted(request.headers.get("accept", "").encode()).get(b"application/openmetrics-text"):
             content = openmetrics.generate_latest(metrics.registry)  # type: ignore[no-untyped-call]
             return Response(content, media_type=openmetrics.CONTENT_TYPE_LATEST)
         media_type = exposition.CONTENT_TYPE_LATEST.removesuffix("; charset=utf-8")  # Litestar adds it to text

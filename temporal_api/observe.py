@@ -31,14 +31,13 @@ from temporal_api.metrics import Metrics
 from temporal_api.prefix import Prefix
 from temporal_api.problems import PROBLEM_JSON, encode_problem
 from temporal_api.record import Record, begin, new_request_id, refusal_of
-from temporal_api.requests import settle_slashes
+from temporal_api.requests import accepted, settle_slashes
 
 REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 GZIP_MIN_BYTES = 1000
 NO_STORE, NO_CACHE = (b"cache-control", b"no-store"), (b"cache-control", b"no-cache")
 NOSNIFF = (b"x-content-type-options", b"nosniff")
-_REFUSED = re.compile(rb"q=0(\.0*)?")
 
 log = logging.getLogger(__name__)
 access_log = logging.getLogger("temporal_api.access")
@@ -213,12 +212,9 @@ class _Answer:
 
 
 def accepts_gzip(accept_encoding: bytes) -> bool:
-    """Whether gzip is acceptable (RFC 9110 12.5.3): `q=0` refuses a coding, and `gzip` outranks `*`."""
-    accepted = {}
-    for item in accept_encoding.lower().replace(b" ", b"").split(b","):
-        coding, _, weight = item.partition(b";")
-        accepted[coding] = not _REFUSED.fullmatch(weight)
-    return accepted.get(b"gzip", accepted.get(b"*", False))
+    """Whether gzip is acceptable (RFC 9110 12.5.3): `gzip` outranks `*`."""
+    told = accepted(accept_encoding)
+    return told.get(b"gzip", told.get(b"*", False))
 
 
 def _gzip(

@@ -6,6 +6,7 @@ Litestar itself would decode without a type and convert leniently: it takes `"2"
 import asyncio
 import codecs
 import functools
+import re
 from collections.abc import Mapping
 from typing import Any, TypeVar
 from urllib.parse import unquote
@@ -25,7 +26,14 @@ _LARGE = 100_000
 """From this many bytes on, a thread looks for the mistakes of a body, while other requests run."""
 
 _GZIP = b"\x1f\x8b"
+_REFUSED = re.compile(rb";q=0(\.0*)?(;|$)")
 _decoder = functools.cache(msgspec.json.Decoder)
+
+
+def accepted(header: bytes) -> dict[bytes, bool]:
+    """What a header such as Accept names, and whether it is acceptable: `q=0` refuses it (RFC 9110 12.4.2)."""
+    items = header.lower().replace(b" ", b"").split(b",")
+    return {item.partition(b";")[0]: not _REFUSED.search(item) for item in items}
 
 
 class JSONResponse(Response[T]):

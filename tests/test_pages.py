@@ -209,7 +209,8 @@ async def test_every_error_is_explained(http: httpx.AsyncClient) -> None:
         text = re.sub("<.*?>", "", unescape(one.text))
         assert each["meaning"].replace("`", "") in text
         assert each["what_to_do"].replace("`", "") in text
-        assert each == (await http.get(each["type"], headers={"Accept": "application/problem+json"})).json()
+        for accept in ("application/problem+json", "Application/JSON", "application/json, text/html; q=0.0"):
+            assert each == (await http.get(each["type"], headers={"Accept": accept})).json()
 
 
 async def test_a_problem_s_type_leads_to_its_explanation(alice: httpx.AsyncClient) -> None:

@@ -24,7 +24,7 @@ from temporal_api.openapi import TITLE, contract
 from temporal_api.preconditions import matches
 from temporal_api.problems import phrase
 from temporal_api.record import record_of
-from temporal_api.requests import JSONResponse
+from temporal_api.requests import JSONResponse, accepted
 
 # The pages run the bundled scripts, which may ask only this service. No other page may frame them.
 _CONTENT_SECURITY_POLICY = (
@@ -188,8 +188,8 @@ def explain(request: Request[Any, Any, Any], code: FromPath[str] = "") -> Respon
     if not explained:
         raise NotFound(f"There is no error {shown(code)}. {address} lists every one.")
     explained.sort(key=lambda each: (each.status, each.error))
-    accepted = request.headers.get("accept", "")
-    if "json" in accepted and "text/html" not in accepted:
+    told = accepted(request.headers.get("accept", "").encode())
+    if not told.get(b"text/html") and any(b"json" in kind for kind in told if told[kind]):
         answer = Response(msgspec.json.encode(explained[0] if code else explained), media_type="application/json")
     else:
         answer = html_page(_page(code or "Errors", explained, address).encode())
