@@ -37,8 +37,8 @@ CLOSE_SECONDS = 1
 """How long the process, when it ends, waits for a collector that does not answer."""
 
 _PROPAGATOR = TraceContextTextMapPropagator()
-# The service takes none of these, but a caller may send them.
-_SECRET = re.compile(r"(?i)(\b[^&=]*(?:token|secret|password|key|auth|sig|jwt)[^&=]*=)[^&]*")
+# In the names of parameters whose values no tracing backend should keep.
+_SECRET = re.compile(r"(?i)token|secret|password|key|auth|sig|jwt")
 _HOST = re.compile(r"(\[[^\]]+\]|[^:]+)(?::([0-9]{1,5}))?")
 
 
@@ -154,12 +154,16 @@ def _method(scope: HTTPScope) -> str:
 def _of_request(scope: HTTPScope) -> dict[str, str | int]:
     """The attributes of a request before it is served, by the semantic conventions."""
     headers = dict(scope["headers"])
+    query = (part.partition("=") for part in scope["query_string"].decode("latin-1").split("&"))
     attributes = {
         "http.request.method": _method(scope) or "_OTHER",
         "http.request.method_original": "" if _method(scope) else scope["method"],
         "url.scheme": scope["scheme"],
         "url.path": scope["raw_path"].decode("latin-1"),
-        "url.query": _SECRET.sub(r"\1REDACTED", scope["query_string"].decode("latin-1")),
+        "url.query": "&".join(
+            name + "=REDACTED" if equals and _SECRET.search(name) else name + equals + value
+            for name, equals, value in query
+        ),
         "network.protocol.version": scope["http_version"],
         "client.address": (scope.get("client") or ("",))[0],
         "user_agent.original": headers.get(b"user-agent", b"").decode("latin-1"),

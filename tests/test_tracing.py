@@ -314,7 +314,7 @@ async def test_what_goes_wrong_is_told(
     caplog.set_level("INFO", logger="temporal_api.access")
     async with service(TEMPORAL_ADDRESS=dev_server.address, **environ) as http:
         await http.head("/api/v1/orders/x")
-        await http.request("PROPFIND", "/nowhere?a=1&id_token=ey.J&Sig=x")
+        await http.request("PROPFIND", "/nowhere?a=1&id_token=ey.J==&&key&Sig=x")
     async with service(TEMPORAL_ADDRESS="127.0.0.1:1", **environ) as http:
         await http.get("/api/v1/workflows/x")
     gone, call, unknown, away = await collector.named(
@@ -330,7 +330,7 @@ async def test_what_goes_wrong_is_told(
     assert {
         "http.request.method": "_OTHER",
         "http.request.method_original": "PROPFIND",
-        "url.query": "a=1&id_token=REDACTED&Sig=REDACTED",
+        "url.query": "a=1&id_token=REDACTED&&key&Sig=REDACTED",
     }.items() <= told.items()
     traces = [each.__dict__["fields"]["trace_id"] for each in caplog.records if each.name == "temporal_api.access"]
     assert [each.trace_id.hex() for each in (gone, unknown, away)] == traces
