@@ -7,6 +7,7 @@ import asyncio
 import json
 import logging
 import os
+import re
 import select
 import threading
 import time
@@ -50,9 +51,10 @@ def configure_logging(level: str, log_format: str) -> None:
     logging.captureWarnings(True)
     logging.getLogger("httpx").setLevel(logging.WARNING)  # at info, a line for each request to the issuer
     logging.getLogger("uvicorn.error").addFilter(_is_not_cut_short)
-    # While Temporal is away, or tokens are bad, these log lines for each request.
-    logging.getLogger("temporalio").addFilter(seldom(60))
-    logging.getLogger("temporal_api.temporal.failures").addFilter(seldom(60))
+    # While Temporal or the collector of spans is away, or tokens are bad, these log lines for each request.
+    spans = "opentelemetry.exporter.otlp.proto.http.trace_exporter"
+    for name in ("temporalio", "temporal_api.temporal.failures", spans):
+        logging.getLogger(name).addFilter(seldom(60))
     logging.getLogger("temporal_api.auth.verifier").addFilter(seldom(1))
 
 
@@ -169,18 +171,20 @@ def _is_not_cut_short(_: logging.LogRecord) -> bool:
 def seldom(repeat_seconds: float) -> Callable[[logging.LogRecord], bool]:
     """Make a filter that passes one record a second of each source, and the same message again after `repeat_seconds`.
 
-    A source is a module of the SDK's core, or a text without its values. A record says how many were left out.
+    A source is a module of the SDK's core, or a text without its values. Messages are the same if only numbers differ,
+    such as the seconds until a retry. A record says how many were left out.
     """
     passed: dict[str, tuple[float, str, int]] = {}
 
     def is_passed(record: logging.LogRecord) -> bool:
         source = getattr(getattr(record, "temporal_log", None), "target", record.msg)
         now, message = time.monotonic(), record.getMessage()
+        told = re.sub(r"\d", "", message)
         passed_at, before, left_out = passed.get(source, (float("-inf"), "", 0))
-        if now - passed_at < (repeat_seconds if message == before else 1):
+        if now - passed_at < (repeat_seconds if told == before else 1):
             passed[source] = passed_at, before, left_out + 1
             return False
-        passed[source] = now, message, 0
+        passed[source] = now, told, 0
         if left_out:
             record.msg, record.args = f"{message} (and {left_out} like it before)", ()
         return True

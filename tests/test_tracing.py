@@ -12,6 +12,7 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 from importlib.metadata import Distribution
 from typing import TYPE_CHECKING, Any
 
+import httpx
 import msgspec
 import pytest
 from temporalio import activity, workflow
@@ -22,7 +23,7 @@ from temporalio.worker import UnsandboxedWorkflowRunner, Worker
 from api import SECRET, SOON, bearer, eventually, order, service
 from commands import temporal_api
 from temporal_api.app import create_app
-from temporal_api.dev.server import DevServer
+from temporal_api.dev.server import DevServer, free_port
 from temporal_api.settings import SettingsError, from_env
 from temporal_api.temporal.payloads import data_converter
 from temporal_api.tracing import trace_context
@@ -360,6 +361,20 @@ async def test_a_collector_that_does_not_answer(dev_server: DevServer, monkeypat
             assert 404 == (await http.get("/api/v1/orders/x")).status_code
 
     assert SOON.total_seconds() + 1 > time.monotonic() - began
+
+
+@needs_otel
+async def test_a_collector_that_is_away_is_told_once(dev_server: DevServer) -> None:
+    """Each attempt of OpenTelemetry would be a line of the log: several in each ten seconds, from every replica."""
+    environ = {"TEMPORAL_ADDRESS": dev_server.address, "JWT_SECRET": SECRET, "PORT": str(free_port())}
+    otel = {"OTEL_EXPORTER_OTLP_ENDPOINT": f"http://127.0.0.1:{free_port()}", "no_proxy": "127.0.0.1"}
+    otel |= {"OTEL_BSP_SCHEDULE_DELAY": "50", "OTEL_EXPORTER_OTLP_TIMEOUT": "4"}
+    async with temporal_api("serve", **environ, **otel) as process, httpx.AsyncClient() as http:
+        await process.until("Uvicorn running")
+        await http.get(f"http://127.0.0.1:{environ['PORT']}/nowhere")
+        await process.until("Failed to export spans batch")
+
+    assert 1 == process.output.count("Transient error")
 
 
 SEEN = """

@@ -3,14 +3,12 @@
 `temporal workflow show --codec-endpoint https://HOST/api/v1/codec --codec-auth "Bearer TOKEN" ...`
 """
 
-from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Annotated
 
 import msgspec
 from litestar import Controller, post
 from litestar.params import JSONBody
 from msgspec import Meta
-from temporalio.converter import PayloadCodec
 
 from temporal_api.errors import NotFound, PayloadUndecodable
 from temporal_api.problems import responses
@@ -51,7 +49,7 @@ class CodecController(Controller):
     @post("/encode", scope=SCOPE, status_code=200, summary="Encrypt payloads", responses=responses(NotFound))
     async def encode_payloads(self, data: JSONBody[CodecPayloads], services: CurrentServices) -> CodecPayloads:
         """Encrypt each payload with the first of PAYLOAD_ENCRYPTION_KEYS."""
-        return await _coded(data, _codec(services).encode)
+        return await _coded(data, services, encode=True)
 
     @post(
         "/decode",
@@ -62,18 +60,13 @@ class CodecController(Controller):
     )
     async def decode_payloads(self, data: JSONBody[CodecPayloads], services: CurrentServices) -> CodecPayloads:
         """Decrypt each payload with the key that it names. A payload that is not encrypted is returned unchanged."""
-        return await _coded(data, _codec(services).decode)
+        return await _coded(data, services, encode=False)
 
 
-def _codec(services: Services) -> PayloadCodec:
+async def _coded(data: CodecPayloads, services: Services, *, encode: bool) -> CodecPayloads:
     codec = services.temporal.codec
     if codec is None:
         raise NotFound("Payloads are not encrypted here: PAYLOAD_ENCRYPTION_KEYS is not set.")
-    return codec
-
-
-async def _coded(
-    data: CodecPayloads, code: Callable[[Sequence[Payload]], Awaitable[Iterable[Payload]]]
-) -> CodecPayloads:
-    coded = await code([Payload(metadata=payload.metadata, data=payload.data) for payload in data.payloads])
+    payloads = [Payload(metadata=payload.metadata, data=payload.data) for payload in data.payloads]
+    coded = await (codec.encode(payloads) if encode else codec.decode(payloads))
     return CodecPayloads([CodecPayload(dict(payload.metadata), payload.data) for payload in coded])
