@@ -9,6 +9,7 @@ from collections.abc import Collection, Sequence
 from math import ceil
 from typing import Any
 from urllib.parse import urlsplit
+from urllib.request import getproxies, proxy_bypass
 
 import msgspec
 
@@ -141,6 +142,13 @@ async def _published(url: str, issuers: Collection[str]) -> list[object]:
     return keys
 
 
+def _proxy(url: str) -> str | None:
+    """The environment's proxy for that address."""
+    parts = urlsplit(url)
+    proxy = None if proxy_bypass(parts.netloc) else getproxies().get(parts.scheme)
+    return f"http://{proxy}" if proxy and "://" not in proxy else proxy
+
+
 async def _get(url: str) -> dict[str, Any]:
     """The JSON object at that address."""
     import httpx  # only a JWKS needs it, and it takes 4 MB
@@ -148,7 +156,10 @@ async def _get(url: str) -> dict[str, Any]:
     trusted = await asyncio.to_thread(ssl.create_default_context)  # what the machine trusts
     body = b""
     async with (
-        httpx.AsyncClient(headers=_HEADERS, verify=trusted, timeout=TIMEOUT_SECONDS) as client,
+        # Left to read the environment, httpx fails for any address if ALL_PROXY is SOCKS or NO_PROXY has [::1].
+        httpx.AsyncClient(
+            headers=_HEADERS, verify=trusted, timeout=TIMEOUT_SECONDS, proxy=_proxy(url), trust_env=False
+        ) as client,
         client.stream("GET", url) as answer,
     ):
         if answer.next_request:  # keys come only from the address in the settings
