@@ -155,13 +155,9 @@ async def _get(url: str) -> dict[str, Any]:
 
     trusted = await asyncio.to_thread(ssl.create_default_context)  # what the machine trusts
     body = b""
-    async with (
-        # Left to read the environment, httpx fails for any address if ALL_PROXY is SOCKS or NO_PROXY has [::1].
-        httpx.AsyncClient(
-            headers=_HEADERS, verify=trusted, timeout=TIMEOUT_SECONDS, proxy=_proxy(url), trust_env=False
-        ) as client,
-        client.stream("GET", url) as answer,
-    ):
+    # Left to read the environment, httpx fails for any address if ALL_PROXY is SOCKS or NO_PROXY has [::1].
+    client = httpx.AsyncClient(verify=trusted, timeout=TIMEOUT_SECONDS, proxy=_proxy(url), trust_env=False)
+    async with client, client.stream("GET", url, headers=_HEADERS) as answer:
         if answer.next_request:  # keys come only from the address in the settings
             raise ValueError(f"redirects are not followed, this one to {quoted(str(answer.next_request.url))}")
         if not answer.is_success:
