@@ -30,6 +30,7 @@ WRITE_EVERY_SECONDS = 0.02
 FLUSH_SECONDS = 1.0
 """When the process ends, how long a reader has to take the queued lines."""
 
+_JSON = msgspec.json.Encoder(enc_hook=str)
 DROPPED = Counter("temporal_api_log_lines_dropped", "Log lines dropped because nobody read them.", registry=None)
 
 SDK_LOGGING = LoggingConfig(
@@ -70,10 +71,12 @@ class JSONFormatter(logging.Formatter):
             "message": record.getMessage(),
             **getattr(record, "fields", {}),
         }
-        line = {key: _cut(value) if isinstance(value, str) else value for key, value in line.items()}
+        for key, value in line.items():
+            if isinstance(value, str) and (len(value) > FIELD_BYTES or not value.isascii()):
+                line[key] = _cut(value)
         if record.exc_info:
             line["traceback"] = _traceback(record.exc_info[1])
-        text = msgspec.json.encode(line, enc_hook=str)
+        text = _JSON.encode(line)
         return text.decode() if text.isascii() else json.dumps(msgspec.json.decode(text), separators=(",", ":"))
 
 
@@ -96,8 +99,6 @@ def _one_line(value: object) -> str:
 
 def _cut(text: str) -> str:
     """Keep the first kilobyte."""
-    if len(text) <= FIELD_BYTES and text.isascii():
-        return text
     encoded = text.encode(errors="backslashreplace")
     return encoded[:FIELD_BYTES].decode(errors="ignore") + ("…" if len(encoded) > FIELD_BYTES else "")
 

@@ -8,6 +8,7 @@ import asyncio
 import enum
 import logging
 import re
+from collections import deque
 from types import SimpleNamespace
 from typing import Any, ClassVar
 from urllib.parse import unquote
@@ -77,6 +78,7 @@ class Connection(HttpToolsProtocol):
 
     server_state: Clients
     cycle: _Cycle | None  # type: ignore[assignment]
+    pipeline: deque[tuple[_Cycle, Any]]  # type: ignore[assignment]
     _answered: _Cycle | None = None
     number = 0
     since = 0.0
@@ -327,9 +329,8 @@ class Connection(HttpToolsProtocol):
             self.scope = self._nothing
         if self.transport.is_closing():
             return
-        if self.pipeline and self.cycle is not None:  # at most one, the last that was read
-            self.pipeline.pop()
-            self._answer_next(self.cycle)
+        if self.pipeline:  # two, if the end of a head came with the next
+            self._answer_next(self.pipeline.pop()[0])
         if self._reads is NEXT:
             self.since = self.server_state.clock
         self.flow.resume_reading()

@@ -122,6 +122,26 @@ async def test_a_compressed_jwks_is_read(issuer: Issuer, spaces: int, expected: 
     assert expected == await outcome(issuer.verifier(), signed("RSA", "RS256"))
 
 
+@pytest.mark.parametrize(
+    ("host", "environ"),
+    [
+        ("127.0.0.1", {"all_proxy": "socks5://127.0.0.1:1"}),
+        ("127.0.0.1", {"http_proxy": "http://127.0.0.1:1", "no_proxy": "127.0.0.1,[::1],10.0.0.0/8,.svc"}),
+        ("issuer.test", {"http_proxy": "http://127.0.0.1:{port}", "all_proxy": "socks5://127.0.0.1:1"}),
+        ("issuer.test", {"http_proxy": "127.0.0.1:{port}"}),
+    ],
+)
+async def test_the_environment_s_proxy_is_used(
+    issuer: Issuer, monkeypatch: pytest.MonkeyPatch, host: str, environ: dict[str, str]
+) -> None:
+    """Only where it is for that address: what a shell says of others does no harm."""
+    for name, value in environ.items():
+        monkeypatch.setenv(name, value.format(port=issuer.address("").rpartition(":")[2]))
+    trusting = issuer.verifier(JWT_JWKS_URL=issuer.address("/jwks").replace("127.0.0.1", host))
+
+    assert "alice" == await outcome(trusting, signed("RSA", "RS256"))
+
+
 # Discovery
 
 

@@ -550,7 +550,6 @@ CARELESS = """
 from temporal_api.controllers.orders import KeptOrder, OrderResponse
 from test_owned import GIFT_CARDS, CreateGiftCardRequest, GiftCardResponse, KeptGiftCard
 from temporal_api.auth import APIRequest
-from temporal_api.openapi import contract as contract_of
 from temporal_api.owned import Resource, ResourceController
 from temporal_api.requests import JSONResponse
 from temporal_api.services import CurrentServices

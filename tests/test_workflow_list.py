@@ -488,6 +488,8 @@ async def test_temporal_s_own_workflows_are_left_out(alice: httpx.AsyncClient, c
         for path in (LIST, COUNT):
             refused = await alice.get(path, params={"query": loose}, headers=CLERK)
             assert_problem(refused, 400, "invalid_query")
+    open_quote = {"query": "WorkflowId = '", "workflow_type": f" OR {DIVISION} IS NOT NULL) -- "}
+    assert_problem(await alice.get(LIST, params=open_quote, headers=CLERK), 400, "invalid_query")
 
 
 async def test_by_several_search_attributes(alice: httpx.AsyncClient, labels: str) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Collection, Sequence
 from math import ceil
 from typing import Any
 from urllib.parse import urlsplit
+from urllib.request import getproxies, proxy_bypass
 
 import msgspec
 
@@ -141,16 +142,22 @@ async def _published(url: str, issuers: Collection[str]) -> list[object]:
     return keys
 
 
+def _proxy(url: str) -> str | None:
+    """The environment's proxy for that address."""
+    parts = urlsplit(url)
+    proxy = None if proxy_bypass(parts.netloc) else getproxies().get(parts.scheme)
+    return f"http://{proxy}" if proxy and "://" not in proxy else proxy
+
+
 async def _get(url: str) -> dict[str, Any]:
     """The JSON object at that address."""
     import httpx  # only a JWKS needs it, and it takes 4 MB
 
     trusted = await asyncio.to_thread(ssl.create_default_context)  # what the machine trusts
     body = b""
-    async with (
-        httpx.AsyncClient(headers=_HEADERS, verify=trusted, timeout=TIMEOUT_SECONDS) as client,
-        client.stream("GET", url) as answer,
-    ):
+    # Left to read the environment, httpx fails for any address if ALL_PROXY is SOCKS or NO_PROXY has [::1].
+    client = httpx.AsyncClient(verify=trusted, timeout=TIMEOUT_SECONDS, proxy=_proxy(url), trust_env=False)
+    async with client, client.stream("GET", url, headers=_HEADERS) as answer:
         if answer.next_request:  # keys come only from the address in the settings
             raise ValueError(f"redirects are not followed, this one to {quoted(str(answer.next_request.url))}")
         if not answer.is_success:

@@ -50,10 +50,6 @@ async def compile_query(temporal: Temporal, filters: Filters, *, without_prefixe
     the same compile to the same query. Raises InvalidQuery or ValidationError.
     """
     terms = []
-    if filters.query is not None:
-        terms.append(f"({filters.query})")
-        if ")" in filters.query:  # what Temporal takes alone does not end our parentheses to get round the other terms
-            await list_runs(temporal, filters.query, 1, b"")
     for column, value in (("WorkflowType", filters.workflow_type), ("TaskQueue", filters.task_queue)):
         if value is not None:
             terms.append(compare(column, value))
@@ -76,6 +72,10 @@ async def compile_query(temporal: Temporal, filters: Filters, *, without_prefixe
     terms += [
         _not_beginning(name, prefix) for name in ("WorkflowId", "WorkflowType", "TaskQueue") for prefix in TEMPORALS_OWN
     ]
+    if filters.query is not None:
+        if ")" in filters.query:  # what Temporal takes alone does not end our parentheses to get round the other terms
+            await list_runs(temporal, filters.query, 1, b"")
+        terms.append(f"({filters.query})")  # the last, so that a quote that it leaves open takes in none of the others
     return " AND ".join(terms)
 
 

@@ -1,6 +1,7 @@
 """What a caller can do with a connection, byte by byte, against a service that really listens. No Temporal needed."""
 
 import asyncio
+import json
 import re
 import resource
 import signal
@@ -15,8 +16,9 @@ import pytest
 import uvloop
 from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
-from api import SECRET, assert_problem, bearer, eventually, service
+from api import SECRET, assert_problem, bearer, eventually, order, service
 from commands import temporal_api
+from proxy import listening
 from temporal_api.dev.server import free_port
 from temporal_api.protocol import Connection
 
@@ -185,6 +187,26 @@ async def test_a_refusal_is_not_about_the_request_before(front: httpx.AsyncClien
 
         assert [404, 404, 404, 401] == before
         assert_problem(await caller.answer(), refused.status, refused.code)
+
+
+async def test_a_head_that_ends_with_the_next_is_answered() -> None:
+    """Wherever a packet ends: behind a request under way, each of two has its own answer, in their order."""
+    unknown = LIVE.replace(b"live", b"none")
+    placed = json.dumps(order()).encode()
+    length = b"Content-Length: %d\r\n\r\n" % len(placed)
+
+    async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read()
+        writer.close()
+
+    async with listening(silent) as address, served(TEMPORAL_ADDRESS=address, RPC_TIMEOUT_SECONDS="1") as client:
+        for cut in (1, 3):
+            async with wire(client) as caller:
+                await caller.send(LIVE)
+                assert 200 == (await caller.answer()).status_code
+                await caller.send(ORDER + TOKEN + length + placed, unknown[:-cut], unknown[-cut:] + LIVE)
+
+                assert [504, 404, 200] == [(await caller.answer()).status_code for _ in range(3)]
 
 
 async def test_refusals_are_counted(front: httpx.AsyncClient) -> None:
