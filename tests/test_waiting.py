@@ -113,7 +113,7 @@ async def test_a_stream_that_never_rests_ends_too(end: str) -> None:
 
     await stream(waits, caller, time.time() + (0.2 if end == "the token" else 3600))
 
-    assert b"retry: 1000\n\n" == caller.received[-1]["body"]
+    assert b"retry: 1000\n" == caller.received[-1]["body"]
     assert not caller.received[-1]["more_body"]
     assert len(caller.received) > 5
     assert not waits.open

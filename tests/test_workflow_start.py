@@ -312,6 +312,8 @@ async def test_ways_to_prefer_a_wait(dev_server: DevServer, queue: str) -> None:
         "wait=1": "wait=1",
         "respond-async, wait=99999999999999999999": "wait=2",
         'WAIT = "1"; x=y, wait=9': "wait=1",
+        r'x="a\", wait=9", wait=1': "wait=1",
+        'x="a; wait=1, b"': None,
     }
     async with service(TEMPORAL_ADDRESS=dev_server.address, MAX_WAIT_SECONDS="2") as alice:
         answers = await asyncio.gather(*(alice.post(START, json=body, headers={"Prefer": way}) for way in ways))
