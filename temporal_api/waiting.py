@@ -31,7 +31,6 @@ RETRY_AFTER_SECONDS = "2"
 """How soon to ask again for a result that is not there yet."""
 KEEP_ALIVE_SECONDS = 15.0
 LAST_SEND_SECONDS = 1.0
-_A_YEAR = 31_536_000.0  # event loops take no timer without end
 # Without an empty line: after one, some clients see an event without data, which is no JSON.
 _RETRY = b"retry: 1000\n"
 _COMMENT = b": \n"
@@ -137,7 +136,7 @@ class Waits:
         gone = asyncio.ensure_future(disconnect(receive))
         draining = asyncio.ensure_future(self.draining.wait())
         try:
-            timeout = max(0, min(_A_YEAR, seconds))
+            timeout = max(0, min(31_536_000, seconds))  # a year: event loops take no timer without end
             await asyncio.wait({gone, draining}, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
             return gone.done()
         finally:
