@@ -31,7 +31,8 @@ IfMatch = Annotated[
     str | None,
     long_header(
         "If-Match",
-        "The `ETag` of the state to change, several, or `*`. If the state is another, the answer is 412.",
+        "The `ETag` of the state to change, several, or `*`. If the state is another, the answer is 412. Of changes "
+        "sent at the same moment, more than one may pass.",
         _TAGS,
     ),
 ]

@@ -31,15 +31,16 @@ RETRY_AFTER_SECONDS = "2"
 """How soon to ask again for a result that is not there yet."""
 KEEP_ALIVE_SECONDS = 15.0
 LAST_SEND_SECONDS = 1.0
-_A_YEAR = 31_536_000.0  # event loops take no timer without end
-_RETRY = b"retry: 1000\n\n"
-_COMMENT = b": \n\n"
+# Without an empty line: after one, some clients see an event without data, which is no JSON.
+_RETRY = b"retry: 1000\n"
+_COMMENT = b": \n"
 _STREAM_HEADERS = [
     (b"content-type", b"text/event-stream"),
     (b"cache-control", b"no-cache, no-transform"),  # a proxy that compressed it would hold events back
     (b"x-accel-buffering", b"no"),
 ]
-_WAIT = re.compile(r"(?:^|[,;])\s*wait\s*=\s*\"?(\d+)\"?\s*(?=$|[,;])", re.IGNORECASE)
+# Or another preference's quoted string, in which no preference begins.
+_WAIT = re.compile(r'(?:^|[,;])\s*wait\s*=\s*"?(\d+)"?\s*(?=$|[,;])|"(?:[^"\\]|\\.)*"?', re.IGNORECASE)
 
 
 def long_header(name: str, description: str, pattern: str) -> HeaderParameter:
@@ -69,8 +70,8 @@ LastEventId = Annotated[
 
 def preferred_wait(request: APIRequest, most: float) -> float | None:
     """Read how many seconds the caller prefers to wait, at most `most` (RFC 7240); None without a preference."""
-    found = _WAIT.search(joined(request, "Prefer"))
-    return min(float(found[1]), most) if found else None
+    found = next(filter(None, _WAIT.findall(joined(request, "Prefer"))), None)
+    return min(float(found), most) if found else None
 
 
 def preference_applied(request: APIRequest, seconds: float | None) -> dict[str, str]:
@@ -105,9 +106,7 @@ class Waits:
             yield
         finally:
             self.open -= 1
-            self._open_of[user.sub] -= 1
-            if not self._open_of[user.sub]:
-                del self._open_of[user.sub]
+            self._open_of -= Counter((user.sub,))  # this also drops those who have none left
 
     async def within(
         self, request: APIRequest, seconds: float | None, work: Callable[[], Coroutine[Any, Any, T]]
@@ -135,7 +134,7 @@ class Waits:
         gone = asyncio.ensure_future(disconnect(receive))
         draining = asyncio.ensure_future(self.draining.wait())
         try:
-            timeout = max(0, min(_A_YEAR, seconds))
+            timeout = max(0, min(31_536_000, seconds))  # a year: event loops take no timer without end
             await asyncio.wait({gone, draining}, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
             return gone.done()
         finally:

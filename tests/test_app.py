@@ -89,7 +89,7 @@ async def test_any_server_that_takes_a_factory_runs_it(server: tuple[str, ...], 
             process.process.send_signal(signal.SIGTERM)
 
             async with asyncio.timeout(20):
-                assert (first + "".join([more async for more in text])).endswith("retry: 1000\n\n")
+                assert (first + "".join([more async for more in text])).endswith("retry: 1000\n")
         assert 202 == (await wait).status_code
         await process.end(seconds=20)
     logged = [json.loads(line).get("path") for line in process.output.splitlines() if line.startswith("{")]

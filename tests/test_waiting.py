@@ -4,6 +4,7 @@ import asyncio
 import time
 import uuid
 from collections.abc import AsyncGenerator, Callable
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -53,20 +54,21 @@ async def test_who_goes_away_waits_no_longer(dev_server: DevServer) -> None:
 
 
 async def test_a_quiet_stream_is_kept_alive(dev_server: DevServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A comment every 15 s, so that nobody on the way takes it for dead."""
+    """A comment every 15 s, so that nobody on the way takes it for dead; no client sees an event without data."""
     assert 15 == waiting.KEEP_ALIVE_SECONDS
     monkeypatch.setattr(waiting, "KEEP_ALIVE_SECONDS", 0.1)
-    comments = 0
+    lines: list[str] = []
     async with service(TEMPORAL_ADDRESS=dev_server.address) as alice:
         body = {"workflow_type": "nobody_runs_this", "task_queue": str(uuid.uuid4())}
         path = (await alice.post("/api/v1/workflows", json=body)).headers["location"]
         async with asyncio.timeout(60), alice.stream("GET", f"{path}/events") as response:
             async for line in response.aiter_lines():
-                comments += line.startswith(":")
-                if comments == 3:
+                lines.append(line)
+                if lines.count(": ") == 3:
                     break
 
-    assert 3 == comments
+    assert 3 == lines.count(": ")
+    assert ["data: "] * lines.count("") == [before[:6] for before, line in pairwise(lines) if not line]
 
 
 class Caller:
@@ -113,7 +115,7 @@ async def test_a_stream_that_never_rests_ends_too(end: str) -> None:
 
     await stream(waits, caller, time.time() + (0.2 if end == "the token" else 3600))
 
-    assert b"retry: 1000\n\n" == caller.received[-1]["body"]
+    assert b"retry: 1000\n" == caller.received[-1]["body"]
     assert not caller.received[-1]["more_body"]
     assert len(caller.received) > 5
     assert not waits.open

@@ -419,7 +419,7 @@ async def test_a_stream_ends_with_its_token(alice: httpx.AsyncClient, queue: str
         async with asyncio.timeout(60):
             text = (await response.aread()).decode()
 
-    assert text.endswith("retry: 1000\n\n")
+    assert text.endswith("retry: 1000\n")
     assert "event: done" not in text
 
 

@@ -20,6 +20,7 @@ from api import SOON, assert_problem, bearer, eventually, service
 from temporal_api.controllers.workflows.start import WorkflowExecutionRequest
 from temporal_api.dev.server import DevServer
 from temporal_api.idempotency import fingerprint
+from temporal_api.temporal import updates
 
 pytestmark = pytest.mark.anyio
 
@@ -312,6 +313,8 @@ async def test_ways_to_prefer_a_wait(dev_server: DevServer, queue: str) -> None:
         "wait=1": "wait=1",
         "respond-async, wait=99999999999999999999": "wait=2",
         'WAIT = "1"; x=y, wait=9': "wait=1",
+        r'x="a\", wait=9", wait=1': "wait=1",
+        'x="a; wait=1, b"': None,
     }
     async with service(TEMPORAL_ADDRESS=dev_server.address, MAX_WAIT_SECONDS="2") as alice:
         answers = await asyncio.gather(*(alice.post(START, json=body, headers={"Prefer": way}) for way in ways))
@@ -361,13 +364,23 @@ async def test_an_update_with_start_that_was_done_already(alice: httpx.AsyncClie
     assert ("COMPLETED", ended["result"]) == (again.json()["status"], again.json()["result"])
 
 
-async def test_a_slow_update_with_start_is_waited_for_as_preferred(alice: httpx.AsyncClient, queue: str) -> None:
-    """`wait=0` waits for it to be accepted and no longer; what is not done in time says when to ask again."""
+async def test_a_slow_update_with_start_is_waited_for_as_preferred(
+    alice: httpx.AsyncClient, queue: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`wait=0` waits for it to be accepted and no longer, others no longer in all; it says when to ask again."""
     body = {"workflow_type": "collect", "task_queue": queue, "input_data": 20, "update": {"update_name": "fill"}}
-    answers = [await alice.post(START, json=body, headers={"Prefer": wait}) for wait in ("wait=0", "wait=1")]
+    answers = [await alice.post(START, json=body, headers={"Prefer": "wait=0"})]
+    send = updates.send_with_start
+
+    async def accepted_late(*sent: Any) -> Any:
+        await asyncio.sleep(2.5)
+        return await send(*sent)
+
+    monkeypatch.setattr(updates, "send_with_start", accepted_late)
+    answers += [await alice.post(START, json=body, headers={"Prefer": "wait=3"})]
 
     assert ["ACCEPTED"] * 2 == [answer.json()["update"]["status"] for answer in answers]
-    assert [None, "wait=1"] == [answer.headers.get("preference-applied") for answer in answers]
+    assert [None, "wait=3"] == [answer.headers.get("preference-applied") for answer in answers]
     assert ["2", "2"] == [answer.headers.get("retry-after") for answer in answers]
     assert max(answer.elapsed for answer in answers) < SOON
 

@@ -74,11 +74,10 @@ class Feeds:
             if not watchers:
                 del self._watchers[key]
 
-    async def wait_for_change(self, run: Workflow, length: int) -> bool:
+    async def wait_for_change(self, run: Workflow, length: int) -> None:
         """Wait until the run's history is longer than `length`."""
         async with aclosing(self.events(run, length, length)) as events:
             await anext(events, None)
-        return True
 
 
 async def _poll(run: Workflow, after: int, watchers: set[_Watcher]) -> None:

@@ -77,7 +77,7 @@ async def end_with_callers_of_every_kind(temporal: DevServer) -> None:
         created = await asyncio.gather(*creates)
 
         assert 0 == await serve.end(), serve.output
-        assert [True] * STREAMS == [text.endswith("retry: 1000\n\n") for text in texts]
+        assert [True] * STREAMS == [text.endswith("retry: 1000\n") for text in texts]
         assert [202] * WAITS == [response.status_code for response in waited]
         assert [201] * CREATES == [response.status_code for response in created]
         assert "Traceback" not in serve.output

@@ -323,10 +323,9 @@ async def update_workflow(
     update_id = key or data.update_id or str(uuid.uuid4())
     preferred = preferred_wait(request, services.settings.max_wait_seconds)
     record_of(request.scope).waited = bool(preferred)  # sending waits for a worker too
-    began = time.monotonic()
+    ends = time.monotonic() + (services.settings.rpc_timeout_seconds if preferred is None else preferred)
     update = await updates.send(target, update_id, data.update_name, arguments(data.update_input, data.update_args))
-    seconds = services.settings.rpc_timeout_seconds if preferred is None else preferred
-    update = await until_done(request, services, target, update, max(0, seconds + began - time.monotonic()))
+    update = await until_done(request, services, target, update, max(0, ends - time.monotonic()))
     return _answer(request, update, preferred)
 
 

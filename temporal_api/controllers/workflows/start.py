@@ -1,5 +1,6 @@
 """Start workflows: with every option of Temporal's start, a signal or an update, an idempotency key, a wait."""
 
+import time
 import uuid
 from datetime import timedelta
 from typing import Annotated, Any, Literal
@@ -390,10 +391,10 @@ async def _start(
     workflow, update_id = services.workflow(workflow_id), data.update.update_id or str(uuid.uuid4())
     args = arguments(data.update.update_input, data.update.update_args)
     record_of(request.scope).waited = bool(preferred)  # sending waits for a worker too
-    run, update = await updates.send_with_start(workflow, start, update_id, data.update.update_name, args)
     # Without `Prefer`, wait as long as for any call.
-    seconds = services.settings.rpc_timeout_seconds if preferred is None else preferred
-    update = await until_done(request, services, workflow, update, seconds)
+    ends = time.monotonic() + (services.settings.rpc_timeout_seconds if preferred is None else preferred)
+    run, update = await updates.send_with_start(workflow, start, update_id, data.update.update_name, args)
+    update = await until_done(request, services, workflow, update, max(0, ends - time.monotonic()))
     if update.result is None:
         return run, StartedUpdate(update_id, "ACCEPTED", Raw(b"null"))
     return run, StartedUpdate(update_id, "COMPLETED", update.result)
