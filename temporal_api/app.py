@@ -46,7 +46,6 @@ from temporal_api.temporal.client import Temporal, connected
 from temporal_api.temporal.endings import Endings
 from temporal_api.temporal.feeds import Feeds
 from temporal_api.temporal.starts import Starts
-from temporal_api.temporal.workers import Workers
 from temporal_api.tracing import spans_of
 from temporal_api.waiting import Waits
 
@@ -178,18 +177,16 @@ def _connected(
 
 def _services(settings: Settings, temporal: Temporal, verifier: Verifier) -> Services:
     resources = [controller.resource for controller in RESOURCES]
-    workers = Workers(temporal)
     queues = {f"{each.plural}_workers": each.settings(settings).task_queue for each in resources}
     return Services(
         settings=settings,
         temporal=temporal,
-        workers=workers,
         starts=Starts(temporal),
         feeds=Feeds(),
         endings=Endings(),
         waits=Waits(settings.max_open_waits, settings.max_open_waits_per_user),
         page_tokens=PageTokens(settings),
-        health=HealthCheck(temporal, workers, queues, verifier),
+        health=HealthCheck(temporal, queues, verifier),
         hidden={each.id_prefix: each.admin_scope for each in resources},
     )
 

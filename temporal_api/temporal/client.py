@@ -3,6 +3,7 @@
 import asyncio
 import functools
 import logging
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from datetime import timedelta
@@ -11,6 +12,7 @@ from typing import Any, TypeVar
 import msgspec
 from google.protobuf.message import Message
 from temporalio.api.common.v1 import Memo, Payload, Payloads
+from temporalio.api.enums.v1 import TaskQueueType
 from temporalio.api.failure.v1 import Failure
 from temporalio.api.taskqueue.v1 import TaskQueue
 from temporalio.api.workflowservice.v1 import DescribeNamespaceRequest, DescribeTaskQueueRequest
@@ -33,6 +35,10 @@ from temporal_api.temporal.payloads import OWN_MEMO, data_converter, raw_json
 Response = TypeVar("Response", bound=Message)
 RPC = Callable[..., Awaitable[Response]]
 Value = TypeVar("Value")
+
+ASK_EVERY_SECONDS = 1.0
+POLLED_WITHIN_SECONDS = 75.0
+"""A worker's poll lasts a minute, and Temporal knows when it began; a dead worker stays listed for five."""
 
 log = logging.getLogger(__name__)
 
@@ -64,9 +70,8 @@ async def connected(
     async def follow() -> None:
         # Where nobody probes, an operator hears at once that Temporal or the namespace is not there. Any call in the
         # namespace tells; `check` is for probes, which make it once a second.
-        any_queue = DescribeTaskQueueRequest(namespace=temporal.namespace, task_queue=TaskQueue(name="temporal_api"))
         try:
-            await temporal.call(temporal.service.describe_task_queue, any_queue)
+            await temporal.has_worker("temporal_api")
         except TemporalTimeout:
             log.warning("Temporal cannot be reached: TEMPORAL_ADDRESS: no answer in time from this address")
         except Problem:  # already logged
@@ -131,6 +136,7 @@ class Temporal:
         self._seconds = rpc_timeout_seconds
         self._under_way: set[asyncio.Timeout] = set()
         self._ending_at = float("inf")
+        self._polled: dict[str, tuple[float, bool]] = {}
 
     async def call(
         self, rpc: RPC[Response], request: Message, subject: Subject = NOTHING, seconds: float | None = None
@@ -166,6 +172,22 @@ class Temporal:
     async def check(self) -> None:
         """Ask whether Temporal answers and the namespace exists."""
         await self.call(self.service.describe_namespace, DescribeNamespaceRequest(namespace=self.namespace))
+
+    async def has_worker(self, task_queue: str) -> bool:
+        """Whether a worker has recently polled this queue for workflow tasks. Asks about each at most once a second."""
+        now = time.monotonic()
+        self._polled = {name: known for name, known in self._polled.items() if now - known[0] < ASK_EVERY_SECONDS}
+        if task_queue not in self._polled:
+            request = DescribeTaskQueueRequest(
+                namespace=self.namespace,
+                task_queue=TaskQueue(name=task_queue),
+                task_queue_type=TaskQueueType.TASK_QUEUE_TYPE_WORKFLOW,
+            )
+            response = await self.call(self.service.describe_task_queue, request)
+            since = time.time() - POLLED_WITHIN_SECONDS
+            polled = any(poller.last_access_time.ToMicroseconds() / 1e6 > since for poller in response.pollers)
+            self._polled[task_queue] = (now, polled)
+        return self._polled[task_queue][1]
 
     # --- payloads ---
 
