@@ -23,14 +23,14 @@ from litestar.types import (
     Send,
 )
 
-from temporal_api import deadline, tracing
+from temporal_api import tracing
 from temporal_api.cors import Cors
 from temporal_api.errors import InternalServerError, OriginNotAllowed, Problem
 from temporal_api.memory import PIECE_BYTES, Memory
 from temporal_api.metrics import Metrics
 from temporal_api.prefix import Prefix
 from temporal_api.problems import PROBLEM_JSON, encode_problem
-from temporal_api.record import Record, begin, new_request_id, refusal_of
+from temporal_api.record import REFUSAL, Record, begin, new_request_id
 from temporal_api.requests import settle_slashes
 
 REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
@@ -62,7 +62,6 @@ class Observe:
         if scope["type"] != ScopeType.HTTP:
             await self._app(scope, receive, send)
             return
-        deadline.begin()
         began = time.perf_counter()
         settle_slashes(scope)
         self._prefix.remove(scope)
@@ -80,7 +79,7 @@ class Observe:
     async def _serve(self, scope: Scope, receive: Receive, answer: "_Answer") -> None:
         """Let the application answer; if it fails before anything was sent, answer 500."""
         try:
-            if (refusal := refusal_of(scope)) is not None:  # `protocol` has no request that could be routed
+            if isinstance(refusal := scope.get(REFUSAL), Problem):  # `protocol` has no request that could be routed
                 await answer.send_problem(refusal)
             elif (preflight := self._cors.preflight(scope)) is not None:
                 await answer.send({"type": "http.response.start", "status": 204, "headers": preflight})

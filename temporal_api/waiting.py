@@ -16,7 +16,6 @@ from litestar import Request, Response
 from litestar.params import HeaderParameter
 from litestar.types import Receive, Scope, Send
 
-from temporal_api import deadline
 from temporal_api.auth import APIRequest, User
 from temporal_api.errors import Problem, ShuttingDown, TooManyWaits, invalid
 from temporal_api.mistakes import EVENT_ID
@@ -120,7 +119,7 @@ class Waits:
         record.waited = bool(seconds) and not (self.draining.is_set() or self._is_full(request.user))
         if not (seconds and record.waited):
             return None
-        with self.slot(request.user), deadline.paused():
+        with self.slot(request.user), record.waiting():
             working = asyncio.ensure_future(work())
             over = asyncio.ensure_future(self.over(request.receive, seconds))
             try:
@@ -202,7 +201,7 @@ class EventStream(Response[T]):
         record.waited = True
 
         async def stream(scope: Scope, receive: Receive, send: Send) -> None:
-            with self._waits.slot(self._user), deadline.paused():  # before the headers: without a place it is a 503
+            with self._waits.slot(self._user), record.waiting():  # before the headers: without a place it is a 503
                 await send({"type": "http.response.start", "status": 200, "headers": _STREAM_HEADERS})
                 if record.is_head:
                     await send({"type": "http.response.body", "body": b"", "more_body": False})

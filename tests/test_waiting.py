@@ -4,6 +4,7 @@ import asyncio
 import time
 import uuid
 from collections.abc import AsyncGenerator, Callable
+from contextvars import copy_context
 from typing import Any
 
 import pytest
@@ -97,7 +98,7 @@ async def endless() -> AsyncGenerator[bytes, None]:
 async def stream(waits: Waits, caller: Caller, expires_at: float) -> None:
     """Serve an endless stream to the caller."""
     scope: Any = {"type": "http"}
-    begin(scope, Record("x"))
+    copy_context().run(begin, scope, Record("x"))  # no other test is to be in this request
     answer = EventStream(waits, endless(), User("alice", frozenset(), expires_at)).to_asgi_response(
         None, Request(scope)
     )

@@ -20,10 +20,10 @@ from temporalio.client import Client
 from temporalio.runtime import Runtime
 from temporalio.service import GrpcCompression, KeepAliveConfig, RetryConfig, RPCError, WorkflowService
 
-from temporal_api import deadline
 from temporal_api.encryption import ENCODING as ENCRYPTED
 from temporal_api.errors import PayloadUndecodable, Problem, ShuttingDown, TemporalTimeout
 from temporal_api.memory import Memory
+from temporal_api.record import current_record
 from temporal_api.settings import Settings
 from temporal_api.temporal import failures
 from temporal_api.temporal.access import renewals
@@ -147,7 +147,8 @@ class Temporal:
         """
         sign(request, self.process_identity)
         now = asyncio.get_running_loop().time()
-        ending_at = deadline.of_call(now, self._seconds) if seconds is None else now + seconds
+        record = current_record() if seconds is None else None
+        ending_at = record.end_of_call(now, self._seconds) if record else now + (seconds or self._seconds)
         ending_at = min(ending_at, self._ending_at)
         try:
             # The SDK's timeout covers one attempt, without connecting.

@@ -6,6 +6,8 @@ from collections.abc import Callable, Coroutine, Hashable, Iterator
 from contextlib import contextmanager
 from typing import Generic, TypeVar
 
+from temporal_api.record import outside_request
+
 Answer = TypeVar("Answer")
 
 
@@ -21,7 +23,7 @@ class Polls(Generic[Answer]):
         """Share the poll of that key. After a poll has ended, the next to join begins a new one."""
         poll = self._polls.get(key)
         if poll is None or poll.done():
-            poll = self._polls[key] = asyncio.create_task(ask())
+            poll = self._polls[key] = asyncio.create_task(ask(), context=outside_request())
         self._users[poll] += 1
         try:
             yield poll

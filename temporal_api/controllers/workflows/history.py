@@ -12,7 +12,7 @@ from litestar.params import QueryParameter
 from litestar.types import Receive, Scope, Send
 from msgspec import UNSET, Meta, UnsetType
 
-from temporal_api import deadline, errors
+from temporal_api import errors
 from temporal_api.auth import APIRequest
 from temporal_api.controllers.workflows.addressing import ADMIN, READ, PathWorkflow
 from temporal_api.errors import Problem, invalid
@@ -178,8 +178,8 @@ class _LongPage(JSONResponse[HistoryResponse | TemporalHistory]):
         try:
             await send({"type": "http.response.start", "status": 200, "headers": headers})
             await send({"type": "http.response.body", "body": begin, "more_body": True})
-            if not record_of(scope).is_head:
-                with deadline.paused():  # the caller may take their time; each call has its own
+            if not (record := record_of(scope)).is_head:
+                with record.waiting():  # the caller may take their time; each call has its own
                     async for piece in self._rest:
                         if gone.done():
                             return
