@@ -144,7 +144,7 @@ class ResourceController(Controller):
         run = await _watched_run(workflow, run, run_id, seen)
         events = _status_events(self.resource, services.feeds, workflow, run, seen)
         is_over = seen > run.history_length and not _goes_on(run)
-        return EventStream(services.waits, None if is_over else events, request.user)
+        return EventStream(services.waits, None if is_over else events)
 
     async def cancel(
         self,

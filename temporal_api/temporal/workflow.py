@@ -100,10 +100,6 @@ class Workflow:
             raise WorkflowNotFound(f"There is no {self.subject.name}.", **self.subject.details)
         return run
 
-    async def current_run(self) -> "Workflow":
-        """Its current run, pinned."""
-        return self.run((await self.describe()).run_id)
-
     async def signal(self, name: str, args: Iterable[object], request_id: str | None = None) -> None:
         """Send a signal. A run gets only one with the same request id. Raises WorkflowCompleted."""
         which = {**self._target, "request_id": request_id or new_request_id()}

@@ -136,9 +136,9 @@ async def stream_workflow_events(
         raise invalid("Last-Event-ID", f"Expected an event of this run, which has {run.history_length}")
     watched, follow = workflow.run(run.run_id), not workflow.run_id
     if seen > run.history_length and not (follow and (await services.endings.read(watched)).new_run_id):
-        return EventStream(services.waits, None, request.user)
+        return EventStream(services.waits, None)
     events = _stream(services, watched, seen, run.history_length, follow=follow)
-    return EventStream(services.waits, events, request.user)
+    return EventStream(services.waits, events)
 
 
 async def _pieces(
