@@ -43,8 +43,6 @@ from temporal_api.services import SERVICES, Services
 from temporal_api.serving import check_metrics_port, drain_on_signal, measuring
 from temporal_api.settings import Settings, from_env
 from temporal_api.temporal.client import Temporal, connected
-from temporal_api.temporal.endings import Endings
-from temporal_api.temporal.feeds import Feeds
 from temporal_api.temporal.starts import Starts
 from temporal_api.tracing import spans_of
 from temporal_api.waiting import Waits
@@ -182,8 +180,6 @@ def _services(settings: Settings, temporal: Temporal, verifier: Verifier) -> Ser
         settings=settings,
         temporal=temporal,
         starts=Starts(temporal),
-        feeds=Feeds(),
-        endings=Endings(),
         waits=Waits(settings.max_open_waits, settings.max_open_waits_per_user),
         page_tokens=PageTokens(settings),
         health=HealthCheck(temporal, queues, verifier),

@@ -31,6 +31,7 @@ from temporal_api.temporal.caller import sign
 from temporal_api.temporal.connections import Connections
 from temporal_api.temporal.failures import NOTHING, FailureInfo, Subject, failure_kind, problem_of
 from temporal_api.temporal.payloads import OWN_MEMO, data_converter, raw_json
+from temporal_api.temporal.polls import Polls
 
 Response = TypeVar("Response", bound=Message)
 RPC = Callable[..., Awaitable[Response]]
@@ -125,6 +126,7 @@ class Temporal:
         memory: Memory,
     ) -> None:
         self.memory = memory
+        self.polls = Polls()
         self.service = service
         self.waits = waits
         """Connections for calls that wait for events or a worker, so that they do not fill the others."""
