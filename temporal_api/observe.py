@@ -53,9 +53,9 @@ class Observe:
         """`memory_of` says which memory holds the answer to a path."""
         self._app = app
         self._metrics = metrics
-        self._memory_of = memory_of
-        self._cors = cors
-        self._prefix = prefix
+        self.memory_of = memory_of
+        self.cors = cors
+        self.prefix = prefix
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request, then count and log it."""
@@ -64,8 +64,8 @@ class Observe:
             return
         began = time.perf_counter()
         settle_slashes(scope)
-        self._prefix.remove(scope)
-        answer = _Answer(scope, send, self._memory_of, self._cors, self._prefix)
+        self.prefix.remove(scope)
+        answer = _Answer(scope, send, self)
         begin(scope, answer.record)
         # HEAD is GET without the body (RFC 9110 9.3.2). The server leaves the body out by its own scope: hence a copy.
         routed: Any = {**scope, "method": "GET"} if answer.record.is_head else scope
@@ -81,7 +81,7 @@ class Observe:
         try:
             if isinstance(refusal := scope.get(REFUSAL), Problem):  # `protocol` has no request that could be routed
                 await answer.send_problem(refusal)
-            elif (preflight := self._cors.preflight(scope)) is not None:
+            elif (preflight := self.cors.preflight(scope)) is not None:
                 await answer.send({"type": "http.response.start", "status": 204, "headers": preflight})
                 await answer.send({"type": "http.response.body", "body": b"", "more_body": False})
             else:
@@ -132,17 +132,14 @@ def _level(route: str, status: int) -> int:
 class _Answer:
     """The answer to one request: it carries the request's id, and its body is compressed if the client accepts that."""
 
-    def __init__(
-        self, scope: HTTPScope, send: Send, memory_of: Callable[[str], Memory], cors: Cors, prefix: Prefix
-    ) -> None:
+    def __init__(self, scope: HTTPScope, send: Send, service: Observe) -> None:
         self.status = 0
         self._path = scope["path"]
-        self._memory_of = memory_of
         self._send = send
-        self._prefix = prefix
+        self._service = service
         self._start: HTTPResponseStartEvent | None = None
         self._request_id = self._accept_encoding = b""
-        self._cors = cors.default
+        self._cors = service.cors.default
         trace = []
         for name, value in scope["headers"]:
             if name == b"x-request-id" and REQUEST_ID.fullmatch(value):
@@ -150,11 +147,11 @@ class _Answer:
             elif name == b"accept-encoding":
                 self._accept_encoding += b"," + value
             elif name == b"origin":
-                self._cors = cors.headers.get(value, cors.default)
+                self._cors = service.cors.headers.get(value, self._cors)
             elif name in tracing.HEADERS:
                 trace.append((name, value))
         self._request_id = self._request_id or new_request_id().encode()
-        self.record = Record(self._request_id.decode(), prefix.root_path, is_head=scope["method"] == "HEAD")
+        self.record = Record(self._request_id.decode(), service.prefix.root_path, is_head=scope["method"] == "HEAD")
         if trace:
             self.record.trace = tracing.trace_context(trace)
 
@@ -177,8 +174,8 @@ class _Answer:
                         break
                 else:
                     headers.append(kept)
-            if self._prefix.root_path:
-                headers = list(self._prefix.add(headers))
+            if self._service.prefix.root_path:
+                headers = list(self._service.prefix.add(headers))
             self._start = {**message, "headers": headers}
             return
         if self._start is not None:
@@ -187,7 +184,7 @@ class _Answer:
                 start, message = self._encode(start, message)
             await self._send(start)
         if message["type"] == "http.response.body" and len(message["body"]) > PIECE_BYTES:
-            await self._memory_of(self._path).send(self._send, message)
+            await self._service.memory_of(self._path).send(self._send, message)
         else:
             await self._send(message)
 
