@@ -43,7 +43,6 @@ from temporal_api.services import SERVICES, Services
 from temporal_api.serving import check_metrics_port, drain_on_signal, measuring
 from temporal_api.settings import Settings, from_env
 from temporal_api.temporal.client import Temporal, connected
-from temporal_api.temporal.starts import Starts
 from temporal_api.tracing import spans_of
 from temporal_api.waiting import Waits
 
@@ -179,7 +178,6 @@ def _services(settings: Settings, temporal: Temporal, verifier: Verifier) -> Ser
     return Services(
         settings=settings,
         temporal=temporal,
-        starts=Starts(temporal),
         waits=Waits(settings.max_open_waits, settings.max_open_waits_per_user),
         page_tokens=PageTokens(settings),
         health=HealthCheck(temporal, queues, verifier),

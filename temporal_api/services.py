@@ -13,7 +13,6 @@ from temporal_api.checks import HealthCheck
 from temporal_api.sealing import PageTokens
 from temporal_api.settings import Settings
 from temporal_api.temporal.client import Temporal
-from temporal_api.temporal.starts import Starts
 from temporal_api.temporal.workflow import Workflow
 from temporal_api.waiting import Waits
 
@@ -23,7 +22,6 @@ class Services(msgspec.Struct, frozen=True):
 
     settings: Settings
     temporal: Temporal
-    starts: Starts
     waits: Waits
     page_tokens: PageTokens
     health: HealthCheck

@@ -127,6 +127,8 @@ class Temporal:
     ) -> None:
         self.memory = memory
         self.polls = Polls()
+        self.unindexed_until: dict[tuple[str, ...], float] = {}
+        """Until when `starts` leaves out these search attributes, which the namespace lacks."""
         self.service = service
         self.waits = waits
         """Connections for calls that wait for events or a worker, so that they do not fill the others."""

@@ -44,7 +44,7 @@ from temporal_api.record import record_of
 from temporal_api.requests import JSONResponse
 from temporal_api.services import CurrentServices, Services
 from temporal_api.settings import Settings
-from temporal_api.temporal import endings, updates
+from temporal_api.temporal import endings, starts, updates
 from temporal_api.temporal.caller import TRACE_HEADER
 from temporal_api.temporal.failures import FailureInfo
 from temporal_api.temporal.payloads import OWN_MEMO, typed_payload
@@ -355,7 +355,9 @@ async def _start(
     preferred: float | None,
 ) -> tuple[Started, StartedUpdate | None]:
     """Start the workflow, with its signal or its update in the same call."""
-    start = await services.starts.request(
+    temporal = services.temporal
+    start = await starts.request(
+        temporal,
         data.workflow_type,
         workflow_id=workflow_id,
         task_queue=data.task_queue,
@@ -380,9 +382,9 @@ async def _start(
     )
     if data.signal is not None:
         args = arguments(data.signal.signal_input, data.signal.signal_args)
-        return await services.starts.signal_with_start(start, data.signal.signal_name, args), None
+        return await starts.signal_with_start(temporal, start, data.signal.signal_name, args), None
     if data.update is None:
-        return await services.starts.start(start), None
+        return await starts.start(temporal, start), None
 
     workflow, update_id = services.workflow(workflow_id), data.update.update_id or str(uuid.uuid4())
     args = arguments(data.update.update_input, data.update.update_args)
