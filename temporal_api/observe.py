@@ -205,7 +205,17 @@ class _Answer:
         if any(name.lower() == b"content-encoding" for name, _ in start["headers"]):
             return start, part
         start["headers"] = [*start["headers"], (b"vary", b"Accept-Encoding")]
-        return _gzip(start, part) if accepts_gzip(self._accept_encoding) else (start, part)
+        if not accepts_gzip(self._accept_encoding):
+            return start, part
+        compressor = zlib.compressobj(5, zlib.DEFLATED, 31)
+        content = compressor.compress(part["body"]) + compressor.flush()
+        headers = [(b"content-length", str(len(content)).encode()), (b"content-encoding", b"gzip")]
+        for name, value in start["headers"]:
+            if name.lower() == b"etag":  # the bytes differ, so it is weak (RFC 9110 8.8.3)
+                headers.append((name, b"W/" + value.removeprefix(b"W/")))
+            elif name.lower() != b"content-length":
+                headers.append((name, value))
+        return {**start, "headers": headers}, {**part, "body": content}
 
 
 def accepts_gzip(accept_encoding: bytes) -> bool:
@@ -215,17 +225,3 @@ def accepts_gzip(accept_encoding: bytes) -> bool:
         coding, _, weight = item.partition(b";")
         accepted[coding] = not _REFUSED.fullmatch(weight)
     return accepted.get(b"gzip", accepted.get(b"*", False))
-
-
-def _gzip(
-    start: HTTPResponseStartEvent, part: HTTPResponseBodyEvent
-) -> tuple[HTTPResponseStartEvent, HTTPResponseBodyEvent]:
-    compressor = zlib.compressobj(5, zlib.DEFLATED, 31)
-    content = compressor.compress(part["body"]) + compressor.flush()
-    headers = [(b"content-length", str(len(content)).encode()), (b"content-encoding", b"gzip")]
-    for name, value in start["headers"]:
-        if name.lower() == b"etag":  # the bytes differ, so it is weak (RFC 9110 8.8.3)
-            headers.append((name, b"W/" + value.removeprefix(b"W/")))
-        elif name.lower() != b"content-length":
-            headers.append((name, value))
-    return {**start, "headers": headers}, {**part, "body": content}
