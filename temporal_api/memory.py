@@ -37,7 +37,7 @@ class Memory:
     def __init__(self, limit: int) -> None:
         self.limit = limit
         self.held = 0
-        self._freed = asyncio.Event()
+        self.freed = asyncio.Event()
         self._turns = asyncio.Lock()
 
     async def room(self, size: int, limit: float, seconds: float = WAIT_SECONDS) -> None:
@@ -45,7 +45,7 @@ class Memory:
         try:
             async with asyncio.timeout(seconds):
                 while self.held and self.held + size > limit:
-                    await self._freed.wait()
+                    await self.freed.wait()
         except TimeoutError:
             raise Overloaded from None
 
@@ -53,13 +53,6 @@ class Memory:
         """Wait for a turn to work on a large body: one at a time, with other requests in between."""
         async with self._turns:
             await asyncio.sleep(0)
-
-    def change(self, by: int) -> None:
-        """Count `by` more bytes, or fewer if negative."""
-        self.held += by
-        if by < 0:
-            self._freed.set()
-            self._freed.clear()
 
     async def send(self, send: Send, message: HTTPResponseBodyEvent) -> None:
         """Send a large part of an answer in pieces as the client reads it: the server buffers only one piece."""
@@ -95,7 +88,10 @@ class Share:
 
     @size.setter
     def size(self, size: int) -> None:
-        self._memory.change(size - self._size)
+        self._memory.held += size - self._size
+        if size < self._size:
+            self._memory.freed.set()
+            self._memory.freed.clear()
         self._size = size
 
     async def grow(self, size: int, part: float = 1.0, seconds: float = WAIT_SECONDS) -> None:

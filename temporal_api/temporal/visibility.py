@@ -98,7 +98,7 @@ async def list_runs(temporal: Temporal, query: str, size: int, token: bytes) -> 
 async def count_by_status(temporal: Temporal, query: str) -> dict[str, int]:
     """The number of runs in each status; a status without runs is left out. Raises InvalidQuery."""
     request = api.CountWorkflowExecutionsRequest(
-        namespace=temporal.namespace, query=f"{query} GROUP BY ExecutionStatus".lstrip()
+        namespace=temporal.namespace, query=f"{query} GROUP BY ExecutionStatus"
     )
     response = await temporal.call(temporal.service.count_workflow_executions, request, _QUERY)
     names = ((msgspec.json.decode(group.group_values[0].data, type=str), group.count) for group in response.groups)
