@@ -23,7 +23,6 @@ The modules, in the order a request meets them:
     idempotency   Idempotency-Key without a store
     money         prices, digit for digit
     temporal      the one place that knows gRPC
-    deadline      by when all of a request's calls on Temporal must have ended
     encryption    payloads, encrypted before Temporal gets them
     memory        requests under way, and bytes of bodies and answers, counted over the process
     waiting       Prefer: wait, server-sent events

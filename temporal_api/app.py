@@ -6,8 +6,9 @@ own resource"). Under `/api/v1` no handler runs without a verified token and a s
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from functools import partial
 from typing import TYPE_CHECKING
 
 from litestar import Controller, Litestar, Router
@@ -43,10 +44,6 @@ from temporal_api.services import SERVICES, Services
 from temporal_api.serving import check_metrics_port, drain_on_signal, measuring
 from temporal_api.settings import Settings, from_env
 from temporal_api.temporal.client import Temporal, connected
-from temporal_api.temporal.endings import Endings
-from temporal_api.temporal.feeds import Feeds
-from temporal_api.temporal.starts import Starts
-from temporal_api.temporal.workers import Workers
 from temporal_api.tracing import spans_of
 from temporal_api.waiting import Waits
 
@@ -108,7 +105,7 @@ def create_app(
     )
     app = _Litestar(
         [public, *([] if settings.metrics_port else [metrics_route(metrics)]), HealthController, live, api],
-        lifespan=[_connected(settings, metrics, verifier, memory, spans), *own_signals],
+        lifespan=[partial(_connected, settings, metrics, verifier, memory, spans), *own_signals],
         request_class=JSONRequest,
         response_class=JSONResponse,
         request_max_body_size=settings.max_body_bytes,
@@ -150,46 +147,36 @@ class _Litestar(Litestar):
         return config
 
 
-def _connected(
-    settings: Settings, metrics: Metrics, verifier: Verifier, memory: Memory, spans: "Spans | None"
-) -> Callable[[Litestar], AbstractAsyncContextManager[None]]:
-    @asynccontextmanager
-    async def lifespan(app: Litestar) -> AsyncIterator[None]:
-        async with connected(settings, metrics.runtime(), memory, spans.temporal if spans else None) as temporal:
-            services = app.state.services = _services(settings, temporal, verifier)
-            metrics.check_health = services.health.check
-            waits = services.waits
-            metrics.watch(
-                "temporal_api_open_waits", "Open waits and streams.", lambda: waits.open, settings.max_open_waits
-            )
-            verifier.keys.start()
-            try:
-                async with measuring(settings, metrics):
-                    yield
-            finally:
-                verifier.keys.close()
-                if spans is not None:
-                    await spans.close()
-        # The SDK's runtime aborts the process when it is torn down right after a call.
-        await asyncio.sleep(0.1)
-
-    return lifespan
+@asynccontextmanager
+async def _connected(
+    settings: Settings, metrics: Metrics, verifier: Verifier, memory: Memory, spans: "Spans | None", app: Litestar
+) -> AsyncIterator[None]:
+    async with connected(settings, metrics.runtime(), memory, spans.temporal if spans else None) as temporal:
+        services = app.state.services = _services(settings, temporal, verifier)
+        metrics.check_health = services.health.check
+        waits = services.waits
+        metrics.watch("temporal_api_open_waits", "Open waits and streams.", lambda: waits.open, settings.max_open_waits)
+        verifier.keys.start()
+        try:
+            async with measuring(settings, metrics):
+                yield
+        finally:
+            verifier.keys.close()
+            if spans is not None:
+                await spans.close()
+    # The SDK's runtime aborts the process when it is torn down right after a call.
+    await asyncio.sleep(0.1)
 
 
 def _services(settings: Settings, temporal: Temporal, verifier: Verifier) -> Services:
     resources = [controller.resource for controller in RESOURCES]
-    workers = Workers(temporal)
     queues = {f"{each.plural}_workers": each.settings(settings).task_queue for each in resources}
     return Services(
         settings=settings,
         temporal=temporal,
-        workers=workers,
-        starts=Starts(temporal),
-        feeds=Feeds(),
-        endings=Endings(),
         waits=Waits(settings.max_open_waits, settings.max_open_waits_per_user),
         page_tokens=PageTokens(settings),
-        health=HealthCheck(temporal, workers, queues, verifier),
+        health=HealthCheck(temporal, queues, verifier),
         hidden={each.id_prefix: each.admin_scope for each in resources},
     )
 

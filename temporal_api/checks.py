@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from temporal_api.auth import Verifier
 from temporal_api.errors import Problem
 from temporal_api.temporal.client import Temporal
-from temporal_api.temporal.workers import Workers
 
 CHECK_TIMEOUT_SECONDS = 2.0
 CHECK_EVERY_SECONDS = 1.0
@@ -19,10 +18,9 @@ log = logging.getLogger(__name__)
 class HealthCheck:
     """Asks Temporal at most once a second, however many probes come at once."""
 
-    def __init__(self, temporal: Temporal, workers: Workers, queues: Mapping[str, str], verifier: Verifier) -> None:
+    def __init__(self, temporal: Temporal, queues: Mapping[str, str], verifier: Verifier) -> None:
         """`queues`: the task queues to check for workers, by their names in the answer."""
         self._temporal = temporal
-        self._workers = workers
         self._queues = queues
         self._verifier = verifier
         self._found: dict[str, str] = {}
@@ -44,7 +42,7 @@ class HealthCheck:
                 await self._temporal.check()
                 temporal = "healthy"
                 for name, queue in self._queues.items():
-                    workers[name] = "polling" if await self._workers.poll(queue) else "none"
+                    workers[name] = "polling" if await self._temporal.has_worker(queue) else "none"
         except (TimeoutError, Problem) as error:  # if only the question about workers fails, Temporal is healthy
             if temporal != "healthy" and isinstance(error, Problem):
                 temporal = f"unhealthy: {error.code}"

@@ -37,24 +37,15 @@ class Memory:
     def __init__(self, limit: int) -> None:
         self.limit = limit
         self.held = 0
-        self._freed = asyncio.Event()
+        self.freed = asyncio.Event()
         self._turns = asyncio.Lock()
-
-    def share(self) -> "Share":
-        """What one request holds; use it as a context manager."""
-        return Share(self)
-
-    @property
-    def is_full(self) -> bool:
-        """Whether new requests must wait."""
-        return self.held >= self.limit
 
     async def room(self, size: int, limit: float, seconds: float = WAIT_SECONDS) -> None:
         """Wait until `size` more bytes are within `limit`. Raises Overloaded."""
         try:
             async with asyncio.timeout(seconds):
                 while self.held and self.held + size > limit:
-                    await self._freed.wait()
+                    await self.freed.wait()
         except TimeoutError:
             raise Overloaded from None
 
@@ -63,17 +54,10 @@ class Memory:
         async with self._turns:
             await asyncio.sleep(0)
 
-    def change(self, by: int) -> None:
-        """Count `by` more bytes, or fewer if negative."""
-        self.held += by
-        if by < 0:
-            self._freed.set()
-            self._freed.clear()
-
     async def send(self, send: Send, message: HTTPResponseBodyEvent) -> None:
         """Send a large part of an answer in pieces as the client reads it: the server buffers only one piece."""
         content, more = memoryview(message["body"]), message.get("more_body", False)
-        with self.share() as share:
+        with Share(self) as share:
             share.size = len(content)
             for start in range(0, len(content), PIECE_BYTES):
                 end = start + PIECE_BYTES
@@ -82,7 +66,7 @@ class Memory:
 
 
 class Share:
-    """What one request holds of the memory."""
+    """What one request holds of the memory, while the block runs."""
 
     __slots__ = ("_memory", "_size")
 
@@ -104,7 +88,10 @@ class Share:
 
     @size.setter
     def size(self, size: int) -> None:
-        self._memory.change(size - self._size)
+        self._memory.held += size - self._size
+        if size < self._size:
+            self._memory.freed.set()
+            self._memory.freed.clear()
         self._size = size
 
     async def grow(self, size: int, part: float = 1.0, seconds: float = WAIT_SECONDS) -> None:
@@ -125,14 +112,14 @@ def limits(most: int, memory: Memory) -> Callable[[ASGIApp], ASGIApp]:
             # Waits and streams have a limit of their own.
             if under_way >= most and under_way - Litestar.from_scope(scope).state.services.waits.open >= most:
                 raise Overloaded
-            if memory.is_full:
+            if memory.held >= memory.limit:
                 await memory.room(1, memory.limit)
             under_way += 1
             try:
                 if scope["method"] == "GET":  # type: ignore[typeddict-item] # every route is HTTP
                     await app(scope, receive, send)
                 else:
-                    with memory.share() as share:
+                    with Share(memory) as share:
                         await app(scope, _counting(receive, memory, share), send)
             finally:
                 under_way -= 1

@@ -23,14 +23,14 @@ from litestar.types import (
     Send,
 )
 
-from temporal_api import deadline, tracing
+from temporal_api import tracing
 from temporal_api.cors import Cors
 from temporal_api.errors import InternalServerError, OriginNotAllowed, Problem
 from temporal_api.memory import PIECE_BYTES, Memory
 from temporal_api.metrics import Metrics
 from temporal_api.prefix import Prefix
 from temporal_api.problems import PROBLEM_JSON, encode_problem
-from temporal_api.record import Record, begin, new_request_id, refusal_of
+from temporal_api.record import REFUSAL, Record, begin, new_request_id
 from temporal_api.requests import accepted, settle_slashes
 
 REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
@@ -52,20 +52,19 @@ class Observe:
         """`memory_of` says which memory holds the answer to a path."""
         self._app = app
         self._metrics = metrics
-        self._memory_of = memory_of
-        self._cors = cors
-        self._prefix = prefix
+        self.memory_of = memory_of
+        self.cors = cors
+        self.prefix = prefix
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request, then count and log it."""
         if scope["type"] != ScopeType.HTTP:
             await self._app(scope, receive, send)
             return
-        deadline.begin()
         began = time.perf_counter()
         settle_slashes(scope)
-        self._prefix.remove(scope)
-        answer = _Answer(scope, send, self._memory_of, self._cors, self._prefix)
+        self.prefix.remove(scope)
+        answer = _Answer(scope, send, self)
         begin(scope, answer.record)
         # HEAD is GET without the body (RFC 9110 9.3.2). The server leaves the body out by its own scope: hence a copy.
         routed: Any = {**scope, "method": "GET"} if answer.record.is_head else scope
@@ -79,9 +78,9 @@ class Observe:
     async def _serve(self, scope: Scope, receive: Receive, answer: "_Answer") -> None:
         """Let the application answer; if it fails before anything was sent, answer 500."""
         try:
-            if (refusal := refusal_of(scope)) is not None:  # `protocol` has no request that could be routed
+            if isinstance(refusal := scope.get(REFUSAL), Problem):  # `protocol` has no request that could be routed
                 await answer.send_problem(refusal)
-            elif (preflight := self._cors.preflight(scope)) is not None:
+            elif (preflight := self.cors.preflight(scope)) is not None:
                 await answer.send({"type": "http.response.start", "status": 204, "headers": preflight})
                 await answer.send({"type": "http.response.body", "body": b"", "more_body": False})
             else:
@@ -132,17 +131,14 @@ def _level(route: str, status: int) -> int:
 class _Answer:
     """The answer to one request: it carries the request's id, and its body is compressed if the client accepts that."""
 
-    def __init__(
-        self, scope: HTTPScope, send: Send, memory_of: Callable[[str], Memory], cors: Cors, prefix: Prefix
-    ) -> None:
+    def __init__(self, scope: HTTPScope, send: Send, service: Observe) -> None:
         self.status = 0
         self._path = scope["path"]
-        self._memory_of = memory_of
         self._send = send
-        self._prefix = prefix
+        self._service = service
         self._start: HTTPResponseStartEvent | None = None
         self._request_id = self._accept_encoding = b""
-        self._cors = cors.default
+        self._cors = service.cors.default
         trace = []
         for name, value in scope["headers"]:
             if name == b"x-request-id" and REQUEST_ID.fullmatch(value):
@@ -150,11 +146,11 @@ class _Answer:
             elif name == b"accept-encoding":
                 self._accept_encoding += b"," + value
             elif name == b"origin":
-                self._cors = cors.headers.get(value, cors.default)
+                self._cors = service.cors.headers.get(value, self._cors)
             elif name in tracing.HEADERS:
                 trace.append((name, value))
         self._request_id = self._request_id or new_request_id().encode()
-        self.record = Record(self._request_id.decode(), prefix.root_path, is_head=scope["method"] == "HEAD")
+        self.record = Record(self._request_id.decode(), service.prefix.root_path, is_head=scope["method"] == "HEAD")
         if trace:
             self.record.trace = tracing.trace_context(trace)
 
@@ -177,8 +173,8 @@ class _Answer:
                         break
                 else:
                     headers.append(kept)
-            if self._prefix.root_path:
-                headers = list(self._prefix.add(headers))
+            if self._service.prefix.root_path:
+                headers = list(self._service.prefix.add(headers))
             self._start = {**message, "headers": headers}
             return
         if self._start is not None:
@@ -187,7 +183,7 @@ class _Answer:
                 start, message = self._encode(start, message)
             await self._send(start)
         if message["type"] == "http.response.body" and len(message["body"]) > PIECE_BYTES:
-            await self._memory_of(self._path).send(self._send, message)
+            await self._service.memory_of(self._path).send(self._send, message)
         else:
             await self._send(message)
 
@@ -208,24 +204,20 @@ class _Answer:
         if any(name.lower() == b"content-encoding" for name, _ in start["headers"]):
             return start, part
         start["headers"] = [*start["headers"], (b"vary", b"Accept-Encoding")]
-        return _gzip(start, part) if accepts_gzip(self._accept_encoding) else (start, part)
+        if not accepts_gzip(self._accept_encoding):
+            return start, part
+        compressor = zlib.compressobj(5, zlib.DEFLATED, 31)
+        content = compressor.compress(part["body"]) + compressor.flush()
+        headers = [(b"content-length", str(len(content)).encode()), (b"content-encoding", b"gzip")]
+        for name, value in start["headers"]:
+            if name.lower() == b"etag":  # the bytes differ, so it is weak (RFC 9110 8.8.3)
+                headers.append((name, b"W/" + value.removeprefix(b"W/")))
+            elif name.lower() != b"content-length":
+                headers.append((name, value))
+        return {**start, "headers": headers}, {**part, "body": content}
 
 
 def accepts_gzip(accept_encoding: bytes) -> bool:
     """Whether gzip is acceptable (RFC 9110 12.5.3): `gzip` outranks `*`."""
     told = accepted(accept_encoding)
     return told.get(b"gzip", told.get(b"*", False))
-
-
-def _gzip(
-    start: HTTPResponseStartEvent, part: HTTPResponseBodyEvent
-) -> tuple[HTTPResponseStartEvent, HTTPResponseBodyEvent]:
-    compressor = zlib.compressobj(5, zlib.DEFLATED, 31)
-    content = compressor.compress(part["body"]) + compressor.flush()
-    headers = [(b"content-length", str(len(content)).encode()), (b"content-encoding", b"gzip")]
-    for name, value in start["headers"]:
-        if name.lower() == b"etag":  # the bytes differ, so it is weak (RFC 9110 8.8.3)
-            headers.append((name, b"W/" + value.removeprefix(b"W/")))
-        elif name.lower() != b"content-length":
-            headers.append((name, value))
-    return {**start, "headers": headers}, {**part, "body": content}

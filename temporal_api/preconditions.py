@@ -11,6 +11,7 @@ from temporal_api.auth import APIRequest
 from temporal_api.errors import PreconditionFailed
 from temporal_api.requests import JSONResponse
 from temporal_api.services import Services
+from temporal_api.temporal import endings, feeds
 from temporal_api.temporal.endings import Ending
 from temporal_api.temporal.run import Run
 from temporal_api.waiting import joined, long_header, preference_applied, preferred_wait
@@ -54,7 +55,7 @@ async def answer_status(
     known = if_none_match and is_known(request, run)
     if seconds and known and run.is_open:
         workflow, length = services.workflow(run.workflow_id, run.run_id), run.history_length
-        await services.waits.within(request, seconds, lambda: services.feeds.wait_for_change(workflow, length))
+        await services.waits.within(request, seconds, lambda: feeds.wait_for_change(workflow, length))
         # Read again even if the wait was cut off: an activity's next attempt changes the run, but adds no event.
         found, run = await read()
         known = is_known(request, run)
@@ -62,7 +63,7 @@ async def answer_status(
     headers = {"ETag": f'W/"{run.version}"', **preference_applied(request, seconds)}
     if known:
         return JSONResponse(None, status_code=304, headers=headers)
-    ending = None if run.is_open else await services.endings.read(services.workflow(run.workflow_id, run.run_id))
+    ending = None if run.is_open else await endings.read(services.workflow(run.workflow_id, run.run_id))
     return JSONResponse(await body(found, run, ending), headers=headers)
 
 

@@ -19,7 +19,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 
 from temporal_api import errors
 from temporal_api.clients import SWEEP_SECONDS, Clients
-from temporal_api.record import refuse
+from temporal_api.record import REFUSAL
 
 MAX_TARGET_BYTES = 8 * 1024 - len("GET  HTTP/1.1")
 """What a request line of 8 KiB leaves for the target."""
@@ -357,7 +357,7 @@ class Connection(HttpToolsProtocol):
         self.scope["path"] = ""
         self.scope["raw_path"] = self.url.partition(b"?")[0][:200]
         self.scope["query_string"] = b""
-        refuse(self.scope, problem)  # `observe` answers, counts and logs it
+        self.scope[REFUSAL] = problem  # type: ignore[literal-required] # `observe` answers, counts and logs it
         self._begin(keep_alive=False)
 
     def _close_in_stages(self) -> None:

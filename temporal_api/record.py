@@ -1,19 +1,22 @@
-"""`Record`: the facts about one request that `observe` logs and counts, and that are sent to Temporal.
+"""`Record`: the facts about one request that `observe` logs and counts, and that are sent to Temporal; its deadline.
 
 Each module writes the facts that it learns.
 """
 
+import asyncio
 import random
-from collections.abc import Mapping
-from contextvars import ContextVar
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import Context, ContextVar, copy_context
 from typing import Any
 
 import msgspec
 
-from temporal_api.errors import Problem
 from temporal_api.tracing import NO_TRACE
 
 _KEY = "temporal_api.record"
+REFUSAL = "temporal_api.refusal"
+"""Where a request's scope has the Problem that `observe` answers instead of routing it."""
 _RANDOM = random.Random()  # noqa: S311 - the system's generator would take a tenth of the time of a read
 
 
@@ -39,6 +42,28 @@ class Record(msgspec.Struct):
     """The answer waited for an event, or is a stream: its duration does not show the service's speed."""
     client_gone: bool = False
     """The caller left before there was an answer."""
+    deadline: float | None = None
+    """When its calls to Temporal must have ended, in the event loop's time. None before the first call."""
+    is_waiting: bool = False
+
+    def end_of_call(self, now: float, seconds: float) -> float:
+        """When a call that begins now must end: `seconds` after the request's first one."""
+        if self.is_waiting:
+            return now + seconds
+        if self.deadline is None:
+            self.deadline = now + seconds
+        return self.deadline
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Stop the deadline while the block waits. Each call in the block has its own."""
+        began, self.is_waiting = asyncio.get_running_loop().time(), True
+        try:
+            yield
+        finally:
+            self.is_waiting = False
+            if self.deadline is not None:
+                self.deadline += asyncio.get_running_loop().time() - began
 
     @property
     def trace_id(self) -> str | None:
@@ -60,21 +85,14 @@ def current_record() -> Record | None:
     return _current.get()
 
 
+def outside_request() -> Context:
+    """The current context without the request: for what may outlive it."""
+    context = copy_context()
+    context.run(_current.set, None)
+    return context
+
+
 def record_of(scope: Any) -> Record:
     """The request's record. Every request has one, because `observe` is outermost."""
     record: Record = scope[_KEY]
     return record
-
-
-_REFUSAL = "temporal_api.refusal"
-
-
-def refuse(scope: Any, problem: Problem) -> None:
-    """Mark a request to be answered with this problem instead of being routed."""
-    scope[_REFUSAL] = problem
-
-
-def refusal_of(scope: Any) -> Problem | None:
-    """The problem of a request marked by `refuse`."""
-    refusal: Problem | None = scope.get(_REFUSAL)
-    return refusal

@@ -13,10 +13,6 @@ from temporal_api.checks import HealthCheck
 from temporal_api.sealing import PageTokens
 from temporal_api.settings import Settings
 from temporal_api.temporal.client import Temporal
-from temporal_api.temporal.endings import Endings
-from temporal_api.temporal.feeds import Feeds
-from temporal_api.temporal.starts import Starts
-from temporal_api.temporal.workers import Workers
 from temporal_api.temporal.workflow import Workflow
 from temporal_api.waiting import Waits
 
@@ -26,10 +22,6 @@ class Services(msgspec.Struct, frozen=True):
 
     settings: Settings
     temporal: Temporal
-    workers: Workers
-    starts: Starts
-    feeds: Feeds
-    endings: Endings
     waits: Waits
     page_tokens: PageTokens
     health: HealthCheck
@@ -38,7 +30,7 @@ class Services(msgspec.Struct, frozen=True):
 
     def workflow(self, workflow_id: str, run_id: str = "") -> Workflow:
         """A handle of any workflow. It checks no permission: in `/workflows`, use `PathWorkflow` or `Target`."""
-        return Workflow(self.temporal, self.workers, workflow_id, run_id)
+        return Workflow(self.temporal, workflow_id, run_id)
 
     def hidden_from(self, user: User) -> tuple[str, ...]:
         """The prefixes of the ids that this user may not see under /workflows."""

@@ -115,7 +115,7 @@ class _Server(uvicorn.Server):
         )
         super().__init__(config)
         self.server_state: Clients = Clients(settings)
-        self.app_state = app.state
+        self._state = app.state
         if (metrics := app.state.get("metrics")) is not None:
             name, opened = "temporal_api_open_connections", self.server_state.connections
             metrics.watch(name, "Open client connections.", lambda: len(opened), self.server_state.limit)
@@ -128,14 +128,10 @@ class _DrainingServer(_Server):
         """Begin to serve, and log it: uvicorn logs only sockets that it has opened itself."""
         await super().startup(sockets)
         if self.started:
+            self._services: Services = self._state.services
             self._sockets = sockets or []
             self._last: list[asyncio.Future[Any]] = []
             self._log_started_message(self._sockets)
-
-    @property
-    def _services(self) -> Services:
-        services: Services = self.app_state.services
-        return services
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Begin to stop; a second signal stops at once."""

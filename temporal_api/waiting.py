@@ -12,11 +12,10 @@ from contextlib import aclosing, contextmanager, suppress
 from typing import Annotated, Any, TypeVar
 
 import msgspec
-from litestar import Request, Response
+from litestar import Response
 from litestar.params import HeaderParameter
 from litestar.types import Receive, Scope, Send
 
-from temporal_api import deadline
 from temporal_api.auth import APIRequest, User
 from temporal_api.errors import Problem, ShuttingDown, TooManyWaits, invalid
 from temporal_api.mistakes import EVENT_ID
@@ -119,7 +118,7 @@ class Waits:
         record.waited = bool(seconds) and not (self.draining.is_set() or self._is_full(request.user))
         if not (seconds and record.waited):
             return None
-        with self.slot(request.user), deadline.paused():
+        with self.slot(request.user), record.waiting():
             working = asyncio.ensure_future(work())
             over = asyncio.ensure_future(self.over(request.receive, seconds))
             try:
@@ -186,13 +185,12 @@ def end_id(run_id: str, last: int) -> str:
 class EventStream(Response[T]):
     """Server-sent events of `T`, until they end, the token expires, the service stops or the client leaves."""
 
-    def __init__(self, waits: Waits, events: AsyncGenerator[bytes, None] | None, user: User) -> None:
+    def __init__(self, waits: Waits, events: AsyncGenerator[bytes, None] | None) -> None:
         """`events` is None when the caller has seen them all: the answer is 204 (WHATWG HTML 9.2.1)."""
         self._waits = waits
         self._events = events
-        self._user = user
 
-    def to_asgi_response(self, app: object, request: Request[Any, Any, Any], **_: Any) -> Any:
+    def to_asgi_response(self, app: object, request: APIRequest, **_: Any) -> Any:
         """Make the ASGI application that sends the stream."""
         events = self._events
         if events is None:
@@ -201,20 +199,20 @@ class EventStream(Response[T]):
         record.waited = True
 
         async def stream(scope: Scope, receive: Receive, send: Send) -> None:
-            with self._waits.slot(self._user), deadline.paused():  # before the headers: without a place it is a 503
+            with self._waits.slot(request.user), record.waiting():  # before the headers: without a place it is a 503
                 await send({"type": "http.response.start", "status": 200, "headers": _STREAM_HEADERS})
                 if record.is_head:
                     await send({"type": "http.response.body", "body": b"", "more_body": False})
                 else:
                     async with aclosing(events):
-                        await self._send_events(events, receive, send, record)
+                        await self._send_events(events, receive, send, record, request.user)
 
         return stream
 
     async def _send_events(
-        self, events: AsyncGenerator[bytes, None], receive: Receive, send: Send, record: Record
+        self, events: AsyncGenerator[bytes, None], receive: Receive, send: Send, record: Record, user: User
     ) -> None:
-        over = asyncio.ensure_future(self._waits.over(receive, self._user.expires_at - time.time()))
+        over = asyncio.ensure_future(self._waits.over(receive, user.expires_at - time.time()))
         upcoming = asyncio.ensure_future(_next(events, record))
         chunk: bytes | None = _RETRY
         try:

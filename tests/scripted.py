@@ -11,7 +11,6 @@ from temporalio.service import RPCError, RPCStatusCode
 from temporal_api.memory import Memory
 from temporal_api.temporal.client import Temporal
 from temporal_api.temporal.payloads import DATA_CONVERTER
-from temporal_api.temporal.workers import Workers
 from temporal_api.temporal.workflow import Workflow
 
 AWAY = RPCError("away", RPCStatusCode.UNAVAILABLE, b"")
@@ -58,5 +57,4 @@ class Scripted:
 
     def workflow(self, seconds: float = 5) -> Workflow:
         """A run that it knows."""
-        temporal = self.temporal(seconds)
-        return Workflow(temporal, Workers(temporal), "w", "r")
+        return Workflow(self.temporal(seconds), "w", "r")

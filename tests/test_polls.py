@@ -12,9 +12,7 @@ from temporalio.api.workflowservice.v1 import GetWorkflowExecutionHistoryRespons
 from api import eventually
 from scripted import AWAY, REFUSED, Scripted
 from temporal_api.errors import TemporalError
-from temporal_api.temporal import feeds, history
-from temporal_api.temporal.endings import Endings
-from temporal_api.temporal.feeds import Feeds
+from temporal_api.temporal import endings, feeds, history
 from temporal_api.temporal.polls import Polls
 from temporal_api.temporal.workflow import Workflow
 
@@ -56,7 +54,7 @@ class Asked:
     def __init__(self) -> None:
         self.answers: list[asyncio.Future[str]] = []
 
-    async def __call__(self) -> str:
+    async def __call__(self, _: object) -> str:
         """Wait for the answer."""
         self.answers.append(asyncio.get_running_loop().create_future())
         return await self.answers[-1]
@@ -64,9 +62,9 @@ class Asked:
 
 async def test_the_last_to_leave_ends_the_poll() -> None:
     """Those who wait for the same thing have one poll; it goes on while one of them is there, and no longer."""
-    polls, ask = Polls[str](), Asked()
-    with polls.join("w", ask) as first:
-        with polls.join("w", ask) as second, polls.join("other", ask) as other:
+    polls, ask = Polls(), Asked()
+    with polls.join("w", object(), ask) as first:
+        with polls.join("w", object(), ask) as second, polls.join("other", object(), ask) as other:
             await asyncio.sleep(0)
             assert (first, 2) == (second, len(ask.answers))
         await asyncio.wait({other}, timeout=10)
@@ -75,23 +73,23 @@ async def test_the_last_to_leave_ends_the_poll() -> None:
     await asyncio.wait({first}, timeout=10)
 
     assert first.cancelled()
-    with polls.join("w", ask) as again:
+    with polls.join("w", object(), ask) as again:
         assert again is not first
 
 
 async def test_a_poll_that_has_ended_is_not_shared() -> None:
     """Who comes later gets a new one, which ends when they leave, whoever still holds the ended one."""
-    polls, ask = Polls[str](), Asked()
+    polls, ask = Polls(), Asked()
     async with AsyncExitStack() as slow:
-        ended = slow.enter_context(polls.join("w", ask))
+        ended = slow.enter_context(polls.join("w", object(), ask))
         await asyncio.sleep(0)
         ask.answers[0].set_result("done")
         assert "done" == await ended
-        with polls.join("w", ask) as new, polls.join("w", ask) as shared:
+        with polls.join("w", object(), ask) as new, polls.join("w", object(), ask) as shared:
             assert new is shared is not ended
         await asyncio.wait({new}, timeout=10)
         assert new.cancelled()
-        with polls.join("w", ask) as newest:
+        with polls.join("w", object(), ask) as newest:
             await slow.aclose()  # leaving the ended one does not end another's
             await asyncio.sleep(0)
             assert not newest.done()
@@ -100,20 +98,21 @@ async def test_a_poll_that_has_ended_is_not_shared() -> None:
 
 async def test_who_holds_an_ended_poll_may_be_the_last_to_leave() -> None:
     """Also when those who came after them have left already."""
-    polls, ask = Polls[str](), Asked()
-    with polls.join("w", ask) as ended:
+    polls, ask = Polls(), Asked()
+    with polls.join("w", object(), ask) as ended:
         await asyncio.sleep(0)
         ask.answers[0].set_result("done")
         await ended
-        with polls.join("w", ask):
+        with polls.join("w", object(), ask):
             pass
 
 
 async def test_one_of_those_who_wait_for_an_end_may_leave() -> None:
     """The others are told how the run ended, by the same poll; when the last one leaves, there is no poll."""
     end: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-    server, endings = Scripted(wait_for_history=[end]), Endings()
-    waiting = [asyncio.create_task(endings.wait(server.workflow(), follow=False)) for _ in range(3)]
+    server = Scripted(wait_for_history=[end])
+    run = server.workflow()
+    waiting = [asyncio.create_task(endings.wait(run, follow=False)) for _ in range(3)]
     await open_polls(server, 1)
     waiting[0].cancel()
     await asyncio.wait({waiting[0]})
@@ -124,7 +123,8 @@ async def test_one_of_those_who_wait_for_an_end_may_leave() -> None:
     assert 1 == server.asked["wait_for_history"]
 
     server = Scripted()
-    waiting = [asyncio.create_task(endings.wait(server.workflow(), follow=False)) for _ in range(3)]
+    run = server.workflow()
+    waiting = [asyncio.create_task(endings.wait(run, follow=False)) for _ in range(3)]
     await open_polls(server, 1)
     for one in waiting:
         one.cancel()
@@ -133,12 +133,12 @@ async def test_one_of_those_who_wait_for_an_end_may_leave() -> None:
 
 async def test_what_goes_wrong_with_a_wait_for_an_end_is_told_to_all() -> None:
     """Each is told of the problem, and the next one begins anew."""
-    server, endings = Scripted(wait_for_history=[REFUSED, page(9, closed=True)]), Endings()
-    waits = (endings.wait(server.workflow(), follow=False) for _ in range(3))
+    run = Scripted(wait_for_history=[REFUSED, page(9, closed=True)]).workflow()
+    waits = (endings.wait(run, follow=False) for _ in range(3))
     told = await asyncio.gather(*waits, return_exceptions=True)
 
     assert [TemporalError] * 3 == [type(problem) for problem in told]
-    assert "TERMINATED" == (await endings.wait(server.workflow(), follow=False)).status
+    assert "TERMINATED" == (await endings.wait(run, follow=False)).status
 
 
 # --- the feeds ---
@@ -153,7 +153,7 @@ async def test_a_watcher_that_falls_behind_loses_nothing(monkeypatch: pytest.Mon
     )
     server.script["wait_for_history"].insert(5, asyncio.get_running_loop().create_future())
     held = server.script["wait_for_history"][5]
-    async with aclosing(Feeds().events(server.workflow(), 0, 2)) as events:
+    async with aclosing(feeds.events(server.workflow(), 0, 2)) as events:
         seen = [event.event_id for event in await anext(events)]
 
         async def behind() -> bool:
@@ -174,7 +174,7 @@ async def test_a_watcher_that_begins_while_temporal_is_away(monkeypatch: pytest.
     """What was there before is read through Temporal's absence too, not only what comes."""
     monkeypatch.setattr(history, "RETRY_SECONDS", 0)
     server = Scripted(get_workflow_execution_history=[AWAY, AWAY, whole(1, closed=True)])
-    told = [[event.event_id for event in some] async for some in Feeds().events(server.workflow(), 0, 1)]
+    told = [[event.event_id for event in some] async for some in feeds.events(server.workflow(), 0, 1)]
 
     assert [[1]] == told
     await open_polls(server, 0)
@@ -183,12 +183,11 @@ async def test_a_watcher_that_begins_while_temporal_is_away(monkeypatch: pytest.
 @pytest.mark.parametrize(("fault", "told"), [(REFUSED, TemporalError), (ValueError("a defect"), ValueError)])
 async def test_what_goes_wrong_with_a_feed_ends_it_for_all(fault: Exception, told: type[Exception]) -> None:
     """Each watcher reads what came before, and is told of the problem; the next one begins anew."""
-    watched = Feeds()
 
     async def watch(run: Workflow) -> tuple[list[int], type[Exception] | None]:
         seen: list[int] = []
         try:
-            async for some in watched.events(run, 0, 2):
+            async for some in feeds.events(run, 0, 2):
                 seen += [event.event_id for event in some]
         except Exception as error:
             return seen, type(error)
@@ -196,15 +195,17 @@ async def test_what_goes_wrong_with_a_feed_ends_it_for_all(fault: Exception, tol
 
     for _ in range(2):
         server = Scripted(get_workflow_execution_history=[whole(1, 2)], wait_for_history=[page(1, 2, 3), fault])
+        run = server.workflow()
         async with asyncio.timeout(30):
-            assert [([1, 2, 3], told)] * 3 == await asyncio.gather(*(watch(server.workflow()) for _ in range(3)))
+            assert [([1, 2, 3], told)] * 3 == await asyncio.gather(*(watch(run) for _ in range(3)))
         assert 2 == server.asked["wait_for_history"]
 
 
 async def test_the_last_watcher_to_leave_ends_the_poll() -> None:
     """A run that somebody watches has one long poll; when nobody does any more, it has none."""
-    server, watched = Scripted(get_workflow_execution_history=[whole(1, 2)]), Feeds()
-    watchers = [watched.events(server.workflow(), 0, 2) for _ in range(3)]
+    server = Scripted(get_workflow_execution_history=[whole(1, 2)])
+    run = server.workflow()
+    watchers = [feeds.events(run, 0, 2) for _ in range(3)]
     for watcher in watchers:
         await anext(watcher)
     await open_polls(server, 1)

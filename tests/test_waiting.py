@@ -4,6 +4,7 @@ import asyncio
 import time
 import uuid
 from collections.abc import AsyncGenerator, Callable
+from contextvars import copy_context
 from itertools import pairwise
 from typing import Any
 
@@ -98,11 +99,9 @@ async def endless() -> AsyncGenerator[bytes, None]:
 
 async def stream(waits: Waits, caller: Caller, expires_at: float) -> None:
     """Serve an endless stream to the caller."""
-    scope: Any = {"type": "http"}
-    begin(scope, Record("x"))
-    answer = EventStream(waits, endless(), User("alice", frozenset(), expires_at)).to_asgi_response(
-        None, Request(scope)
-    )
+    scope: Any = {"type": "http", "user": User("alice", frozenset(), expires_at)}
+    copy_context().run(begin, scope, Record("x"))  # no other test is to be in this request
+    answer = EventStream(waits, endless()).to_asgi_response(None, Request(scope))
     async with asyncio.timeout(30):
         await answer(scope, caller.receive, caller.send)
 

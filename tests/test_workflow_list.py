@@ -31,7 +31,7 @@ from api import WORKFLOWS, assert_problem, bearer, eventually, service
 from scripted import Scripted
 from temporal_api.dev.server import DevServer
 from temporal_api.temporal.run import DIVISION
-from temporal_api.temporal.visibility import Filters, compile_query
+from temporal_api.temporal.visibility import compile_query
 
 pytestmark = pytest.mark.anyio
 
@@ -515,8 +515,9 @@ async def test_a_query_that_each_server_reads(version: str, fraction: str) -> No
         describe_namespace=[DescribeNamespaceResponse()],
         get_system_info=[GetSystemInfoResponse(server_version=version)],
     ).temporal()
-    filters = Filters(search_attribute=["Weight=-1.50"], status=["RUNNING", "FAILED"])
-    query = await compile_query(temporal, filters, without_prefixes=())
+    query = await compile_query(
+        temporal, without_prefixes=(), search_attribute=["Weight=-1.50"], status=["RUNNING", "FAILED"]
+    )
 
     assert f"`Weight` = {fraction})" in query
     assert "(ExecutionStatus = 'Failed' OR ExecutionStatus = 'Running')" in query

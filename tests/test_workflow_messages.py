@@ -30,7 +30,6 @@ from scripted import AWAY, REFUSED, Scripted
 from temporal_api.dev.server import DevServer
 from temporal_api.errors import Problem, TemporalError
 from temporal_api.temporal import history, updates, workflow
-from temporal_api.temporal.workers import Workers
 from till import ADMIN, JSON, REASON, close, events, resume, signal, start, update, worker
 
 pytestmark = pytest.mark.anyio
@@ -520,9 +519,9 @@ async def test_waiting_for_an_outcome_outlives_temporals_absence(monkeypatch: py
 async def test_who_counts_as_a_worker(queue: tuple[float, ...], expected: bool) -> None:
     """Dead workers stay listed for minutes: only one that polled lately counts; the answer is kept for a second."""
     server = Scripted(describe_task_queue=[pollers(*queue)])
-    workers = Workers(server.temporal())
+    temporal = server.temporal()
 
-    assert [expected] * 3 == [await workers.poll("q") for _ in range(3)]
+    assert [expected] * 3 == [await temporal.has_worker("q") for _ in range(3)]
     assert 1 == server.asked["describe_task_queue"]
 
 

@@ -24,9 +24,7 @@ from temporalio.service import RPCError, RPCStatusCode
 from api import assert_problem, eventually
 from scripted import Scripted
 from temporal_api.errors import WorkflowPaused
-from temporal_api.temporal import history
-from temporal_api.temporal.endings import Endings
-from temporal_api.temporal.feeds import Feeds
+from temporal_api.temporal import endings, feeds, history
 from till import ADMIN, REASON, close, events, signal, start, update, worker
 
 pytestmark = pytest.mark.anyio
@@ -228,13 +226,13 @@ async def test_a_paused_run_is_not_asked_all_the_time(monkeypatch: pytest.Monkey
     paused, closed = page("STARTED", "PAUSED"), page("STARTED", "PAUSED", "UNPAUSED", "TERMINATED")
     states = [run(PAUSED, 2), run(PAUSED, 2), run(RUNNING, 3)]
     ending = Scripted(wait_for_history=[paused, closed], describe_workflow_execution=list(states))
-    told = await Endings().wait(ending.workflow(), follow=True)
+    told = await endings.wait(ending.workflow(), follow=True)
     feed = Scripted(
         wait_for_history=[paused, closed],
         get_workflow_execution_history=[paused],
         describe_workflow_execution=list(states),
     )
-    seen = [event.event_id async for some in Feeds().events(feed.workflow(), 0, 2) for event in some]
+    seen = [event.event_id async for some in feeds.events(feed.workflow(), 0, 2) for event in some]
 
     assert ("TERMINATED", [1, 2, 3, 4]) == (told.status, seen)
     assert {"wait_for_history": 2, "describe_workflow_execution": 3} == dict(ending.asked)

@@ -17,9 +17,9 @@ from temporal_api.problems import responses
 from temporal_api.requests import JSONResponse
 from temporal_api.sealing import page_size, page_token
 from temporal_api.services import CurrentServices
+from temporal_api.temporal import feeds
 from temporal_api.temporal.endings import Ending
 from temporal_api.temporal.events import CLOSING
-from temporal_api.temporal.feeds import Feeds
 from temporal_api.temporal.history import retry_while_away
 from temporal_api.temporal.run import Run
 from temporal_api.temporal.workflow import Workflow
@@ -142,9 +142,9 @@ class ResourceController(Controller):
         _, run = await self.resource.read(request, services, resource_id)
         workflow = services.workflow(run.workflow_id)
         run = await _watched_run(workflow, run, run_id, seen)
-        events = _status_events(self.resource, services.feeds, workflow, run, seen)
+        events = _status_events(self.resource, workflow, run, seen)
         is_over = seen > run.history_length and not _goes_on(run)
-        return EventStream(services.waits, None if is_over else events, request.user)
+        return EventStream(services.waits, None if is_over else events)
 
     async def cancel(
         self,
@@ -217,7 +217,7 @@ def _goes_on(run: Run) -> bool:
 
 
 async def _status_events(
-    resource: Resource[Any, Any], feeds: Feeds, workflow: Workflow, run: Run, seen: int
+    resource: Resource[Any, Any], workflow: Workflow, run: Run, seen: int
 ) -> AsyncGenerator[bytes, None]:
     """Each status that the workflow has written into its memo, as its history shows, then `done`.
 

@@ -24,6 +24,7 @@ from temporal_api.requests import JSONResponse
 from temporal_api.sealing import NextPageToken
 from temporal_api.services import Services
 from temporal_api.settings import ResourceSettings, Settings
+from temporal_api.temporal import starts
 from temporal_api.temporal.client import Temporal
 from temporal_api.temporal.run import Run, Status
 from temporal_api.temporal.visibility import compare, index_value, latest_runs, list_runs
@@ -180,7 +181,8 @@ class Resource(Generic[Kept, Answer]):
         memo = self.memo_type(owner=user.sub, created_at=datetime.now(UTC), **msgspec.structs.asdict(kept))
         status = StatusMemo(self.statuses[0])
         memos = {self.memo_key: memo, STATUS_MEMO: status}
-        start = await services.starts.request(
+        start = await starts.request(
+            services.temporal,
             self.workflow_type,
             workflow_id=workflow_id,
             task_queue=own.task_queue,
@@ -192,7 +194,7 @@ class Resource(Generic[Kept, Answer]):
         headers = {"Location": f"/api/v1{self.path}/{new_id}"}
         attributes = {self.owner_attribute: index_value(user.sub), self.status_attribute: status.status}
         try:
-            await services.starts.start(start, attributes)
+            await starts.start(services.temporal, start, attributes)
         except errors.WorkflowAlreadyExists:
             if key is None:
                 raise

@@ -1,12 +1,11 @@
 """Temporal: the one place that knows gRPC.
 
-client       calls with a deadline, payloads encoded and decoded
+client       calls with a deadline, payloads encoded and decoded, whether a task queue has workers
 access       connecting, and why it fails; renewed certificates and keys
 connections  the gRPC connections
 caller       the caller's identity and trace, in every request
 failures     Temporal's failures as Problems
 payloads     JSON into Temporal and out of it, byte for byte
-workers      whether a task queue has workers
 workflow     a handle of a workflow: describe, signal, query, cancel, ...
 run          the state of one of its runs
 starts       start a workflow

@@ -44,8 +44,6 @@ _REFUSALS = {
     "Unauthenticated": "TEMPORAL_API_KEY: not accepted",
 }
 
-_PLACE = ("target_host", "namespace")
-
 log = logging.getLogger(__name__)
 
 
@@ -108,7 +106,7 @@ async def renewals(settings: Settings, **options: Any) -> AsyncIterator[tuple[di
         try:
             found = await asyncio.to_thread(settings.read_temporal)
             # Only a restart moves the service to another server or namespace.
-            found |= {name: used[name] for name in _PLACE}
+            found |= {name: used[name] for name in ("target_host", "namespace")}
             if found != used:
                 if lost := _given(used) - _given(found):
                     raise AccessError(f"TEMPORAL_CONFIG_FILE: has no {', '.join(sorted(lost))} any longer")

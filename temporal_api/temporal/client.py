@@ -3,6 +3,7 @@
 import asyncio
 import functools
 import logging
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from datetime import timedelta
@@ -11,6 +12,7 @@ from typing import Any, TypeVar
 import msgspec
 from google.protobuf.message import Message
 from temporalio.api.common.v1 import Memo, Payload, Payloads
+from temporalio.api.enums.v1 import TaskQueueType
 from temporalio.api.failure.v1 import Failure
 from temporalio.api.taskqueue.v1 import TaskQueue
 from temporalio.api.workflowservice.v1 import DescribeNamespaceRequest, DescribeTaskQueueRequest
@@ -18,10 +20,10 @@ from temporalio.client import Client
 from temporalio.runtime import Runtime
 from temporalio.service import GrpcCompression, KeepAliveConfig, RetryConfig, RPCError, WorkflowService
 
-from temporal_api import deadline
 from temporal_api.encryption import ENCODING as ENCRYPTED
 from temporal_api.errors import PayloadUndecodable, Problem, ShuttingDown, TemporalTimeout
 from temporal_api.memory import Memory
+from temporal_api.record import current_record
 from temporal_api.settings import Settings
 from temporal_api.temporal import failures
 from temporal_api.temporal.access import renewals
@@ -29,10 +31,15 @@ from temporal_api.temporal.caller import sign
 from temporal_api.temporal.connections import Connections
 from temporal_api.temporal.failures import NOTHING, FailureInfo, Subject, failure_kind, problem_of
 from temporal_api.temporal.payloads import OWN_MEMO, data_converter, raw_json
+from temporal_api.temporal.polls import Polls
 
 Response = TypeVar("Response", bound=Message)
 RPC = Callable[..., Awaitable[Response]]
 Value = TypeVar("Value")
+
+ASK_EVERY_SECONDS = 1.0
+POLLED_WITHIN_SECONDS = 75.0
+"""A worker's poll lasts a minute, and Temporal knows when it began; a dead worker stays listed for five."""
 
 log = logging.getLogger(__name__)
 
@@ -64,9 +71,8 @@ async def connected(
     async def follow() -> None:
         # Where nobody probes, an operator hears at once that Temporal or the namespace is not there. Any call in the
         # namespace tells; `check` is for probes, which make it once a second.
-        any_queue = DescribeTaskQueueRequest(namespace=temporal.namespace, task_queue=TaskQueue(name="temporal_api"))
         try:
-            await temporal.call(temporal.service.describe_task_queue, any_queue)
+            await temporal.has_worker("temporal_api")
         except TemporalTimeout:
             log.warning("Temporal cannot be reached: TEMPORAL_ADDRESS: no answer in time from this address")
         except Problem:  # already logged
@@ -120,6 +126,9 @@ class Temporal:
         memory: Memory,
     ) -> None:
         self.memory = memory
+        self.polls = Polls()
+        self.unindexed_until: dict[tuple[str, ...], float] = {}
+        """Until when `starts` leaves out these search attributes, which the namespace lacks."""
         self.service = service
         self.waits = waits
         """Connections for calls that wait for events or a worker, so that they do not fill the others."""
@@ -131,6 +140,7 @@ class Temporal:
         self._seconds = rpc_timeout_seconds
         self._under_way: set[asyncio.Timeout] = set()
         self._ending_at = float("inf")
+        self._polled: dict[str, tuple[float, bool]] = {}
 
     async def call(
         self, rpc: RPC[Response], request: Message, subject: Subject = NOTHING, seconds: float | None = None
@@ -141,7 +151,8 @@ class Temporal:
         """
         sign(request, self.process_identity)
         now = asyncio.get_running_loop().time()
-        ending_at = deadline.of_call(now, self._seconds) if seconds is None else now + seconds
+        record = current_record() if seconds is None else None
+        ending_at = record.end_of_call(now, self._seconds) if record else now + (seconds or self._seconds)
         ending_at = min(ending_at, self._ending_at)
         try:
             # The SDK's timeout covers one attempt, without connecting.
@@ -166,6 +177,22 @@ class Temporal:
     async def check(self) -> None:
         """Ask whether Temporal answers and the namespace exists."""
         await self.call(self.service.describe_namespace, DescribeNamespaceRequest(namespace=self.namespace))
+
+    async def has_worker(self, task_queue: str) -> bool:
+        """Whether a worker has recently polled this queue for workflow tasks. Asks about each at most once a second."""
+        now = time.monotonic()
+        self._polled = {name: known for name, known in self._polled.items() if now - known[0] < ASK_EVERY_SECONDS}
+        if task_queue not in self._polled:
+            request = DescribeTaskQueueRequest(
+                namespace=self.namespace,
+                task_queue=TaskQueue(name=task_queue),
+                task_queue_type=TaskQueueType.TASK_QUEUE_TYPE_WORKFLOW,
+            )
+            response = await self.call(self.service.describe_task_queue, request)
+            since = time.time() - POLLED_WITHIN_SECONDS
+            polled = any(poller.last_access_time.ToMicroseconds() / 1e6 > since for poller in response.pollers)
+            self._polled[task_queue] = (now, polled)
+        return self._polled[task_queue][1]
 
     # --- payloads ---
 

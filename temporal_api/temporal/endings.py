@@ -11,7 +11,6 @@ from temporalio.api.history.v1 import HistoryEvent
 from temporal_api.temporal.events import CLOSING
 from temporal_api.temporal.failures import FailureInfo
 from temporal_api.temporal.history import retry_while_away, until_unpaused
-from temporal_api.temporal.polls import Polls
 from temporal_api.temporal.run import Status
 from temporal_api.temporal.workflow import Workflow
 
@@ -29,28 +28,27 @@ class Ending(msgspec.Struct):
     ]
 
 
-class Endings:
-    """Reads how runs ended. All who wait for one run share one long poll."""
-
-    def __init__(self) -> None:
-        self._polls: Polls[HistoryEvent] = Polls()
-
-    async def read(self, run: Workflow) -> Ending:
-        """How a closed run ended."""
-        return await _ending(run, (await run.read_page(closing_only=True)).events[-1])
-
-    async def wait(self, run: Workflow, *, follow: bool) -> Ending:
-        """Wait until the run ends, however long; with `follow`, until the last run of its chain ends."""
-        while True:
-            with self._polls.join((run.id, run.run_id), functools.partial(_closing_event, run)) as poll:
-                event = await asyncio.shield(poll)
-            ending = await _ending(run, event)
-            if not (follow and ending.new_run_id):
-                return ending
-            run = run.run(ending.new_run_id)
+async def read(run: Workflow) -> Ending:
+    """How a closed run ended."""
+    return await _ending(run, (await run.read_page(closing_only=True)).events[-1])
 
 
-async def _closing_event(run: Workflow) -> HistoryEvent:
+async def wait(run: Workflow, *, follow: bool) -> Ending:
+    """Wait until the run ends, however long; with `follow`, until the last run of its chain ends.
+
+    All who wait for one run share one long poll.
+    """
+    while True:
+        key, ask = ("ending", run.id, run.run_id), functools.partial(_closing_event, run)
+        with run.temporal.polls.join(key, object(), ask) as poll:
+            event = await asyncio.shield(poll)
+        ending = await _ending(run, event)
+        if not (follow and ending.new_run_id):
+            return ending
+        run = run.run(ending.new_run_id)
+
+
+async def _closing_event(run: Workflow, _: object) -> HistoryEvent:
     token = b""
     while True:
         page = await retry_while_away(run.read_page, token=token, wait=True, closing_only=True)

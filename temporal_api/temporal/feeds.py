@@ -1,6 +1,7 @@
 """Histories as they grow: one long poll a run, shared by all who watch it in this process."""
 
 import asyncio
+import functools
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 
@@ -8,7 +9,6 @@ from temporalio.api.history.v1 import HistoryEvent
 
 from temporal_api.temporal.events import CLOSING, in_parts
 from temporal_api.temporal.history import FIRST_BATCHES, fitting, read_pages, retry_while_away, until_unpaused
-from temporal_api.temporal.polls import Polls
 from temporal_api.temporal.workflow import Workflow
 
 PAGES_HELD = 32
@@ -49,35 +49,22 @@ class _Watcher:
                 yield news
 
 
-class Feeds:
-    """The runs that this process watches."""
+async def events(run: Workflow, seen: int, length: int) -> AsyncGenerator[list[HistoryEvent], None]:
+    """The run's events after `seen`, in batches, until it is closed. `length` is its history's current length."""
+    key, watcher = ("feed", run.id, run.run_id), _Watcher()
+    with run.temporal.polls.join(key, watcher, functools.partial(_poll, run, length)):
+        async for page in watcher.read(run):
+            for some in in_parts([event for event in page if event.event_id > seen]):
+                seen = some[-1].event_id
+                yield some
+            if page and page[-1].event_type in CLOSING:
+                return
 
-    def __init__(self) -> None:
-        self._polls: Polls[None] = Polls()
-        self._watchers: dict[tuple[str, str], set[_Watcher]] = {}
 
-    async def events(self, run: Workflow, seen: int, length: int) -> AsyncGenerator[list[HistoryEvent], None]:
-        """The run's events after `seen`, in batches, until it is closed. `length` is its history's current length."""
-        key, watcher = (run.id, run.run_id), _Watcher()
-        watchers = self._watchers.setdefault(key, set())
-        watchers.add(watcher)
-        try:
-            with self._polls.join(key, lambda: _poll(run, length, watchers)):
-                async for page in watcher.read(run):
-                    for some in in_parts([event for event in page if event.event_id > seen]):
-                        seen = some[-1].event_id
-                        yield some
-                    if page and page[-1].event_type in CLOSING:
-                        return
-        finally:
-            watchers.remove(watcher)
-            if not watchers:
-                del self._watchers[key]
-
-    async def wait_for_change(self, run: Workflow, length: int) -> None:
-        """Wait until the run's history is longer than `length`."""
-        async with aclosing(self.events(run, length, length)) as events:
-            await anext(events, None)
+async def wait_for_change(run: Workflow, length: int) -> None:
+    """Wait until the run's history is longer than `length`."""
+    async with aclosing(events(run, length, length)) as news:
+        await anext(news, None)
 
 
 async def _poll(run: Workflow, after: int, watchers: set[_Watcher]) -> None:

@@ -13,7 +13,7 @@ from temporalio.api.enums.v1 import EventType
 from temporalio.api.history.v1 import HistoryEvent
 
 from temporal_api.errors import TEMPORAL_AWAY
-from temporal_api.memory import WAIT_SECONDS
+from temporal_api.memory import WAIT_SECONDS, Share
 from temporal_api.temporal.workflow import PAGE_BATCHES, Page, Workflow
 
 Asked = ParamSpec("Asked")
@@ -42,7 +42,7 @@ async def read_pages(
     """
     batches = PAGE_BATCHES if 0 < history_bytes <= PAGE_BYTES else FIRST_BATCHES
     size, seconds = history_bytes, ROOM_SECONDS if while_away else WAIT_SECONDS
-    with run.temporal.memory.share() as share:
+    with Share(run.temporal.memory) as share:
         while True:
             if size > PAGE_BYTES:
                 await share.grow(HELD * size, seconds=seconds)

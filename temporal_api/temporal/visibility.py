@@ -11,7 +11,7 @@ prefixes and lists of keywords ignore the case of ASCII letters.
 import asyncio
 import hashlib
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
 from typing import Annotated
 
@@ -26,56 +26,54 @@ from temporal_api.temporal.failures import Subject
 from temporal_api.temporal.run import DIVISION, RUN_STATUS, TEMPORALS_OWN, Run, Status, enum_name
 
 
-class Filters(msgspec.Struct, frozen=True, kw_only=True):
-    """Filters that must all match. Times are from (included) and to (excluded)."""
+async def compile_query(
+    temporal: Temporal,
+    *,
+    without_prefixes: Iterable[str],
+    workflow_type: str | None = None,
+    status: Iterable[Status] | None = None,
+    task_queue: str | None = None,
+    workflow_id_prefix: str | None = None,
+    started_from: datetime | None = None,
+    started_to: datetime | None = None,
+    closed_from: datetime | None = None,
+    closed_to: datetime | None = None,
+    search_attribute: Iterable[str] | None = None,
+    query: str | None = None,
+) -> str:
+    """The visibility query for filters that must all match. Times are from (included) and to (excluded).
 
-    workflow_type: str | None = None
-    status: Sequence[Status] = ()
-    task_queue: str | None = None
-    workflow_id_prefix: str | None = None
-    started_from: datetime | None = None
-    started_to: datetime | None = None
-    closed_from: datetime | None = None
-    closed_to: datetime | None = None
-    search_attribute: Sequence[str] = ()
-    """`Name=value`. Of several with one name, one must match."""
-    query: str | None = None
-    """The caller's own visibility query, unchanged."""
-
-
-async def compile_query(temporal: Temporal, filters: Filters, *, without_prefixes: Iterable[str]) -> str:
-    """The visibility query for these filters.
-
-    It leaves out Temporal's own workflows, and those whose id begins with one of `without_prefixes`. Filters that mean
-    the same compile to the same query. Raises InvalidQuery or ValidationError.
+    A `search_attribute` is `Name=value`; of several with one name, one must match. `query` is the caller's own, which
+    stays as it is. Left out are Temporal's own workflows, and those whose id begins with one of `without_prefixes`.
+    Filters that mean the same compile to the same query. Raises InvalidQuery or ValidationError.
     """
     terms = []
-    for column, value in (("WorkflowType", filters.workflow_type), ("TaskQueue", filters.task_queue)):
+    for column, value in (("WorkflowType", workflow_type), ("TaskQueue", task_queue)):
         if value is not None:
             terms.append(compare(column, value))
-    if filters.workflow_id_prefix is not None:
-        terms.append(compare("WorkflowId", filters.workflow_id_prefix, "STARTS_WITH"))
-    if filters.status:
+    if workflow_id_prefix is not None:
+        terms.append(compare("WorkflowId", workflow_id_prefix, "STARTS_WITH"))
+    if status:
         # Servers that cannot pause (1.29) know that status only by its number.
-        wanted = {str(_PAUSED) if s == "PAUSED" else _quote(_QUERY_STATUS[s]) for s in filters.status}
+        wanted = {str(_PAUSED) if s == "PAUSED" else _quote(_QUERY_STATUS[s]) for s in status}
         # Some servers (1.30, 1.31) panic at `ExecutionStatus IN (...)`.
         terms.append(f"({' OR '.join(f'ExecutionStatus = {each}' for each in sorted(wanted))})")
-    terms += _window("StartTime", filters.started_from, filters.started_to)
-    closed = _window("CloseTime", filters.closed_from, filters.closed_to)
+    terms += _window("StartTime", started_from, started_to)
+    closed = _window("CloseTime", closed_from, closed_to)
     # In Temporal's index an open run closes in the year 9999.
     terms += ["CloseTime IS NOT NULL", *closed] if closed else []
-    if filters.search_attribute:
-        terms += await _attributes(temporal, filters.search_attribute)
+    if search_attribute:
+        terms += await _attributes(temporal, search_attribute)
     terms += [_not_beginning("WorkflowId", prefix) for prefix in without_prefixes]
     # Leave out Temporal's own workflows. Most are in a namespace division, which a caller's query could name.
     terms.append(f"{DIVISION} IS NULL")
     terms += [
         _not_beginning(name, prefix) for name in ("WorkflowId", "WorkflowType", "TaskQueue") for prefix in TEMPORALS_OWN
     ]
-    if filters.query is not None:
-        if ")" in filters.query:  # what Temporal takes alone does not end our parentheses to get round the other terms
-            await list_runs(temporal, filters.query, 1, b"")
-        terms.append(f"({filters.query})")  # the last, so that a quote that it leaves open takes in none of the others
+    if query is not None:
+        if ")" in query:  # what Temporal takes alone does not end our parentheses to get round the other terms
+            await list_runs(temporal, query, 1, b"")
+        terms.append(f"({query})")  # the last, so that a quote that it leaves open takes in none of the others
     return " AND ".join(terms)
 
 
@@ -100,7 +98,7 @@ async def list_runs(temporal: Temporal, query: str, size: int, token: bytes) -> 
 async def count_by_status(temporal: Temporal, query: str) -> dict[str, int]:
     """The number of runs in each status; a status without runs is left out. Raises InvalidQuery."""
     request = api.CountWorkflowExecutionsRequest(
-        namespace=temporal.namespace, query=f"{query} GROUP BY ExecutionStatus".lstrip()
+        namespace=temporal.namespace, query=f"{query} GROUP BY ExecutionStatus"
     )
     response = await temporal.call(temporal.service.count_workflow_executions, request, _QUERY)
     names = ((msgspec.json.decode(group.group_values[0].data, type=str), group.count) for group in response.groups)

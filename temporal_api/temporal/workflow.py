@@ -28,7 +28,6 @@ from temporal_api.temporal.caller import caller
 from temporal_api.temporal.client import RPC, Response, Temporal
 from temporal_api.temporal.failures import detail_of, workflow_subject
 from temporal_api.temporal.run import TEMPORALS_OWN, PendingWorkflowTask, Run, enum_name
-from temporal_api.temporal.workers import Workers
 
 # How long to wait for an answer to a query or an update before looking for the reason, and how often to look.
 PATIENCE_SECONDS = 0.5
@@ -63,7 +62,7 @@ def is_too_long(name: str) -> bool:
 class Workflow:
     """A workflow by its id; with `run_id`, that run of it only. Every method raises WorkflowNotFound."""
 
-    def __init__(self, temporal: Temporal, workers: Workers, workflow_id: str, run_id: str = "") -> None:
+    def __init__(self, temporal: Temporal, workflow_id: str, run_id: str = "") -> None:
         """Raises WorkflowNotFound for an id that no workflow has, and for those of Temporal's own workflows."""
         if is_too_long(workflow_id) or workflow_id.startswith(TEMPORALS_OWN):
             raise WorkflowNotFound(f"There is no workflow {shown(workflow_id)!r}.", workflow_id=shown(workflow_id))
@@ -72,13 +71,12 @@ class Workflow:
         self.run_id = run_id
         self.subject = workflow_subject(workflow_id, run_id)
         self.execution = WorkflowExecution(workflow_id=workflow_id, run_id=run_id)
-        self._workers = workers
         self._source: dict[str, Any] = {"namespace": temporal.namespace, "execution": self.execution}
         self._target: dict[str, Any] = {"namespace": temporal.namespace, "workflow_execution": self.execution}
 
     def run(self, run_id: str) -> "Workflow":
         """One run of this workflow."""
-        return Workflow(self.temporal, self._workers, self.id, run_id)
+        return Workflow(self.temporal, self.id, run_id)
 
     async def call(self, rpc: RPC[Response], request: Message, seconds: float | None = None) -> Response:
         """Make a call about this workflow."""
@@ -101,10 +99,6 @@ class Workflow:
         if run.workflow_type.startswith(TEMPORALS_OWN) or run.task_queue.startswith(TEMPORALS_OWN):
             raise WorkflowNotFound(f"There is no {self.subject.name}.", **self.subject.details)
         return run
-
-    async def current_run(self) -> "Workflow":
-        """Its current run, pinned."""
-        return self.run((await self.describe()).run_id)
 
     async def signal(self, name: str, args: Iterable[object], request_id: str | None = None) -> None:
         """Send a signal. A run gets only one with the same request id. Raises WorkflowCompleted."""
@@ -228,7 +222,7 @@ class Workflow:
         """Why there is no answer yet; None when one may still come."""
         try:
             run = await self.describe()
-            if not await self._workers.poll(run.task_queue):
+            if not await self.temporal.has_worker(run.task_queue):
                 told = f"No worker polls the task queue {run.task_queue!r}; start one, or try again."
                 details = {**self.subject.details, "task_queue": run.task_queue}
                 return errors.NoWorker(told, source="gateway", **details)

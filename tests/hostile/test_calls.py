@@ -18,11 +18,11 @@ from temporalio.service import RPCError, RPCStatusCode
 from api import assert_problem, bearer, eventually, order, own_server, samples, service
 from proxy import Link, Proxy, proxied
 from scripted import Scripted
-from temporal_api import deadline
 from temporal_api.dev.build import find_temporal
 from temporal_api.dev.server import DevServer, free_port
 from temporal_api.errors import TemporalConnectionError, TemporalError, TemporalTimeout
 from temporal_api.memory import Memory
+from temporal_api.record import Record, begin
 from temporal_api.temporal.client import Temporal
 
 pytestmark = pytest.mark.anyio
@@ -68,8 +68,7 @@ async def test_no_time_left(client: Client) -> None:
     temporal = Temporal(client, client.workflow_service, client.workflow_service, 5, Memory(2**28))
 
     async def late() -> None:
-        deadline.begin()
-        deadline.of_call(asyncio.get_running_loop().time(), -1)
+        begin({}, Record("x", deadline=asyncio.get_running_loop().time() - 1))
         await temporal.check()
 
     with pytest.raises(TemporalTimeout):

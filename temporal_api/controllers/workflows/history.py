@@ -12,7 +12,7 @@ from litestar.params import QueryParameter
 from litestar.types import Receive, Scope, Send
 from msgspec import UNSET, Meta, UnsetType
 
-from temporal_api import deadline, errors
+from temporal_api import errors
 from temporal_api.auth import APIRequest
 from temporal_api.controllers.workflows.addressing import ADMIN, READ, PathWorkflow
 from temporal_api.errors import Problem, invalid
@@ -21,7 +21,8 @@ from temporal_api.problems import responses
 from temporal_api.record import record_of
 from temporal_api.requests import JSONResponse
 from temporal_api.sealing import NextPageToken, page_size, page_token
-from temporal_api.services import CurrentServices, Services
+from temporal_api.services import CurrentServices
+from temporal_api.temporal import endings, feeds
 from temporal_api.temporal.client import Temporal
 from temporal_api.temporal.events import (
     Attributes,
@@ -135,10 +136,10 @@ async def stream_workflow_events(
     if seen > run.history_length + (not run.is_open):  # `done` has the number after the last event's
         raise invalid("Last-Event-ID", f"Expected an event of this run, which has {run.history_length}")
     watched, follow = workflow.run(run.run_id), not workflow.run_id
-    if seen > run.history_length and not (follow and (await services.endings.read(watched)).new_run_id):
-        return EventStream(services.waits, None, request.user)
-    events = _stream(services, watched, seen, run.history_length, follow=follow)
-    return EventStream(services.waits, events, request.user)
+    if seen > run.history_length and not (follow and (await endings.read(watched)).new_run_id):
+        return EventStream(services.waits, None)
+    events = _stream(watched, seen, run.history_length, follow=follow)
+    return EventStream(services.waits, events)
 
 
 async def _pieces(
@@ -178,8 +179,8 @@ class _LongPage(JSONResponse[HistoryResponse | TemporalHistory]):
         try:
             await send({"type": "http.response.start", "status": 200, "headers": headers})
             await send({"type": "http.response.body", "body": begin, "more_body": True})
-            if not record_of(scope).is_head:
-                with deadline.paused():  # the caller may take their time; each call has its own
+            if not (record := record_of(scope)).is_head:
+                with record.waiting():  # the caller may take their time; each call has its own
                     async for piece in self._rest:
                         if gone.done():
                             return
@@ -190,15 +191,13 @@ class _LongPage(JSONResponse[HistoryResponse | TemporalHistory]):
             await self._rest.aclose()
 
 
-async def _stream(
-    services: Services, run: Workflow, seen: int, length: int, *, follow: bool
-) -> AsyncGenerator[bytes, None]:
+async def _stream(run: Workflow, seen: int, length: int, *, follow: bool) -> AsyncGenerator[bytes, None]:
     while True:
-        async for events in services.feeds.events(run, seen, length):
+        async for events in feeds.events(run, seen, length):
             seen, told = events[-1].event_id, bytearray()
             try:
                 for event in events:
-                    data = await event_json(services.temporal, event)
+                    data = await event_json(run.temporal, event)
                     told += sse(data, event="history", event_id=f"{run.run_id}:{event.event_id}")
                     if len(told) >= PIECE_BYTES:
                         yield bytes(told)
@@ -207,7 +206,7 @@ async def _stream(
                 yield bytes(told)
                 raise
             yield bytes(told)
-        ending = await services.endings.wait(run, follow=False)
+        ending = await endings.wait(run, follow=False)
         if not (follow and ending.new_run_id):
             break
         run, seen, length = run.run(ending.new_run_id), 0, 0

@@ -119,7 +119,7 @@ async def reset_workflow(target: Target, data: JSONBody[ResetRequest]) -> ResetR
 
     A running workflow is terminated first; a closed one can be reset too.
     """
-    run = await target.current_run()
+    run = target.run((await target.describe()).run_id)
     event_id = data.event_id or await workflow_task_end(run, last=data.to == "last_workflow_task")
     if event_id is None:
         raise invalid("to", "Expected a run with a completed workflow task; this one has none")

@@ -22,7 +22,7 @@ from temporal_api.sealing import NextPageToken, page_size, page_token
 from temporal_api.services import CurrentServices
 from temporal_api.temporal.payloads import raw_json
 from temporal_api.temporal.run import Status
-from temporal_api.temporal.visibility import Filters, compile_query, count_by_status, list_runs, parse_time
+from temporal_api.temporal.visibility import compile_query, count_by_status, list_runs, parse_time
 
 _EXACT = (
     "exactly. Temporal's index cannot search for a double quote, a backslash, a control character, or a single quote "
@@ -102,16 +102,17 @@ async def provide_query(
         scopes = [services.hidden[prefix] for prefix in hidden]
         message = f"A query of your own may find any workflow: the token needs the scope {' and '.join(scopes)}."
         raise errors.InsufficientScope(message, " ".join(scopes))
-    filters = Filters(
+    return await compile_query(
+        services.temporal,
+        without_prefixes=hidden,
         workflow_type=workflow_type,
-        status=status or (),
+        status=status,
         task_queue=task_queue,
         workflow_id_prefix=workflow_id_prefix,
-        search_attribute=search_attribute or (),
+        search_attribute=search_attribute,
         query=where,
         **times,
     )
-    return await compile_query(services.temporal, filters, without_prefixes=hidden)
 
 
 _QUERY = {"visibility_query": Provide(provide_query)}

@@ -45,11 +45,11 @@ from temporal_api.record import record_of
 from temporal_api.requests import JSONResponse
 from temporal_api.services import CurrentServices, Services
 from temporal_api.settings import Settings
-from temporal_api.temporal import updates
+from temporal_api.temporal import endings, starts, updates
 from temporal_api.temporal.caller import TRACE_HEADER
 from temporal_api.temporal.failures import FailureInfo
 from temporal_api.temporal.payloads import OWN_MEMO, typed_payload
-from temporal_api.temporal.run import DIVISION, TEMPORALS_OWN, Status
+from temporal_api.temporal.run import DIVISION, TEMPORALS_OWN, Run
 from temporal_api.temporal.starts import Priority, Started, VersioningOverride
 from temporal_api.waiting import RETRY_AFTER_SECONDS, Prefer, preference_applied, preferred_wait
 
@@ -282,8 +282,7 @@ async def start_workflow(
     _check_allowed(request.user, data, workflow_id, services.settings)
     preferred = preferred_wait(request, services.settings.max_wait_seconds)
     headers = {"Location": location(workflow_id)}
-    status: Status = "RUNNING"
-    is_open = True
+    found: Run | None = None
     try:
         run, update = await _start(request, services, workflow_id, data, key, preferred)
     except errors.WorkflowAlreadyExists:
@@ -291,26 +290,24 @@ async def start_workflow(
             raise
         found = await services.workflow(workflow_id).describe()
         check_same(key, data, await services.temporal.memo(found.memo, idempotency.MEMO, str))
-        run, update, status, is_open = Started(found.run_id, new=True), None, found.status, found.is_open
+        run, update = Started(found.run_id, new=True), None
         headers |= REPLAYED
     ending = None
     started = services.workflow(workflow_id, run.run_id)
     try:
         if not run.new:  # it may be paused, or has closed meanwhile
             found = await started.describe()
-            status, is_open = found.status, found.is_open
-        if not is_open:
-            ending = await services.endings.read(started)
+        if found and not found.is_open:
+            ending = await endings.read(started)
         elif update is None:
-            ending = await services.waits.within(
-                request, preferred, lambda: services.endings.wait(started, follow=True)
-            )
+            ending = await services.waits.within(request, preferred, lambda: endings.wait(started, follow=True))
     except Problem as problem:  # the workflow was started all the same: tell its id
         raise problem.adding(headers=headers, workflow_id=workflow_id, run_id=run.run_id) from problem.__cause__
     headers |= preference_applied(request, preferred)
     if ending is None:
         if preferred is not None or (update and update.status == "ACCEPTED"):
             headers["Retry-After"] = RETRY_AFTER_SECONDS
+        status = found.status if found else "RUNNING"
         answer = WorkflowExecutionResponse(workflow_id, run.run_id, status, Raw(b"null"), update=update)
     else:
         answer = WorkflowExecutionResponse(
@@ -359,7 +356,9 @@ async def _start(
     preferred: float | None,
 ) -> tuple[Started, StartedUpdate | None]:
     """Start the workflow, with its signal or its update in the same call."""
-    start = await services.starts.request(
+    temporal = services.temporal
+    start = await starts.request(
+        temporal,
         data.workflow_type,
         workflow_id=workflow_id,
         task_queue=data.task_queue,
@@ -384,9 +383,9 @@ async def _start(
     )
     if data.signal is not None:
         args = arguments(data.signal.signal_input, data.signal.signal_args)
-        return await services.starts.signal_with_start(start, data.signal.signal_name, args), None
+        return await starts.signal_with_start(temporal, start, data.signal.signal_name, args), None
     if data.update is None:
-        return await services.starts.start(start), None
+        return await starts.start(temporal, start), None
 
     workflow, update_id = services.workflow(workflow_id), data.update.update_id or str(uuid.uuid4())
     args = arguments(data.update.update_input, data.update.update_args)

@@ -24,6 +24,7 @@ from temporal_api.preconditions import NOT_MODIFIED, STATUS_HEADERS, IfNoneMatch
 from temporal_api.problems import responses
 from temporal_api.requests import JSONResponse
 from temporal_api.services import CurrentServices
+from temporal_api.temporal import endings
 from temporal_api.temporal.endings import Ending
 from temporal_api.temporal.failures import FailureInfo
 from temporal_api.temporal.run import PendingActivity, PendingChild, PendingWorkflowTask, Run
@@ -142,9 +143,9 @@ async def get_workflow_result(
     run = await workflow.describe()
     pinned, follow = workflow.run(run.run_id), not workflow.run_id
     if run.is_open:
-        ending = await services.waits.within(request, seconds, lambda: services.endings.wait(pinned, follow=follow))
+        ending = await services.waits.within(request, seconds, lambda: endings.wait(pinned, follow=follow))
     else:
-        ending = await services.endings.read(pinned)
+        ending = await endings.read(pinned)
     headers = preference_applied(request, seconds)
     if ending is None:
         pending = WorkflowPendingResponse(workflow.id, run.run_id, run.status)
