@@ -26,6 +26,8 @@ DECODED = 8
 """How many times its own size a body takes while it is decoded and sent to Temporal."""
 RECEIVING = 0.5
 """The part of the memory that incomplete bodies may take, so that complete ones can always go on."""
+TRIMMED = 0.25
+"""After holding more than this part of the memory, the process returns what is free between its small blocks."""
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
 _LARGE_BYTES = 128 * 1024
 _CACHE = type(functools.lru_cache(bool))
@@ -36,7 +38,7 @@ class Memory:
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
-        self.held = 0
+        self.held = self.most = 0
         self.freed = asyncio.Event()
         self._turns = asyncio.Lock()
 
@@ -88,10 +90,15 @@ class Share:
 
     @size.setter
     def size(self, size: int) -> None:
-        self._memory.held += size - self._size
+        memory = self._memory
+        memory.held += size - self._size
+        memory.most = max(memory.most, memory.held)
         if size < self._size:
-            self._memory.freed.set()
-            self._memory.freed.clear()
+            memory.freed.set()
+            memory.freed.clear()
+            if not memory.held and memory.most > memory.limit * TRIMMED:
+                memory.most = 0
+                asyncio.get_running_loop().call_later(1, _trim)  # when the last request has ended too
         self._size = size
 
     async def grow(self, size: int, part: float = 1.0, seconds: float = WAIT_SECONDS) -> None:
@@ -147,6 +154,11 @@ def _counting(receive: Receive, memory: Memory, share: Share) -> Receive:
         return message
 
     return counting
+
+
+def _trim() -> None:
+    with suppress(AttributeError, OSError):  # another libc
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def return_memory_at_once() -> None:

@@ -33,7 +33,7 @@ from commands import RUST, one_line, temporal_api
 from proxy import listening
 from temporal_api.app import create_app
 from temporal_api.dev.server import DevServer, free_port
-from temporal_api.serving import listen, serving
+from temporal_api.serving import RECEIVE_BYTES, listen, serving
 from temporal_api.settings import Settings, SettingsError, TLSFilesError, from_env
 from temporal_api.temporal import access
 from temporal_api.worker import create_worker
@@ -564,3 +564,17 @@ def test_a_body_does_not_wait_until_its_head_is_acknowledged() -> None:
     (listener,) = listen("127.0.0.1", 0)
     with listener, socket.create_connection(listener.getsockname()), listener.accept()[0] as connection:
         assert connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+
+
+def test_what_a_caller_sends_comes_in_small_pieces() -> None:
+    """However fast it sends: a hundred such callers would hold up everybody else with the work of a read of each."""
+    (listener,) = listen("127.0.0.1", 0)
+    largest = 0
+    with listener, socket.create_connection(listener.getsockname()) as sender, listener.accept()[0] as connection:
+        sender.setblocking(False)
+        for _ in range(100):
+            with contextlib.suppress(BlockingIOError):
+                while True:
+                    sender.send(bytes(65_536))
+            largest = max(largest, len(connection.recv(2**20)))
+    assert 0 < largest <= 2 * RECEIVE_BYTES, largest
