@@ -10,13 +10,15 @@ import sys
 from collections.abc import Callable
 from contextlib import suppress
 from types import ModuleType
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 from litestar import Litestar
 from litestar.datastructures import URL
 from litestar.types import ASGIApp, HTTPResponseBodyEvent, Receive, ReceiveMessage, Scope, Send
 
 from temporal_api.errors import Overloaded
+
+T = TypeVar("T")
 
 WAIT_SECONDS = 2.0
 """How long a new request waits for memory that others free."""
@@ -55,6 +57,11 @@ class Memory:
         """Wait for a turn to work on a large body: one at a time, with other requests in between."""
         async with self._turns:
             await asyncio.sleep(0)
+
+    async def in_turn(self, work: Callable[[], T]) -> T:
+        """Do work that takes long in a thread, one at a time: other requests run beside it."""
+        async with self._turns:
+            return await asyncio.to_thread(work)
 
     async def send(self, send: Send, message: HTTPResponseBodyEvent) -> None:
         """Send a large part of an answer in pieces as the client reads it: the server buffers only one piece."""

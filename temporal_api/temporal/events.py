@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import functools
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from typing import Annotated, Any
 
@@ -75,9 +76,10 @@ async def event_json(temporal: Temporal, event: HistoryEvent) -> Event:
 
 async def temporal_json(temporal: Temporal, event: HistoryEvent) -> msgspec.Raw:
     """The event in Temporal's own JSON, unchanged."""
-    if event.ByteSize() > PIECE_BYTES:
-        await temporal.memory.turn()
-    return msgspec.Raw(json_format.MessageToJson(event, indent=None))
+    make = functools.partial(json_format.MessageToDict, event)
+    # Half a second for 55,000 payloads.
+    made = await temporal.memory.in_turn(make) if event.ByteSize() > PIECE_BYTES else make()
+    return msgspec.Raw(msgspec.json.encode(made))
 
 
 def in_parts(events: list[HistoryEvent]) -> Iterator[list[HistoryEvent]]:
