@@ -10,9 +10,12 @@ import uuid
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
+from types import SimpleNamespace
 
 import httpx
 import pytest
+from temporalio.api.common.v1 import Payload
+from temporalio.api.history.v1 import HistoryEvent
 from temporalio.client import Client
 
 from api import (
@@ -32,6 +35,7 @@ from commands import temporal_api
 from temporal_api.dev.server import DevServer, free_port
 from temporal_api.errors import Overloaded
 from temporal_api.memory import Memory, Share
+from temporal_api.temporal.events import temporal_json
 
 pytestmark = pytest.mark.anyio
 
@@ -408,3 +412,19 @@ async def test_more_than_there_is_goes_alone() -> None:
         await huge.grow(1000)
         assert memory.held >= memory.limit
     assert 0 == memory.held
+
+
+async def test_a_large_event_in_temporal_s_json_holds_nobody_up() -> None:
+    """Of 55,000 payloads it takes half a second to write: a thread does it, and the event loop goes on."""
+    event = HistoryEvent(event_id=7)
+    event.workflow_execution_signaled_event_attributes.input.payloads.extend([Payload(data=b"1")] * 55_000)
+    writing = asyncio.ensure_future(temporal_json(SimpleNamespace(memory=Memory(100 * MIB)), event))
+    turns = 0
+    while not writing.done():
+        await asyncio.sleep(0)
+        turns += 1
+
+    assert turns > 50
+    assert 55_000 == len(
+        json.loads(bytes(await writing))["workflowExecutionSignaledEventAttributes"]["input"]["payloads"]
+    )
