@@ -7,7 +7,7 @@ The modules, in the order a request meets them:
     observe       outermost: request id, access log, HTTP metrics, headers of every answer, gzip, HEAD
     prefix        the path below which a proxy serves the service
     cors          what pages of other origins may do
-    record        what is known of a request: logged, counted, told to Temporal
+    record        what is known of a request: logged, counted, told to Temporal; its deadline
     tracing       the trace that a request is part of
     spans         its own spans, for an OpenTelemetry collector, if there is one
     logs          the formats of the log

@@ -148,7 +148,8 @@ class QueueHandler(logging.Handler):
             if isinstance(queued[0], str):
                 time.sleep(WRITE_EVERY_SECONDS)  # writing many lines costs hardly more than writing one
             queued += [self._queue.get() for _ in range(self._queue.qsize())]
-            content = "".join(each for each in queued if isinstance(each, str)).encode()
+            lines = [each for each in queued if isinstance(each, str)]
+            content = "".join(lines).encode()
             try:
                 while content:
                     try:
@@ -156,7 +157,7 @@ class QueueHandler(logging.Handler):
                     except BlockingIOError:  # another process made the pipe non-blocking
                         select.select([], [STDOUT], [])
             except OSError:  # the reader has gone, or the disk is full
-                DROPPED.inc(len(queued))
+                DROPPED.inc(len(lines))
             for each in queued:
                 if isinstance(each, threading.Event):
                     each.set()

@@ -29,7 +29,7 @@ DECODED = 8
 RECEIVING = 0.5
 """The part of the memory that incomplete bodies may take, so that complete ones can always go on."""
 TRIMMED = 0.25
-"""After holding more than this part of the memory, the process returns what is free between its small blocks."""
+"""After more than this part of the memory was held, freed small blocks are returned to the system too."""
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
 _LARGE_BYTES = 128 * 1024
 _CACHE = type(functools.lru_cache(bool))
@@ -40,7 +40,9 @@ class Memory:
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
-        self.held = self.most = 0
+        self.held = 0
+        self.most = 0
+        """The most that was held since freed blocks were last returned."""
         self.freed = asyncio.Event()
         self._turns = asyncio.Lock()
 
@@ -105,7 +107,9 @@ class Share:
             memory.freed.clear()
             if not memory.held and memory.most > memory.limit * TRIMMED:
                 memory.most = 0
-                asyncio.get_running_loop().call_later(1, _trim)  # when the last request has ended too
+                asyncio.get_running_loop().call_later(
+                    1, _call_glibc, "malloc_trim", 0
+                )  # when the last request has ended too
         self._size = size
 
     async def grow(self, size: int, part: float = 1.0, seconds: float = WAIT_SECONDS) -> None:
@@ -163,9 +167,9 @@ def _counting(receive: Receive, memory: Memory, share: Share) -> Receive:
     return counting
 
 
-def _trim() -> None:
+def _call_glibc(function: str, *args: int) -> None:
     with suppress(AttributeError, OSError):  # another libc
-        ctypes.CDLL(None).malloc_trim(0)
+        getattr(ctypes.CDLL(None), function)(*args)
 
 
 def return_memory_at_once() -> None:
@@ -174,10 +178,8 @@ def return_memory_at_once() -> None:
     The values are glibc's defaults. Unless they are set, glibc raises them to the largest block ever freed, and keeps
     smaller ones.
     """
-    with suppress(AttributeError, OSError):  # another libc
-        libc = ctypes.CDLL(None)
-        libc.mallopt(_M_MMAP_THRESHOLD, _LARGE_BYTES)
-        libc.mallopt(_M_TRIM_THRESHOLD, _LARGE_BYTES)
+    for parameter in (_M_MMAP_THRESHOLD, _M_TRIM_THRESHOLD):
+        _call_glibc("mallopt", parameter, _LARGE_BYTES)
 
 
 def turn_off_caches(app: Litestar) -> None:

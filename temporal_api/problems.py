@@ -180,7 +180,7 @@ def declare_common(handler: HTTPRouteHandler) -> None:
     declared = handler.responses or {}
     own = (problem for spec in declared.values() if isinstance(spec, DeclaredProblems) for problem in spec.problems)
     common = (*_EVERY_OPERATION, *(_EVERY_BODY if handler.parsed_data_field else ()))
-    handler.responses = {**declared, **responses(*dict.fromkeys((*common, *own)))}  # once, also for two paths
+    handler.responses = {**declared, **responses(*dict.fromkeys((*common, *own)))}  # each once, even for two paths
 
 
 # Which workflow and run the examples are about.

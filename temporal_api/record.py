@@ -1,4 +1,4 @@
-"""`Record`: the facts about one request that `observe` logs and counts, and that are sent to Temporal; its deadline.
+"""`Record`: what is known of one request. `observe` logs and counts it, Temporal is told it; it has the deadline too.
 
 Each module writes the facts that it learns.
 """

@@ -105,7 +105,9 @@ class Waits:
             yield
         finally:
             self.open -= 1
-            self._open_of -= Counter((user.sub,))  # this also drops those who have none left
+            self._open_of[user.sub] -= 1
+            if not self._open_of[user.sub]:
+                del self._open_of[user.sub]
 
     async def within(
         self, request: APIRequest, seconds: float | None, work: Callable[[], Coroutine[Any, Any, T]]

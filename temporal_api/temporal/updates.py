@@ -48,11 +48,12 @@ async def send(workflow: Workflow, update_id: str, name: str, args: Iterable[obj
         if isinstance(problem, errors.WorkflowPaused):
             with suppress(UpdateNotFound):  # it was accepted before the pause
                 return await find(workflow, update_id)
-        raise _naming(update_id, problem) from problem.__cause__
+        raise _with_id(problem, update_id) from problem.__cause__
     return await _update(workflow, update_id, response)
 
 
-def _naming(update_id: str, problem: Problem) -> Problem:
+def _with_id(problem: Problem, update_id: str) -> Problem:
+    """The Problem with the update's id, and with a hint if the update may still happen."""
     is_open = isinstance(problem, errors.Unavailable | errors.TemporalTimeout)
     hint = "The update may still happen: sent again with the same update_id, it happens once." if is_open else ""
     return problem.adding(hint, update_id=update_id)
@@ -74,7 +75,7 @@ async def send_with_start(
     try:
         response = await temporal.call(rpc, both, start_subject(workflow.id))
     except Problem as problem:
-        raise _naming(update_id, problem) from problem.__cause__
+        raise _with_id(problem, update_id) from problem.__cause__
     first, second = response.responses
     started = Started(first.start_workflow.run_id, first.start_workflow.started)
     return started, await _update(workflow, update_id, second.update_workflow)

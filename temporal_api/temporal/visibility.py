@@ -71,9 +71,9 @@ async def compile_query(
         _not_beginning(name, prefix) for name in ("WorkflowId", "WorkflowType", "TaskQueue") for prefix in TEMPORALS_OWN
     ]
     if query is not None:
-        if ")" in query:  # what Temporal takes alone does not end our parentheses to get round the other terms
+        if ")" in query:  # one that closes our parenthesis would get round the other terms: alone, Temporal refuses it
             await list_runs(temporal, query, 1, b"")
-        terms.append(f"({query})")  # the last, so that a quote that it leaves open takes in none of the others
+        terms.append(f"({query})")  # the last: a quote that it leaves open then hides no other term
     return " AND ".join(terms)
 
 

@@ -235,7 +235,7 @@ class Workflow:
         run = await self.describe()
         if not run.is_open:
             return self._completed(f"The workflow {self.id!r} was closed before a worker could answer for it.")
-        if not run.task_attempt:  # it has a start delay, or waits for its next try or its time
+        if not run.task_attempt:  # a start delay, a retry or a cron schedule
             told = "The workflow has not begun yet, so no worker answers for it. Try again when it has."
             return errors.NoWorker(told, source="gateway", **self.subject.details)
         return await self._task_failing(run) or errors.WorkflowTaskFailing(source="gateway", **self.subject.details)

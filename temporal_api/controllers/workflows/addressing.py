@@ -82,7 +82,8 @@ def provide_workflow(
     record_of(request.scope).workflow_id = workflow_id
     if workflow_id.startswith(services.hidden_from(request.user)):
         raise WorkflowNotFound(f"There is no workflow {shown(workflow_id)!r}.", workflow_id=workflow_id)
-    return services.workflow(workflow_id, run_id.lower())  # Temporal reads any case, but answers no query in another
+    # Temporal finds a run in any case, but answers queries and updates only in lower case.
+    return services.workflow(workflow_id, run_id.lower())
 
 
 PathWorkflow = NamedDependency[SkipValidation[Workflow]]

@@ -94,9 +94,13 @@ async def get_workflow_history(
     if form == "temporal":
         if ADMIN not in request.user.scopes:
             raise errors.InsufficientScope(f"format=temporal needs the scope {ADMIN}.", ADMIN)
-        # Some generated clients send every default: that is no wish.
-        for name, wish in (("order", order != "forward"), ("page_size", page_size != 100), ("page_token", page_token)):
-            if wish:
+        # Some generated clients send the defaults too.
+        for name, is_set in (
+            ("order", order != "forward"),
+            ("page_size", page_size != 100),
+            ("page_token", page_token),
+        ):
+            if is_set:
                 raise invalid(name, "Expected none with format=temporal, which gives the whole history")
         events = list_events(workflow, cursor=b"", size=sys.maxsize, reverse=False)
         pieces = _pieces(temporal, events, temporal_json, b'{"events":[', lambda cursor: b"]}")

@@ -323,9 +323,9 @@ async def update_workflow(
     update_id = key or data.update_id or str(uuid.uuid4())
     preferred = preferred_wait(request, services.settings.max_wait_seconds)
     record_of(request.scope).waited = bool(preferred)  # sending waits for a worker too
-    ends = time.monotonic() + (services.settings.rpc_timeout_seconds if preferred is None else preferred)
+    began = time.monotonic()
     update = await updates.send(target, update_id, data.update_name, arguments(data.update_input, data.update_args))
-    update = await until_done(request, services, target, update, max(0, ends - time.monotonic()))
+    update = await until_done(request, services, target, update, time_left(services, preferred, began))
     return _answer(request, update, preferred)
 
 
@@ -351,6 +351,12 @@ async def get_workflow_update(
     seconds = preferred_wait(request, services.settings.max_wait_seconds)
     update = await until_done(request, services, workflow, await updates.find(workflow, update_id), seconds)
     return _answer(request, update, seconds)
+
+
+def time_left(services: Services, preferred: float | None, began: float) -> float:
+    """The seconds that are left of the preferred wait; without one, of the time that any call may take."""
+    seconds = services.settings.rpc_timeout_seconds if preferred is None else preferred
+    return max(0, began + seconds - time.monotonic())
 
 
 async def until_done(

@@ -36,6 +36,7 @@ from temporal_api.controllers.workflows.messages import (
     arguments,
     check_arguments,
     check_in_path,
+    time_left,
     until_done,
 )
 from temporal_api.errors import Problem, invalid
@@ -390,10 +391,9 @@ async def _start(
     workflow, update_id = services.workflow(workflow_id), data.update.update_id or str(uuid.uuid4())
     args = arguments(data.update.update_input, data.update.update_args)
     record_of(request.scope).waited = bool(preferred)  # sending waits for a worker too
-    # Without `Prefer`, wait as long as for any call.
-    ends = time.monotonic() + (services.settings.rpc_timeout_seconds if preferred is None else preferred)
+    began = time.monotonic()
     run, update = await updates.send_with_start(workflow, start, update_id, data.update.update_name, args)
-    update = await until_done(request, services, workflow, update, max(0, ends - time.monotonic()))
+    update = await until_done(request, services, workflow, update, time_left(services, preferred, began))
     if update.result is None:
         return run, StartedUpdate(update_id, "ACCEPTED", Raw(b"null"))
     return run, StartedUpdate(update_id, "COMPLETED", update.result)
