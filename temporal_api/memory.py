@@ -26,10 +26,12 @@ PIECE_BYTES = 64 * 1024
 """Smaller bodies and answers are not counted. A larger answer is sent in pieces of this size, as the client reads."""
 DECODED = 8
 """How many times its own size a body takes while it is decoded and sent to Temporal."""
+WAITED = 2
+"""The same, while its request waits for something to happen."""
 RECEIVING = 0.5
 """The part of the memory that incomplete bodies may take, so that complete ones can always go on."""
-TRIMMED = 0.25
-"""After more than this part of the memory was held, freed small blocks are returned to the system too."""
+TRIMMED_BYTES = 1024 * 1024
+"""After more than this was held, freed small blocks are returned to the system too."""
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
 _LARGE_BYTES = 128 * 1024
 _CACHE = type(functools.lru_cache(bool))
@@ -43,6 +45,7 @@ class Memory:
         self.held = 0
         self.most = 0
         """The most that was held since freed blocks were last returned."""
+        self.trimming = False
         self.freed = asyncio.Event()
         self._turns = asyncio.Lock()
 
@@ -64,6 +67,11 @@ class Memory:
         """Do work that takes long in a thread, one at a time: other requests run beside it."""
         async with self._turns:
             return await asyncio.to_thread(work)
+
+    def trim(self) -> None:
+        """Return freed small blocks to the system. glibc keeps them otherwise."""
+        self.most, self.trimming = self.held, False
+        _call_glibc("malloc_trim", 0)
 
     async def send(self, send: Send, message: HTTPResponseBodyEvent) -> None:
         """Send a large part of an answer in pieces as the client reads it: the server buffers only one piece."""
@@ -105,11 +113,9 @@ class Share:
         if size < self._size:
             memory.freed.set()
             memory.freed.clear()
-            if not memory.held and memory.most > memory.limit * TRIMMED:
-                memory.most = 0
-                asyncio.get_running_loop().call_later(
-                    1, _call_glibc, "malloc_trim", 0
-                )  # when the last request has ended too
+            if not memory.held and memory.most > TRIMMED_BYTES and not memory.trimming:
+                memory.trimming = True
+                asyncio.get_running_loop().call_later(1, memory.trim)  # when the last request has ended too
         self._size = size
 
     async def grow(self, size: int, part: float = 1.0, seconds: float = WAIT_SECONDS) -> None:
@@ -149,15 +155,17 @@ def limits(most: int, memory: Memory) -> Callable[[ASGIApp], ASGIApp]:
 
 def _counting(receive: Receive, memory: Memory, share: Share) -> Receive:
     """Count a body as it arrives. Without room for more, stop reading, and soon refuse the request."""
-    received = 0
+    received, more = 0, True
 
     async def counting() -> ReceiveMessage:
-        nonlocal received
+        nonlocal received, more
+        if not more:  # a request that waits listens for the caller to leave
+            share.size = min(share.size, WAITED * received)
         message = await receive()
         if message["type"] == "http.request":
-            received += len(message["body"])
+            received, more = received + len(message["body"]), message["more_body"]
             if received > PIECE_BYTES:
-                if message["more_body"]:
+                if more:
                     await share.grow(received, RECEIVING)
                 else:
                     await share.grow(DECODED * received)

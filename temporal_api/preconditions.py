@@ -54,8 +54,9 @@ async def answer_status(
     found, run = await read()
     known = if_none_match and is_known(request, run)
     if seconds and known and run.is_open:
-        workflow, length = services.workflow(run.workflow_id, run.run_id), run.history_length
-        await services.waits.within(request, seconds, lambda: feeds.wait_for_change(workflow, length))
+        workflow, sizes = services.workflow(run.workflow_id, run.run_id), (run.history_length, run.history_bytes)
+        del found, run  # they may be large, and the wait long
+        await services.waits.within(request, seconds, lambda: feeds.wait_for_change(workflow, *sizes))
         # Read again even if the wait was cut off: an activity's next attempt changes the run, but adds no event.
         found, run = await read()
         known = is_known(request, run)

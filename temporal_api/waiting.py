@@ -221,8 +221,8 @@ class EventStream(Response[T]):
             while chunk is not None and not over.done():
                 if not await _sent(send, chunk, over):
                     return
+                chunk = _COMMENT  # hold nothing large while waiting
                 await asyncio.wait({upcoming, over}, timeout=KEEP_ALIVE_SECONDS, return_when=asyncio.FIRST_COMPLETED)
-                chunk = _COMMENT
                 if upcoming.done():
                     chunk = upcoming.result()
                     upcoming = asyncio.ensure_future(_next(events, record))

@@ -19,7 +19,7 @@ from temporal_api.sealing import page_size, page_token
 from temporal_api.services import CurrentServices
 from temporal_api.temporal import feeds
 from temporal_api.temporal.endings import Ending
-from temporal_api.temporal.events import CLOSING
+from temporal_api.temporal.events import CLOSING, written_memo
 from temporal_api.temporal.history import retry_while_away
 from temporal_api.temporal.run import Run
 from temporal_api.temporal.workflow import Workflow
@@ -223,23 +223,22 @@ async def _status_events(
 
     It follows a reset and continue-as-new into the next run.
     """
-    temporal, run_id, length = workflow.temporal, run.run_id, run.history_length
+    temporal, run_id = workflow.temporal, run.run_id
+    length, history_bytes = run.history_length, run.history_bytes
     while True:
         closing = ""
-        async for events in feeds.events(workflow.run(run_id), seen, length):
+        async for events in feeds.events(workflow.run(run_id), seen, length, history_bytes):
             for event in events:
-                started = event.workflow_execution_started_event_attributes
-                changed = event.workflow_properties_modified_event_attributes
-                memo = changed.upserted_memo if changed.HasField("upserted_memo") else started.memo
                 event_id = f"{run_id}:{event.event_id}"
-                if (now := await temporal.memo(memo, STATUS_MEMO, StatusMemo)) is not None:
+                now = await temporal.memo(written_memo(event), STATUS_MEMO, StatusMemo)
+                if now is not None:
                     yield sse(now, event="status", event_id=event_id)
-                if event.event_type in CLOSING:
-                    closing = event_id
+            closing = event_id if event.event_type in CLOSING else ""
+            del events, event  # the next may come in hours
         run = await retry_while_away(workflow.run(run_id).describe)
         if not _goes_on(run):
             break
-        run_id, seen, length = run.reset_run_id, 0, 0
+        run_id, seen, length, history_bytes = run.reset_run_id, 0, 0, 0
         if run.status == "CONTINUED_AS_NEW":
             run_id = (await retry_while_away(workflow.describe)).run_id
     status, is_written = await resource.status(temporal, run)

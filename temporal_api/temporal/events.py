@@ -1,6 +1,5 @@
 """A history's events as JSON, with their payloads decoded; without this service's own memo."""
 
-import asyncio
 import base64
 import functools
 from collections.abc import Awaitable, Callable, Iterable, Iterator
@@ -13,7 +12,7 @@ from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 from msgspec import Meta
-from temporalio.api.common.v1 import Payload, Payloads
+from temporalio.api.common.v1 import Memo, Payload, Payloads
 from temporalio.api.enums.v1 import EventType
 from temporalio.api.failure.v1 import Failure
 from temporalio.api.history.v1 import HistoryEvent
@@ -82,18 +81,25 @@ async def temporal_json(temporal: Temporal, event: HistoryEvent) -> msgspec.Raw:
     return msgspec.Raw(msgspec.json.encode(made))
 
 
+def written_memo(event: HistoryEvent) -> Memo:
+    """The memo that the workflow was started with, or has written, in this event; else an empty one."""
+    changed = event.workflow_properties_modified_event_attributes
+    started = event.workflow_execution_started_event_attributes
+    return changed.upserted_memo if changed.HasField("upserted_memo") else started.memo
+
+
 def in_parts(events: list[HistoryEvent]) -> Iterator[list[HistoryEvent]]:
     """Split events into parts, so that other requests can run in between."""
     return (events[start : start + EVENTS_AT_ONCE] for start in range(0, len(events), EVENTS_AT_ONCE))
 
 
-async def _list(values: Iterable[Any], told: Callable[[Any], Awaitable[Any]]) -> list[Any]:
+async def _list(temporal: Temporal, field: FieldDescriptor, values: Iterable[Any]) -> list[Any]:
     """Decode every value. An event may have very many, so other requests run in between."""
     answer = []
     for number, value in enumerate(values, 1):
-        answer.append(await told(value))
+        answer.append(await _one(temporal, field, value))
         if number % VALUES_AT_ONCE == 0:
-            await asyncio.sleep(0)
+            await temporal.memory.turn()
     return answer
 
 
@@ -111,7 +117,7 @@ async def _value(temporal: Temporal, field: FieldDescriptor, value: Any) -> Any:
         of = kind.fields_by_name["value"]
         return {key: await _one(temporal, of, value[key]) for key in value if not key.startswith(OWN_MEMO)}
     if field.is_repeated:
-        return await _list(value, lambda item: _one(temporal, field, item))
+        return await _list(temporal, field, value)
     return await _one(temporal, field, value)
 
 
@@ -120,7 +126,7 @@ async def _one(temporal: Temporal, field: FieldDescriptor, value: Any) -> Any:
         case Payload():
             return raw_json(*await temporal.decode([value]))
         case Payloads():
-            return await _list(value.payloads, lambda payload: _one(temporal, field, payload))
+            return await _list(temporal, field, value.payloads)
         case Failure():
             return await temporal.failure(value)
         case Timestamp():

@@ -27,32 +27,45 @@ PAGE_BYTES = 512 * 1024
 """The size that a page should have. Temporal counts batches instead: events that it recorded together."""
 FIRST_BATCHES = 2
 """The first page's, of a history whose size is not known: an event may have 2 MB."""
-HELD = 3
-"""How many times its own size a page takes while it is read and sent."""
+HELD = 6
+"""How many times its own size a page takes while it is read and sent: 3 with large payloads, 12 with tiny ones."""
+READING = 0.5
+"""The part of the memory that pages may take, so that other requests can always go on."""
 ROOM_SECONDS = 15.0
 """How long the next page of a history waits for memory."""
 
 
 async def read_pages(
-    run: Workflow, *, token: bytes = b"", reverse: bool = False, while_away: bool = False, history_bytes: int = 0
+    run: Workflow,
+    *,
+    token: bytes = b"",
+    reverse: bool = False,
+    while_away: bool = False,
+    live: bool = False,
+    history_bytes: int = 0,
 ) -> AsyncGenerator[Page, None]:
-    """Read page after page to the end. With `while_away`, wait while Temporal is away.
+    """Read page after page to the end. With `while_away`, wait while Temporal is away; with `live`, for new events.
 
     A page is read when there is memory for one as large as the last, or for all of `history_bytes`. Raises Overloaded.
     """
     batches = PAGE_BATCHES if 0 < history_bytes <= PAGE_BYTES else FIRST_BATCHES
-    size, seconds = history_bytes, ROOM_SECONDS if while_away else WAIT_SECONDS
+    unread = size = history_bytes
+    seconds = ROOM_SECONDS if while_away else WAIT_SECONDS
     with Share(run.temporal.memory) as share:
         while True:
             if size > PAGE_BYTES:
-                await share.grow(HELD * size, seconds=seconds)
-            which: dict[str, Any] = {"token": token, "batches": batches, "reverse": reverse}
+                await share.grow(HELD * size, READING, seconds)
+            which: dict[str, Any] = {"token": token, "batches": batches, "reverse": reverse, "wait": live}
             found = await (retry_while_away(run.read_page, **which) if while_away else run.read_page(**which))
             share.size = HELD * found.size
             yield found
             if not (token := found.token):
                 return
             batches, size, seconds = fitting(batches, found), found.size, ROOM_SECONDS
+            if live:  # after the known events, the next page may come in hours
+                unread -= size
+                size, share.size = min(size, unread), 0
+            del found
 
 
 def fitting(batches: int, last: Page) -> int:

@@ -166,19 +166,75 @@ async def test_readers_of_a_large_history(harmed: DevServer, number: int) -> Non
 
 @pytest.mark.parametrize("path", ["history", "history?format=temporal", "events"])
 async def test_readers_that_do_not_read(harmed: DevServer, path: str) -> None:
-    """Twenty that ask for a large history and take nothing of it: others are served, and all is given back after."""
+    """Fifty that ask for a large history and take nothing of it: others are served, and all is given back after."""
     authorization = f"Bearer {token(scope=f'{WORKFLOWS} workflows:admin')}"
     history = await large_history(harmed)
     request = f"GET {history}/{path} HTTP/1.1\r\nHost: x\r\nAuthorization: {authorization}\r\n\r\n"
     async with served(harmed) as api:
         before = api.memory()
         async with AsyncExitStack() as stack:
-            for _ in range(20):
+            for _ in range(50):
                 await api.deaf(stack, request.encode())
             for _ in range(10):
                 assert 201 == (await api.alice.post("/api/v1/orders", json=order())).status_code
             assert api.memory("VmHWM") < MOST
         await held_again(api, before + 80 * MIB)
+
+
+@pytest.mark.parametrize(("number", "values"), [(30, ["x" * 1_900_000]), (8, [1] * 40_000)])
+async def test_streams_at_rest_hold_nothing(harmed: DevServer, number: int, values: list[object]) -> None:
+    """A run's last event is large: it is sent, and not kept until the next one comes; nor after the stream's end."""
+    client, last = await Client.connect(harmed.address), len(json.dumps(values).replace(" ", ""))
+    runs = []
+    for _ in range(number):
+        run = await client.start_workflow("nobody", id=f"rest-{uuid.uuid4()}", task_queue=f"nobody-{uuid.uuid4()}")
+        await run.signal("more", args=values)
+        runs.append(run.id)
+    told: dict[str, int] = dict.fromkeys(runs, 0)
+    async with served(harmed) as api:
+        before = api.memory()
+
+        async def watch(run: str) -> None:
+            async with api.alice.stream("GET", f"/api/v1/workflows/{run}/events") as stream:
+                async for piece in stream.aiter_bytes():
+                    told[run] += len(piece)
+
+        async def all_are_told() -> bool:
+            return min(told.values()) > last
+
+        watching = [asyncio.create_task(watch(run)) for run in runs]
+        await eventually(all_are_told, 120)
+        await held_again(api, before + 40 * MIB)
+        for each in watching:
+            each.cancel()
+        await asyncio.wait(watching)
+        await held_again(api, before + 40 * MIB)
+        assert api.memory("VmHWM") < MOST
+
+
+async def test_large_starts_that_wait_leave_room_for_others(dev_server: DevServer) -> None:
+    """One caller waits for thirty starts of 1.9 MB: another one starts a large workflow too."""
+
+    def start(size: int) -> dict[str, object]:
+        return {"workflow_type": "nobody", "task_queue": f"nobody-{uuid.uuid4()}", "args": ["x" * size]}
+
+    async with served(dev_server) as api:
+
+        async def waiting(number: int) -> bool:
+            return (await samples(api.alice))[("http_requests_in_progress",)] == number + 1
+
+        waits = []
+        for number in range(30):
+            request = api.alice.post("/api/v1/workflows", json=start(1_900_000), headers={"Prefer": "wait=50"})
+            waits.append(asyncio.create_task(request))
+            await eventually(lambda number=number: waiting(number + 1))
+        others = await api.alice.post("/api/v1/workflows", json=start(400_000), headers=bearer("bob"))
+        assert not [wait for wait in waits if wait.done()]
+        for wait in waits:
+            wait.cancel()
+        await asyncio.wait(waits)
+
+    assert 201 == others.status_code
 
 
 @pytest.mark.parametrize("path", ["history", "events"])

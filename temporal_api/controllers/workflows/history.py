@@ -142,7 +142,7 @@ async def stream_workflow_events(
     watched, follow = workflow.run(run.run_id), not workflow.run_id
     if seen > run.history_length and not (follow and (await endings.read(watched)).new_run_id):
         return EventStream(services.waits, None)
-    events = _stream(watched, seen, run.history_length, follow=follow)
+    events = _stream(watched, seen, run.history_length, run.history_bytes, follow=follow)
     return EventStream(services.waits, events)
 
 
@@ -195,14 +195,16 @@ class _LongPage(JSONResponse[HistoryResponse | TemporalHistory]):
             await self._rest.aclose()
 
 
-async def _stream(run: Workflow, seen: int, length: int, *, follow: bool) -> AsyncGenerator[bytes, None]:
+async def _stream(
+    run: Workflow, seen: int, length: int, history_bytes: int, *, follow: bool
+) -> AsyncGenerator[bytes, None]:
     while True:
-        async for events in feeds.events(run, seen, length):
+        async for events in feeds.events(run, seen, length, history_bytes):
             seen, told = events[-1].event_id, bytearray()
             try:
                 for event in events:
-                    data = await event_json(run.temporal, event)
-                    told += sse(data, event="history", event_id=f"{run.run_id}:{event.event_id}")
+                    event_id = f"{run.run_id}:{event.event_id}"
+                    told += sse(await event_json(run.temporal, event), event="history", event_id=event_id)
                     if len(told) >= PIECE_BYTES:
                         yield bytes(told)
                         told.clear()
@@ -210,8 +212,9 @@ async def _stream(run: Workflow, seen: int, length: int, *, follow: bool) -> Asy
                 yield bytes(told)
                 raise
             yield bytes(told)
+            del events, event, told  # the next may come in hours
         ending = await endings.wait(run, follow=False)
         if not (follow and ending.new_run_id):
             break
-        run, seen, length = run.run(ending.new_run_id), 0, 0
+        run, seen, length, history_bytes = run.run(ending.new_run_id), 0, 0, 0
     yield sse({"run_id": run.run_id, "status": ending.status}, event="done", event_id=end_id(run.run_id, seen))
