@@ -25,6 +25,8 @@ PAUSED_SECONDS = 5.0
 PAGE_EVENTS = 200
 PAGE_BYTES = 512 * 1024
 """The size that a page should have. Temporal counts batches instead: events that it recorded together."""
+BATCH_BYTES = 2 * 1024 * 1024
+"""What one batch may have, nearly always: Temporal takes payloads of 2 MB, in requests of 4 MB."""
 FIRST_BATCHES = 2
 """The first page's, of a history whose size is not known: an event may have 2 MB."""
 HELD = 6
@@ -46,10 +48,11 @@ async def read_pages(
 ) -> AsyncGenerator[Page, None]:
     """Read page after page to the end. With `while_away`, wait while Temporal is away; with `live`, for new events.
 
-    A page is read when there is memory for one as large as the last, or for all of `history_bytes`. Raises Overloaded.
+    A page is read when there is memory for one as large as the last; `history_bytes` tells of the first. Raises
+    Overloaded.
     """
     batches = PAGE_BATCHES if 0 < history_bytes <= PAGE_BYTES else FIRST_BATCHES
-    unread = size = history_bytes
+    unread, size = history_bytes, min(history_bytes, FIRST_BATCHES * BATCH_BYTES)
     seconds = ROOM_SECONDS if while_away else WAIT_SECONDS
     with Share(run.temporal.memory) as share:
         while True:
