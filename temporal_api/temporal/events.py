@@ -2,7 +2,7 @@
 
 import base64
 import functools
-from collections.abc import Awaitable, Callable, Iterable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from typing import Annotated, Any
 
 import msgspec
@@ -93,14 +93,14 @@ def in_parts(events: list[HistoryEvent]) -> Iterator[list[HistoryEvent]]:
     return (events[start : start + EVENTS_AT_ONCE] for start in range(0, len(events), EVENTS_AT_ONCE))
 
 
-async def _list(temporal: Temporal, field: FieldDescriptor, values: Iterable[Any]) -> list[Any]:
-    """Decode every value. An event may have very many, so other requests run in between."""
-    answer = []
-    for number, value in enumerate(values, 1):
-        answer.append(await _one(temporal, field, value))
-        if number % VALUES_AT_ONCE == 0:
+async def _payloads(temporal: Temporal, payloads: Sequence[Payload]) -> list[msgspec.Raw]:
+    """Decode the payloads. An event may have very many, so other requests run in between."""
+    values: list[msgspec.Raw] = []
+    for start in range(0, len(payloads), VALUES_AT_ONCE):
+        if start:
             await temporal.memory.turn()
-    return answer
+        values += map(raw_json, await temporal.decode(payloads[start : start + VALUES_AT_ONCE]))
+    return values
 
 
 async def _fields(temporal: Temporal, message: Message) -> dict[str, Any]:
@@ -117,7 +117,7 @@ async def _value(temporal: Temporal, field: FieldDescriptor, value: Any) -> Any:
         of = kind.fields_by_name["value"]
         return {key: await _one(temporal, of, value[key]) for key in value if not key.startswith(OWN_MEMO)}
     if field.is_repeated:
-        return await _list(temporal, field, value)
+        return [await _one(temporal, field, item) for item in value]
     return await _one(temporal, field, value)
 
 
@@ -126,7 +126,7 @@ async def _one(temporal: Temporal, field: FieldDescriptor, value: Any) -> Any:
         case Payload():
             return raw_json(*await temporal.decode([value]))
         case Payloads():
-            return await _list(temporal, field, value.payloads)
+            return await _payloads(temporal, value.payloads)
         case Failure():
             return await temporal.failure(value)
         case Timestamp():
