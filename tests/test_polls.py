@@ -12,6 +12,7 @@ from temporalio.api.workflowservice.v1 import GetWorkflowExecutionHistoryRespons
 from api import eventually
 from scripted import AWAY, REFUSED, Scripted
 from temporal_api.errors import TemporalError
+from temporal_api.memory import Share
 from temporal_api.temporal import endings, feeds, history
 from temporal_api.temporal.polls import Polls
 from temporal_api.temporal.workflow import Workflow
@@ -168,6 +169,26 @@ async def test_a_watcher_that_falls_behind_loses_nothing(monkeypatch: pytest.Mon
 
     assert list(range(1, 9)) == seen
     assert 2 == server.asked["get_workflow_execution_history"]
+
+
+async def test_news_without_memory_to_keep_them_are_not_lost() -> None:
+    """A watcher that waits is told of an event that there is no room to hold: the history is read again."""
+    news: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+    server = Scripted(
+        get_workflow_execution_history=[whole(1, 2), whole(1, 2, 3, closed=True)], wait_for_history=[page(1, 2), news]
+    )
+    run = server.workflow()
+    async with aclosing(feeds.events(run, 0, 2)) as events:
+        seen = [event.event_id for event in await anext(events)]
+        upcoming = asyncio.ensure_future(anext(events))
+        with Share(run.temporal.memory) as others:
+            others.size = run.temporal.memory.limit
+            news.set_result(page(3, closed=True))
+            async with asyncio.timeout(30):
+                seen += [event.event_id for event in await upcoming]
+
+    assert [1, 2, 3] == seen
+    await eventually(lambda: not run.temporal.memory.held)
 
 
 async def test_a_watcher_that_begins_while_temporal_is_away(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -30,9 +30,10 @@ class _Watcher:
         full = self._pages.qsize() >= PAGES_HELD or self.share.size >= HELD * BYTES_HELD
         if isinstance(news, Exception):
             self._pages.put_nowait(news)
-        elif self._behind or full or self._memory.held >= READING * self._memory.limit:
+        elif not self._behind and (full or self._memory.held >= READING * self._memory.limit):
             self._behind = True  # the history, read again, contains this page and later ones
-        else:
+            self._pages.put_nowait([])  # the subscriber may be waiting
+        elif not self._behind:
             self.share.size += HELD * size
             self._pages.put_nowait(news)
 
