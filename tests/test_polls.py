@@ -181,6 +181,7 @@ async def test_news_without_memory_to_keep_them_are_not_lost() -> None:
     async with aclosing(feeds.events(run, 0, 2)) as events:
         seen = [event.event_id for event in await anext(events)]
         upcoming = asyncio.ensure_future(anext(events))
+        assert (set(), {upcoming}) == await asyncio.wait({upcoming}, timeout=0.1)  # it waits for news
         with Share(run.temporal.memory) as others:
             others.size = run.temporal.memory.limit
             news.set_result(page(3, closed=True))
