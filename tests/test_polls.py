@@ -172,7 +172,9 @@ async def test_a_watcher_that_falls_behind_loses_nothing(monkeypatch: pytest.Mon
 
 
 async def test_news_without_memory_to_keep_them_are_not_lost() -> None:
-    """A watcher that waits is told of an event that there is no room to hold: the history is read again."""
+    """A watcher that waits is told of a large event that there is no room to hold: the history is read again."""
+    large = page(3, closed=True)
+    large.history.events[0].workflow_execution_terminated_event_attributes.reason = "x" * 100_000
     news: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
     server = Scripted(
         get_workflow_execution_history=[whole(1, 2), whole(1, 2, 3, closed=True)], wait_for_history=[page(1, 2), news]
@@ -184,7 +186,7 @@ async def test_news_without_memory_to_keep_them_are_not_lost() -> None:
         assert (set(), {upcoming}) == await asyncio.wait({upcoming}, timeout=0.1)  # it waits for news
         with Share(run.temporal.memory) as others:
             others.size = run.temporal.memory.limit
-            news.set_result(page(3, closed=True))
+            news.set_result(large)
             async with asyncio.timeout(30):
                 seen += [event.event_id for event in await upcoming]
 

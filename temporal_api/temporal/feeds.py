@@ -7,7 +7,7 @@ from contextlib import aclosing
 
 from temporalio.api.history.v1 import HistoryEvent
 
-from temporal_api.memory import Memory, Share
+from temporal_api.memory import PIECE_BYTES, Memory, Share
 from temporal_api.temporal.events import CLOSING
 from temporal_api.temporal.history import HELD, READING, read_pages, until_unpaused
 from temporal_api.temporal.workflow import Workflow
@@ -28,9 +28,10 @@ class _Watcher:
 
     def put(self, news: list[HistoryEvent] | Exception, size: int = 0) -> None:
         full = self._pages.qsize() >= PAGES_HELD or self.share.size >= HELD * BYTES_HELD
+        scarce = size > PIECE_BYTES and self._memory.held + HELD * size > READING * self._memory.limit
         if isinstance(news, Exception):
             self._pages.put_nowait(news)
-        elif not self._behind and (full or self._memory.held >= READING * self._memory.limit):
+        elif not self._behind and (full or scarce):
             self._behind = True  # the history, read again, contains this page and later ones
             self._pages.put_nowait([])  # the subscriber may be waiting
         elif not self._behind:
