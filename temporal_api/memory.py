@@ -38,7 +38,7 @@ _CACHE = type(functools.lru_cache(bool))
 
 
 class Memory:
-    """Counts the bytes of bodies being received, histories being sent and answers not yet read, in this process."""
+    """Counts the bytes of bodies being received, events to be sent and answers not yet read, in this process."""
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
@@ -49,8 +49,8 @@ class Memory:
         self.freed = asyncio.Event()
         self._turns = asyncio.Lock()
 
-    async def room(self, size: int, limit: float, seconds: float = WAIT_SECONDS) -> None:
-        """Wait until `size` more bytes are within `limit`. Raises Overloaded."""
+    async def room(self, size: int, limit: float, seconds: float | None = WAIT_SECONDS) -> None:
+        """Wait until `size` more bytes are within `limit`; without `seconds`, however long. Raises Overloaded."""
         try:
             async with asyncio.timeout(seconds):
                 while self.held and self.held + size > limit:
@@ -118,12 +118,13 @@ class Share:
                 asyncio.get_running_loop().call_later(1, memory.trim)  # when the last request has ended too
         self._size = size
 
-    async def grow(self, size: int, part: float = 1.0, seconds: float = WAIT_SECONDS) -> None:
+    async def grow(self, size: int, part: float = 1.0, seconds: float | None = WAIT_SECONDS) -> None:
         """Hold `size` bytes once there is room within `part` of the limit. Raises Overloaded."""
         limit = int(self._memory.limit * part)
-        size = max(self._size, min(size, limit))  # a request that needs more than the limit waits until it is alone
-        await self._memory.room(size - self._size, limit, seconds)
-        self.size = size
+        size = min(size, limit)  # a request that needs more than the limit waits until it is alone
+        if size > self._size:
+            await self._memory.room(size - self._size, limit, seconds)
+            self.size = size
 
 
 def limits(most: int, memory: Memory) -> Callable[[ASGIApp], ASGIApp]:

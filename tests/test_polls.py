@@ -12,7 +12,7 @@ from temporalio.api.workflowservice.v1 import GetWorkflowExecutionHistoryRespons
 from api import eventually
 from scripted import AWAY, REFUSED, Scripted
 from temporal_api.errors import TemporalError
-from temporal_api.memory import Share
+from temporal_api.memory import Memory, Share
 from temporal_api.temporal import endings, feeds, history
 from temporal_api.temporal.polls import Polls
 from temporal_api.temporal.workflow import Workflow
@@ -172,7 +172,7 @@ async def test_a_watcher_that_falls_behind_loses_nothing(monkeypatch: pytest.Mon
 
 
 async def test_news_without_memory_to_keep_them_are_not_lost() -> None:
-    """A watcher that waits is told of a large event that there is no room to hold: the history is read again."""
+    """A large event comes when there is no room to hold it: once there is, the history is read again."""
     large = page(3, closed=True)
     large.history.events[0].workflow_execution_terminated_event_attributes.reason = "x" * 100_000
     news: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
@@ -183,15 +183,35 @@ async def test_news_without_memory_to_keep_them_are_not_lost() -> None:
     async with aclosing(feeds.events(run, 0, 2)) as events:
         seen = [event.event_id for event in await anext(events)]
         upcoming = asyncio.ensure_future(anext(events))
-        assert (set(), {upcoming}) == await asyncio.wait({upcoming}, timeout=0.1)  # it waits for news
         with Share(run.temporal.memory) as others:
             others.size = run.temporal.memory.limit
+            assert (set(), {upcoming}) == await asyncio.wait({upcoming}, timeout=0.1)  # it waits for news
             news.set_result(large)
-            async with asyncio.timeout(30):
-                seen += [event.event_id for event in await upcoming]
+            assert (set(), {upcoming}) == await asyncio.wait({upcoming}, timeout=0.1)  # it waits for memory
+        async with asyncio.timeout(30):
+            seen += [event.event_id for event in await upcoming]
 
     assert [1, 2, 3] == seen
     await eventually(lambda: not run.temporal.memory.held)
+
+
+async def test_readers_of_large_pages_do_not_wait_for_each_other() -> None:
+    """Each of five wants more than is left beside the others' pages: who waits for memory holds none."""
+    pages = [page(1), page(2), page(3, closed=True)]
+    for each in pages:
+        each.history.events[0].workflow_execution_terminated_event_attributes.reason = "x" * 4_000_000
+    memory = Memory(128 * 2**20)
+
+    async def reader() -> list[int]:
+        run = Scripted(get_workflow_execution_history=pages[:]).workflow()
+        run.temporal.memory = memory
+        return [page.events[0].event_id async for page in history.read_pages(run)]
+
+    async with asyncio.timeout(10):
+        told = await asyncio.gather(*(reader() for _ in range(5)))
+
+    assert [[1, 2, 3]] * 5 == told
+    assert 0 == memory.held
 
 
 async def test_a_watcher_that_begins_while_temporal_is_away(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -226,6 +226,7 @@ async def _status_events(
     temporal, run_id = workflow.temporal, run.run_id
     length, history_bytes = run.history_length, run.history_bytes
     while True:
+        del run  # its memo may be large, and the stream long
         closing = ""
         async for events in feeds.events(workflow.run(run_id), seen, length, history_bytes):
             for event in events:

@@ -9,12 +9,12 @@ from temporalio.api.history.v1 import HistoryEvent
 
 from temporal_api.memory import PIECE_BYTES, Memory, Share
 from temporal_api.temporal.events import CLOSING
-from temporal_api.temporal.history import HELD, READING, read_pages, until_unpaused
+from temporal_api.temporal.history import FIRST_BYTES, HELD, READING, read_pages, until_unpaused
 from temporal_api.temporal.workflow import Workflow
 
 PAGES_HELD = 32
 BYTES_HELD = 256 * 1024
-"""A subscriber that is further behind reads the history again."""
+"""A subscriber that is further behind reads the history again; also when memory is short and the news are large."""
 
 
 class _Watcher:
@@ -24,18 +24,22 @@ class _Watcher:
         self.share = Share(memory)
         self._memory = memory
         self._pages: asyncio.Queue[list[HistoryEvent] | Exception] = asyncio.Queue()
+        self._bytes = 0
         self._behind = False
 
-    def put(self, news: list[HistoryEvent] | Exception, size: int = 0) -> None:
-        full = self._pages.qsize() >= PAGES_HELD or self.share.size >= HELD * BYTES_HELD
-        scarce = size > PIECE_BYTES and self._memory.held + HELD * size > READING * self._memory.limit
+    def put(self, news: list[HistoryEvent] | Exception, size: int = 0, watchers: int = 1) -> None:
+        """Keep the news. So many watchers share them."""
+        held = HELD * size // watchers
+        full = self._pages.qsize() >= PAGES_HELD or self._bytes >= BYTES_HELD
+        short = held > PIECE_BYTES and self._memory.held + held > READING * self._memory.limit
         if isinstance(news, Exception):
             self._pages.put_nowait(news)
-        elif not self._behind and (full or scarce):
+        elif not self._behind and (full or short):
             self._behind = True  # the history, read again, contains this page and later ones
             self._pages.put_nowait([])  # the subscriber may be waiting
         elif not self._behind:
-            self.share.size += HELD * size
+            self._bytes += size
+            self.share.size += held
             self._pages.put_nowait(news)
 
     async def read(self, run: Workflow, history_bytes: int) -> AsyncGenerator[list[HistoryEvent], None]:
@@ -46,6 +50,7 @@ class _Watcher:
                 async for page in pages:
                     yield page.events
                     del page
+            history_bytes = FIRST_BYTES  # when it is read again, it may have grown
             while not (self._behind and self._pages.empty()):
                 news = await self._pages.get()
                 if isinstance(news, Exception):
@@ -53,7 +58,7 @@ class _Watcher:
                 yield news
                 del news
                 if self._pages.empty():
-                    self.share.size = 0
+                    self._bytes = self.share.size = 0
 
 
 async def events(
@@ -90,11 +95,12 @@ async def _poll(run: Workflow, after: int, history_bytes: int, watchers: set[_Wa
                     if fresh:
                         after = fresh[-1].event_id
                         for watcher in watchers:
-                            watcher.put(fresh, page.size)
+                            watcher.put(fresh, page.size, len(watchers))
                     closed = page.events[-1].event_type in CLOSING if page.events else closed
                     del page, fresh
             if not closed:  # it is paused
                 await until_unpaused(run, after)
+                history_bytes = FIRST_BYTES
     except Exception as error:  # also for a defect: no subscriber may wait for ever
         for watcher in watchers:
             watcher.put(error)

@@ -28,7 +28,8 @@ PAGE_BYTES = 512 * 1024
 BATCH_BYTES = 2 * 1024 * 1024
 """What one batch may have, nearly always: Temporal takes payloads of 2 MB, in requests of 4 MB."""
 FIRST_BATCHES = 2
-"""The first page's, of a history whose size is not known: an event may have 2 MB."""
+"""The first page's, of a history that may be large: an event may have 2 MB."""
+FIRST_BYTES = FIRST_BATCHES * BATCH_BYTES
 HELD = 6
 """How many times its own size a page takes while it is read and sent: 3 with large payloads, 12 with tiny ones."""
 READING = 0.5
@@ -48,12 +49,12 @@ async def read_pages(
 ) -> AsyncGenerator[Page, None]:
     """Read page after page to the end. With `while_away`, wait while Temporal is away; with `live`, for new events.
 
-    A page is read when there is memory for one as large as the last; `history_bytes` tells of the first. Raises
-    Overloaded.
+    Before a page that may be large, wait for memory: for the first by `history_bytes`, for others by the last one's
+    size. Raises Overloaded, but not with `while_away`.
     """
     batches = PAGE_BATCHES if 0 < history_bytes <= PAGE_BYTES else FIRST_BATCHES
-    unread, size = history_bytes, min(history_bytes, FIRST_BATCHES * BATCH_BYTES)
-    seconds = ROOM_SECONDS if while_away else WAIT_SECONDS
+    unread, size = history_bytes, min(history_bytes, FIRST_BYTES)
+    seconds = None if while_away else WAIT_SECONDS
     with Share(run.temporal.memory) as share:
         while True:
             if size > PAGE_BYTES:
@@ -64,11 +65,12 @@ async def read_pages(
             yield found
             if not (token := found.token):
                 return
-            batches, size, seconds = fitting(batches, found), found.size, ROOM_SECONDS
+            batches, size, seconds = fitting(batches, found), found.size, seconds and ROOM_SECONDS
             if live:  # after the known events, the next page may come in hours
                 unread -= size
-                size, share.size = min(size, unread), 0
+                size = min(size, unread)
             del found
+            share.size = 0  # who waits holds nothing: else all could wait for each other
 
 
 def fitting(batches: int, last: Page) -> int:
