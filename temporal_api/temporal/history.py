@@ -68,9 +68,8 @@ async def read_pages(
             batches, size, seconds = fitting(batches, found), found.size, seconds and ROOM_SECONDS
             if live:  # after the known events, the next page may come in hours
                 unread -= size
-                size = min(size, unread)
+                size, share.size = min(size, unread), 0
             del found
-            share.size = 0  # who waits holds nothing: else all could wait for each other
 
 
 def fitting(batches: int, last: Page) -> int:
