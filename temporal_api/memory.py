@@ -31,7 +31,7 @@ WAITED = 2
 RECEIVING = 0.5
 """The part of the memory that incomplete bodies may take, so that complete ones can always go on."""
 TRIMMED_BYTES = 1024 * 1024
-"""After more than this was held, freed small blocks are returned to the system too."""
+"""After more than this was held, freed small blocks are returned to the system."""
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
 _LARGE_BYTES = 128 * 1024
 _CACHE = type(functools.lru_cache(bool))
@@ -164,7 +164,7 @@ def _counting(receive: Receive, memory: Memory, share: Share) -> Receive:
             share.size = min(share.size, WAITED * received)
         message = await receive()
         if message["type"] == "http.request":
-            received, more = received + len(message["body"]), message["more_body"]
+            received, more = received + len(message["body"]), message.get("more_body", False)
             if received > PIECE_BYTES:
                 if more:
                     await share.grow(received, RECEIVING)

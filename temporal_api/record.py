@@ -1,4 +1,4 @@
-"""`Record`: what is known of one request. `observe` logs and counts it, Temporal is told it; it has the deadline too.
+"""`Record`: what is known of one request: what `observe` logs and counts, what Temporal is told, and the deadline.
 
 Each module writes the facts that it learns.
 """

@@ -14,7 +14,7 @@ from temporal_api.temporal.workflow import Workflow
 
 PAGES_HELD = 32
 BYTES_HELD = 256 * 1024
-"""A subscriber that is further behind reads the history again; also when memory is short and the news are large."""
+"""A subscriber that is further behind reads the history again; also when memory is short and the news is large."""
 
 
 class _Watcher:
@@ -28,7 +28,7 @@ class _Watcher:
         self._behind = False
 
     def put(self, news: list[HistoryEvent] | Exception, size: int = 0, watchers: int = 1) -> None:
-        """Keep the news. So many watchers share them."""
+        """Keep the news until the subscriber reads them. `watchers` is the number of those who share them."""
         held = HELD * size // watchers
         full = self._pages.qsize() >= PAGES_HELD or self._bytes >= BYTES_HELD
         short = held > PIECE_BYTES and self._memory.held + held > READING * self._memory.limit
@@ -100,7 +100,7 @@ async def _poll(run: Workflow, after: int, history_bytes: int, watchers: set[_Wa
                     del page, fresh
             if not closed:  # it is paused
                 await until_unpaused(run, after)
-                history_bytes = FIRST_BYTES
+                history_bytes = 0  # it may have grown: begin with few batches
     except Exception as error:  # also for a defect: no subscriber may wait for ever
         for watcher in watchers:
             watcher.put(error)

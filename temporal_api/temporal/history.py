@@ -33,9 +33,9 @@ FIRST_BYTES = FIRST_BATCHES * BATCH_BYTES
 HELD = 6
 """How many times its own size a page takes while it is read and sent: 3 with large payloads, 12 with tiny ones."""
 READING = 0.5
-"""The part of the memory that pages may take, so that other requests can always go on."""
+"""A page that may be large waits while more than this part of the memory is held: other requests can always go on."""
 ROOM_SECONDS = 15.0
-"""How long the next page of a history waits for memory."""
+"""How long the next page of an answer waits for memory. A stream waits as long as it takes."""
 
 
 async def read_pages(

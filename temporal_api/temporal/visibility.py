@@ -71,7 +71,9 @@ async def compile_query(
         _not_beginning(name, prefix) for name in ("WorkflowId", "WorkflowType", "TaskQueue") for prefix in TEMPORALS_OWN
     ]
     if query is not None:
-        if ")" in query:  # one that closes our parenthesis would get round the other terms: alone, Temporal refuses it
+        # A query with one `)` too many would end our parentheses and get round the other terms. Temporal refuses such a
+        # query when it stands alone.
+        if ")" in query:
             await list_runs(temporal, query, 1, b"")
         terms.append(f"({query})")  # the last: a quote that it leaves open then hides no other term
     return " AND ".join(terms)
