@@ -1,6 +1,7 @@
 """Long polls that are shared: who waits together, who leaves, and what all of them are told."""
 
 import asyncio
+from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack, aclosing
 from typing import Any
 
@@ -193,6 +194,66 @@ async def test_news_without_memory_to_keep_them_are_not_lost() -> None:
 
     assert [1, 2, 3] == seen
     await eventually(lambda: not run.temporal.memory.held)
+
+
+async def test_a_stream_waits_for_memory_however_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither its first page nor its long poll is refused while others hold the memory."""
+    monkeypatch.setattr(history, "WAIT_SECONDS", 0)
+    monkeypatch.setattr(history, "ROOM_SECONDS", 0)
+    server = Scripted(get_workflow_execution_history=[whole(1, 2)], wait_for_history=[page(1, 2), page(3, closed=True)])
+    run = server.workflow()
+    with Share(run.temporal.memory) as others:
+        others.size = run.temporal.memory.limit
+        told = asyncio.ensure_future(_ids(feeds.events(run, 0, 2, history_bytes=5_000_000)))
+        assert (set(), {told}) == await asyncio.wait({told}, timeout=0.1)
+        assert not server.asked
+    async with asyncio.timeout(30):
+        assert [1, 2, 3] == await told
+
+
+async def test_news_that_many_watch_are_held_once() -> None:
+    """Fifty watchers of one run share a large event: nobody reads the history again for it."""
+    large, news = page(3, closed=True), asyncio.get_running_loop().create_future()
+    large.history.events[0].workflow_execution_terminated_event_attributes.reason = "x" * 1_000_000
+    server = Scripted(get_workflow_execution_history=[whole(1, 2)], wait_for_history=[page(1, 2), news])
+    run = server.workflow()
+    watching = [asyncio.ensure_future(_ids(feeds.events(run, 0, 2))) for _ in range(50)]
+    await eventually(lambda: server.asked["get_workflow_execution_history"] == 50)
+    await open_polls(server, 1)
+    news.set_result(large)
+    async with asyncio.timeout(30):
+        assert [[1, 2, 3]] * 50 == await asyncio.gather(*watching)
+
+    assert 50 == server.asked["get_workflow_execution_history"]
+    assert run.temporal.memory.most < 15_000_000  # the poll's page, and what the watchers keep of it
+
+
+async def test_a_history_that_is_read_again_may_have_grown(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A small one is asked for in one page; when a watcher falls behind, it begins with few events again."""
+    monkeypatch.setattr(feeds, "PAGES_HELD", 0)
+    sizes: list[int] = []
+
+    class Asked(Scripted):
+        def __getattr__(self, name: str) -> Any:
+            call = super().__getattr__(name)
+
+            async def noted(request: Any, **options: Any) -> Any:
+                if not request.wait_new_event:
+                    sizes.append(request.maximum_page_size)
+                return await call(request, **options)
+
+            return noted
+
+    server = Asked(
+        get_workflow_execution_history=[whole(1, 2), whole(1, 2, 3, closed=True)],
+        wait_for_history=[page(1, 2), page(3, closed=True)],
+    )
+    assert [1, 2, 3] == await _ids(feeds.events(server.workflow(), 0, 2, history_bytes=1000))
+    assert [history.PAGE_BATCHES, history.FIRST_BATCHES] == sizes
+
+
+async def _ids(events: AsyncGenerator[list[HistoryEvent], None]) -> list[int]:
+    return [event.event_id async for some in events for event in some]
 
 
 async def test_readers_of_large_pages_do_not_wait_for_each_other() -> None:

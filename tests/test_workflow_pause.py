@@ -237,3 +237,27 @@ async def test_a_paused_run_is_not_asked_all_the_time(monkeypatch: pytest.Monkey
     assert ("TERMINATED", [1, 2, 3, 4]) == (told.status, seen)
     assert {"wait_for_history": 2, "describe_workflow_execution": 3} == dict(ending.asked)
     assert (2, 3) == (feed.asked["wait_for_history"], feed.asked["describe_workflow_execution"])
+
+
+async def test_a_feed_that_begins_again_holds_no_memory_at_rest(monkeypatch: pytest.MonkeyPatch) -> None:
+    """After a pause the long poll begins again: while it waits, nothing is reserved for events that may never come."""
+    monkeypatch.setattr(history, "RETRY_SECONDS", 0)
+    before, after = page("STARTED", "PAUSED"), page("STARTED", "PAUSED", "UNPAUSED")
+    after.history.events[2].workflow_execution_unpaused_event_attributes.reason = "x" * 1_500_000
+    after.next_page_token = b"more"
+    feed = Scripted(
+        wait_for_history=[before, after, asyncio.get_running_loop().create_future()],
+        get_workflow_execution_history=[before],
+        describe_workflow_execution=[run(RUNNING, 3)],
+    )
+    workflow, told = feed.workflow(), []
+
+    async def watch() -> None:
+        async for some in feeds.events(workflow, 0, 2, history_bytes=1000):
+            told.extend(event.event_id for event in some)
+
+    watching = asyncio.create_task(watch())
+    await eventually(lambda: feed.asked["wait_for_history"] == 3 and told == [1, 2, 3])
+    assert 0 == workflow.temporal.memory.held
+    watching.cancel()
+    await asyncio.wait({watching})

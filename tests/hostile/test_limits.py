@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import httpx
 import pytest
@@ -35,7 +36,7 @@ from commands import temporal_api
 from temporal_api.dev.server import DevServer, free_port
 from temporal_api.errors import Overloaded
 from temporal_api.memory import Memory, Share
-from temporal_api.temporal.events import temporal_json
+from temporal_api.temporal.events import event_json, temporal_json
 
 pytestmark = pytest.mark.anyio
 
@@ -111,14 +112,14 @@ async def large_history(server: DevServer) -> str:
     return f"/api/v1/workflows/{handle.id}"
 
 
-async def held_again(api: Served, most: int) -> None:
+async def held_again(api: Served, most: int, seconds: float = 60) -> None:
     """Wait until the process holds no more than that: it gives back what callers took that have gone."""
 
     async def given_back() -> bool:
         assert 200 == (await api.alice.get("/health/live")).status_code
         return api.memory() <= most
 
-    await eventually(given_back)
+    await eventually(given_back, seconds)
 
 
 @pytest.mark.parametrize("number", [40, pytest.param(100, marks=pytest.mark.full)])
@@ -212,6 +213,38 @@ async def test_streams_at_rest_hold_nothing(harmed: DevServer, number: int, valu
         await asyncio.wait(watching)
         await held_again(api, before + 30 * MIB)
         assert api.memory("VmHWM") < MOST
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("waits", [False, True])
+async def test_who_watches_a_large_order_holds_nothing(harmed: DevServer, waits: bool) -> None:
+    """Streams of orders of 1.9 MB, and reads that wait for a change: neither keeps the order while nothing happens."""
+    large = order(payment_details={"note": "x" * 1_900_000})
+    async with served(harmed) as api:
+        before = api.memory()
+        placed = [await api.alice.post("/api/v1/orders", json=large) for _ in range(24)]
+        paths = [f"/api/v1/orders/{each.json()['id']}" for each in placed]
+
+        async def watch(path: str) -> None:
+            if waits:
+                tag = (await api.alice.get(path)).headers["etag"]
+                await api.alice.get(path, headers={"If-None-Match": tag, "Prefer": "wait=50"})
+            else:
+                async with api.alice.stream("GET", f"{path}/events") as stream:
+                    await stream.aread()
+
+        async def all_rest() -> bool:
+            """Each has a long poll that has told of the events so far, and one that waits for more."""
+            polls = [n for name, n in (await samples(api.alice)).items() if name[0] == "temporal_long_request"]
+            return sum(polls) >= 48
+
+        watching = [asyncio.create_task(watch(path)) for path in paths]
+        await eventually(all_rest)
+        await held_again(api, before + 30 * MIB, 12)  # Temporal ends a long poll after 20 s
+        assert not [each for each in watching if each.done()]
+        for each in watching:
+            each.cancel()
+        await asyncio.wait(watching)
 
 
 @pytest.mark.full
@@ -487,3 +520,25 @@ async def test_a_large_event_in_temporal_s_json_holds_nobody_up() -> None:
     assert 55_000 == len(
         json.loads(bytes(await writing))["workflowExecutionSignaledEventAttributes"]["input"]["payloads"]
     )
+
+
+async def test_many_large_events_take_turns() -> None:
+    """Ten of 20,000 payloads are decoded at once: between two turns of the event loop, only one of them goes on."""
+    decoded, most = 0, 0
+
+    async def decode(payloads: list[Payload]) -> list[Payload]:
+        nonlocal decoded
+        decoded += len(payloads)
+        return payloads
+
+    event = HistoryEvent(event_id=7)
+    event.workflow_execution_signaled_event_attributes.input.payloads.extend([Payload(data=b"1")] * 20_000)
+    temporal: Any = SimpleNamespace(memory=Memory(100 * MIB), decode=decode)
+    telling = asyncio.gather(*(event_json(temporal, event) for _ in range(10)))
+    while not telling.done():
+        decoded = 0
+        await asyncio.sleep(0)
+        most = max(most, decoded)
+
+    assert most <= 2000
+    assert [20_000] * 10 == [len(each.attributes["input"]) for each in await telling]
